@@ -1,0 +1,135 @@
+"""Arrays of every library as NumPy or CuPy arrays over the same memory, and the checks on them."""
+
+import importlib
+import math
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+_DLPACK_CPU, _DLPACK_CUDA, _DLPACK_CUDA_HOST, _DLPACK_CUDA_MANAGED = 1, 2, 3, 13
+
+
+def as_array(value: Any, label: str) -> Any:
+    """`value` as a NumPy or CuPy array over the same memory; `label` is its name in error messages."""
+    if type(value) is np.ndarray:
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"`{label}` must be a plain array, got a masked array: its mask would be ignored")
+    if isinstance(value, (np.ndarray, np.generic)):
+        return np.asarray(value)
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(value, cupy.ndarray):
+        return value
+    if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
+        return _from_dlpack(value, label)
+    raise TypeError(
+        f"`{label}` must be a NumPy or CuPy array, or an array that speaks DLPack, got {type(value).__name__}"
+    )
+
+
+def _from_dlpack(value, label):
+    kind = value.__dlpack_device__()[0]
+    if kind in (_DLPACK_CPU, _DLPACK_CUDA_HOST):
+        library = np
+    elif kind in (_DLPACK_CUDA, _DLPACK_CUDA_MANAGED):
+        library = require_cupy(label)
+    else:
+        raise TypeError(f"`{label}` must be in CPU or CUDA memory, got DLPack device type {int(kind)}")
+    try:
+        return library.from_dlpack(value)
+    except Exception as error:
+        raise TypeError(f"`{label}` cannot be shared through DLPack: {error}") from error
+
+
+def like(view: Any, original: Any) -> Any:
+    """`view` as an array of the library of `original`, over the same memory."""
+    if isinstance(original, (np.ndarray, np.generic)) or type(view) is type(original):
+        return view
+    library = importlib.import_module(type(original).__module__.partition(".")[0])
+    return library.from_dlpack(view)
+
+
+def require_cupy(label: str) -> ModuleType:
+    """CuPy with a working CUDA device, which `label` needs."""
+    try:
+        from fastadam.kernels import cuda
+    except ImportError as error:
+        raise RuntimeError(
+            f"`{label}` is in CUDA memory, which needs CuPy: {error}. Install `fastadam[cuda12]` or `fastadam[cuda13]`"
+        ) from error
+    problem = cuda.device_problem()
+    if problem is not None:
+        raise RuntimeError(f"`{label}` is in CUDA memory, which needs a working GPU: {problem}")
+    return sys.modules["cupy"]
+
+
+def namespace(array: Any) -> ModuleType:
+    """The library of `array`: `numpy` or `cupy`."""
+    return np if isinstance(array, np.ndarray) else sys.modules["cupy"]
+
+
+def device(array: Any) -> str:
+    """`"cpu"` or `"cuda:<index>"`, in torch's words."""
+    return "cpu" if isinstance(array, np.ndarray) else f"cuda:{array.device.id}"
+
+
+def kernels(array: Any, label: str) -> ModuleType:
+    """The kernel module for the device of `array`."""
+    if isinstance(array, np.ndarray):
+        return importlib.import_module("fastadam.kernels.cpu")
+    require_cupy(label)
+    return importlib.import_module("fastadam.kernels.cuda")
+
+
+def check_dtype(array: Any, label: str) -> None:
+    """Raise unless `array` is float32 or float64 in native byte order."""
+    if array.dtype not in DTYPES:
+        raise TypeError(f"`{label}` must be float32 or float64 in native byte order, got {array.dtype!r}")
+
+
+def check_flat(array: Any, label: str, *, written: bool = True) -> None:
+    """Raise unless `array` is a 1-D, contiguous, aligned and, if it is to be `written`, writable array."""
+    if array.ndim != 1:
+        raise ValueError(f"`{label}` must be 1-D, got shape {array.shape}")
+    if not array.flags.c_contiguous:
+        raise ValueError(f"`{label}` must be contiguous, got strides {array.strides} of {array.dtype}")
+    if isinstance(array, np.ndarray):
+        if written and not array.flags.writeable:
+            raise ValueError(f"`{label}` must be writable, got a read-only array: it is updated in place")
+        if not array.flags.aligned:
+            raise ValueError(f"`{label}` must be aligned to {array.itemsize} bytes, got an unaligned array")
+
+
+def check_like(array: Any, other: Any, label: str, other_label: str) -> None:
+    """Raise unless `array` has the dtype, shape and device of `other`."""
+    if array.dtype != other.dtype:
+        raise TypeError(f"`{label}` must be {other.dtype} like {other_label}, got {array.dtype}")
+    if array.shape != other.shape:
+        raise ValueError(f"`{label}` must have shape {other.shape} like {other_label}, got {array.shape}")
+    if type(array) is not type(other) or device(array) != device(other):
+        raise ValueError(f"`{label}` must be on {device(other)} like {other_label}, got {device(array)}")
+
+
+def check_disjoint(named: dict[str, Any]) -> None:
+    """Raise if two of the contiguous arrays in `named` share memory."""
+    labels = list(named)
+    for position, label in enumerate(labels):
+        for other in labels[:position]:
+            if namespace(named[label]).may_share_memory(named[label], named[other]):
+                raise ValueError(f"`{label}` must not overlap `{other}`, got arrays that share memory")
+
+
+def real(value: Any, label: str) -> float:
+    """`value` as a float; raise unless it is one finite real number."""
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        raise TypeError(f"`{label}` must be a real number, got {value!r}")
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{label}` must be a real number, got {value!r}") from error
+    if not math.isfinite(number):
+        raise ValueError(f"`{label}` must be finite, got {number}")
+    return number

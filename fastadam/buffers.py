@@ -1,0 +1,114 @@
+"""Flat buffers: how named arrays are packed into one, and the views by which they are still reached."""
+
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastadam.arrays import namespace
+
+# Every segment starts on a cache line, so that two threads or two vector loops never share one.
+ALIGNMENT = 64
+
+
+class Segment(NamedTuple):
+    """Where one parameter lies in the flat buffers: elements `start` to `stop`, in C order of `shape`."""
+
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+
+    def of(self, flat: Any) -> Any:
+        """The view of this segment in `flat`."""
+        return flat[self.start : self.stop].reshape(self.shape)
+
+
+class Buffers:
+    """The four flat buffers of a set of parameters, all 1-D, of one size, dtype and device.
+
+    Attributes:
+        p: the parameters. With several parameters, each starts on a multiple of 64 bytes; the gaps are zero.
+        g: the gradients, allocated (as zeros) when first used.
+        m: the first moment (torch: `exp_avg`).
+        v: the second moment (torch: `exp_avg_sq`).
+        segments: name -> `Segment`.
+    """
+
+    def __init__(self, p: Any, segments: dict[Hashable, Segment]):
+        self.p = p
+        self.m = _zeros(p.size, p)
+        self.v = _zeros(p.size, p)
+        self.segments = segments
+        self._g: Any = None
+
+    @property
+    def g(self) -> Any:  # noqa: D102 (described above)
+        if self._g is None:
+            self._g = _zeros(self.p.size, self.p)
+        return self._g
+
+    def views(self, flat: Any) -> dict[Hashable, Any]:
+        """Name -> view of its segment in `flat`, which is one of the four buffers."""
+        return {name: segment.of(flat) for name, segment in self.segments.items()}
+
+
+def adopt(name: Hashable, array: Any) -> Buffers:
+    """Buffers around a flat array: it becomes `p` itself, without a copy."""
+    return Buffers(array, {name: Segment(0, array.size, array.shape)})
+
+
+def pack(arrays: Mapping[Hashable, Any]) -> Buffers:
+    """Buffers that hold a copy of each of `arrays`, which must be of one dtype and device."""
+    first = next(iter(arrays.values()))
+    gap = ALIGNMENT // first.itemsize
+    segments, stop = {}, 0
+    for name, array in arrays.items():
+        start = -(-stop // gap) * gap
+        stop = start + array.size
+        segments[name] = Segment(start, stop, array.shape)
+    buffers = Buffers(_zeros(stop, first), segments)
+    for name, view in buffers.views(buffers.p).items():
+        view[...] = arrays[name]
+    return buffers
+
+
+def _zeros(size, like):
+    """Zeros of the dtype and device of `like`, aligned."""
+    if not isinstance(like, np.ndarray):
+        with like.device:
+            return namespace(like).zeros(size, like.dtype)
+    # The operating system hands out zeros page by page at the first touch, which is that of the kernel's own threads.
+    memory = np.zeros(size * like.itemsize + ALIGNMENT, np.uint8)
+    offset = -memory.ctypes.data % ALIGNMENT
+    return memory[offset : offset + size * like.itemsize].view(like.dtype)
+
+
+class Views(Mapping):
+    """Name -> view of a flat buffer. Assigning to a name writes into the view; names cannot be added or removed.
+
+    Values may be anything that NumPy or CuPy can assign and that has the shape of the view, or is a scalar.
+    """
+
+    def __init__(self, views: dict[Hashable, Any]):
+        self._views = views
+
+    def __getitem__(self, name: Hashable) -> Any:
+        return self._views[name]
+
+    def __setitem__(self, name: Hashable, value: Any) -> None:
+        view = self._views[name]
+        if value is view:  # what `views[name] += x` assigns
+            return
+        shape = np.shape(value)
+        if shape not in ((), view.shape):
+            raise ValueError(f"`{name}` must have shape {view.shape}, got {shape}")
+        view[...] = value
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def __repr__(self) -> str:
+        return f"Views({self._views!r})"

@@ -1,0 +1,97 @@
+"""One parameter group: torch's keys, each value checked when it is assigned, and the fold of a step."""
+
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import Any
+
+from fastadam.arrays import real
+from fastadam.kernels.fold import fold, fold_l2
+from fastadam.kernels.update import ADAM, ADAM_L2, Update
+
+
+def nonnegative(value: Any, label: str) -> float:
+    """`value` as a float; raise unless it is a finite real number >= 0."""
+    number = real(value, label)
+    if number < 0.0:
+        raise ValueError(f"`{label}` must be >= 0, got {number}")
+    return number
+
+
+def _betas(value, label):
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or len(value) != 2:
+        raise TypeError(f"`{label}` must be a pair (beta1, beta2), got {value!r}")
+    betas = tuple(nonnegative(beta, f"{label}[{index}]") for index, beta in enumerate(value))
+    for index, beta in enumerate(betas):
+        if beta >= 1.0:
+            raise ValueError(f"`{label}[{index}]` must be in [0, 1), got {beta}")
+    return betas
+
+
+def _flag(value, label):
+    if value not in (True, False):
+        raise TypeError(f"`{label}` must be True or False, got {value!r}")
+    return bool(value)
+
+
+_CHECKS = {
+    "lr": nonnegative,
+    "betas": _betas,
+    "eps": nonnegative,
+    "weight_decay": nonnegative,
+    "maximize": _flag,
+    "decoupled_weight_decay": _flag,
+}
+
+
+class ParamGroup(MutableMapping):
+    """A group of parameters and its hyperparameters, under torch's keys.
+
+    ``group["lr"] = 1e-4`` takes effect at the next step, without recompiling. A bad value raises at the assignment and
+    leaves the group as it was. ``group["params"]`` is the tuple of the parameters' names; it cannot be assigned.
+    Further keys (a scheduler's ``initial_lr``, a label) are kept and ignored.
+    """
+
+    def __init__(self, names: tuple, settings: dict[str, Any]):
+        self._values: dict[str, Any] = {"params": names}
+        self._values.update({key: self._checked(key, value) for key, value in settings.items()})
+        self._prepare()
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._values[key] = self._checked(key, value)
+        self._prepare()
+
+    def __delitem__(self, key: str) -> None:
+        if key == "params" or key in _CHECKS:
+            raise TypeError(f"`{key}` is a part of every parameter group and cannot be deleted")
+        del self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"ParamGroup({self._values!r})"
+
+    @staticmethod
+    def _checked(key, value):
+        if key == "params":
+            raise TypeError("`params` of a group cannot be assigned: add parameters with `add_param_group`")
+        return _CHECKS[key](value, key) if key in _CHECKS else value
+
+    def _prepare(self):
+        values = self._values
+        coupled = values["weight_decay"] > 0.0 and not values["decoupled_weight_decay"]
+        self.update_text: Update = ADAM_L2 if coupled else ADAM
+        self.sign = -1.0 if values["maximize"] else 1.0
+        # scalars(step, sign * grad_scale): the folded scalars of a step, in the order of `update_text.scalars`.
+        self.scalars: Callable = (fold_l2 if coupled else fold)(
+            values["lr"], *values["betas"], values["eps"], values["weight_decay"]
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Everything but the names of the parameters."""
+        return {key: value for key, value in self._values.items() if key != "params"}

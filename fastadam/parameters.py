@@ -1,0 +1,153 @@
+"""The `params` argument: a mapping of arrays, one flat array, a list of arrays or a list of groups, as checked parts."""
+
+from collections.abc import Hashable, Iterable, Mapping, MutableMapping, MutableSequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastadam.arrays import as_array, check_dtype, check_flat, check_like, device, like, namespace
+from fastadam.buffers import Buffers, adopt, pack
+
+
+class Binding(NamedTuple):
+    """`container[key]` is `view`, and must stay so: it is how the caller reaches the parameter that trains."""
+
+    container: Any
+    key: Hashable
+    view: Any
+    label: str
+
+
+class Parameter(NamedTuple):
+    """One parameter as found in `container[key]`; `container` is None for a flat array, which is adopted."""
+
+    name: Hashable
+    label: str
+    original: Any
+    array: Any
+    container: Any
+    key: Hashable
+
+
+def parse_groups(params: Any, first_unnamed: int = 0) -> list[tuple[list[Parameter], dict[str, Any]]]:
+    """The groups of `params`, each as its parameters and its own settings.
+
+    Parameters without a name get their position, from `first_unnamed` on, as in torch.
+    """
+    groups = []
+    is_groups = isinstance(params, MutableSequence) and any(isinstance(entry, Mapping) for entry in params)
+    specifications = params if is_groups else [{"params": params}]
+    for index, specification in enumerate(specifications):
+        if not isinstance(specification, Mapping) or "params" not in specification:
+            raise TypeError(f"`params[{index}]` must be a dict with the key 'params', like every group of the list")
+        settings = dict(specification)
+        label = f"params[{index}]['params']" if is_groups else "params"
+        parameters = _parse(settings.pop("params"), label, first_unnamed)
+        if not parameters:
+            raise ValueError(f"`{label}` must hold at least one parameter, got none")
+        first_unnamed += sum(isinstance(parameter.name, int) for parameter in parameters)
+        groups.append((parameters, settings))
+    if not groups:
+        raise ValueError("`params` must hold at least one parameter, got none")
+    return groups
+
+
+def _parse(params, label, first_unnamed):
+    if isinstance(params, MutableMapping):
+        return [_parameter(key, f"{label}[{key!r}]", params, key) for key in params]
+    if isinstance(params, MutableSequence):
+        return [_parameter(first_unnamed + key, f"{label}[{key}]", params, key) for key in range(len(params))]
+    if isinstance(params, (Mapping, Iterable)) and not hasattr(params, "shape"):
+        raise TypeError(
+            f"`{label}` must be a dict, a list or one flat array, got {type(params).__name__}: its entries are re-bound "
+            "to views of the flat buffer, so it must be mutable and kept"
+        )
+    array = as_array(params, label)
+    check_dtype(array, label)
+    check_flat(array, label)
+    return [Parameter(first_unnamed, label, params, array, None, None)]
+
+
+def _parameter(name, label, container, key):
+    array = as_array(container[key], label)
+    check_dtype(array, label)
+    if isinstance(array, np.ndarray) and not isinstance(container[key], np.generic) and not array.flags.writeable:
+        raise ValueError(f"`{label}` must be writable, got a read-only array: it is to be trained")
+    return Parameter(name, label, container[key], array, container, key)
+
+
+def check_together(parameters: list[Parameter], existing: list[Buffers]) -> None:
+    """Raise unless `parameters` can train together and beside the `existing` buffers: names, device and memory."""
+    names = {name for buffers in existing for name in buffers.segments}
+    for parameter in parameters:
+        if parameter.name in names:
+            raise ValueError(f"`{parameter.label}` must have a name of its own, got {parameter.name!r} twice")
+        names.add(parameter.name)
+    packed = [parameter for parameter in parameters if parameter.container is not None]
+    for parameter in packed[1:]:
+        first = packed[0]
+        if parameter.array.dtype != first.array.dtype:
+            raise TypeError(
+                f"`{parameter.label}` must be {first.array.dtype} like `{first.label}`, got {parameter.array.dtype}"
+            )
+    devices = [(buffers.p, "the other parameters") for buffers in existing]
+    devices += [(parameter.array, f"`{parameter.label}`") for parameter in parameters]
+    for array, label in devices[1:]:
+        if device(array) != device(devices[0][0]):
+            raise ValueError(
+                f"{label} must be on {device(devices[0][0])} like {devices[0][1]}, got {device(array)}: "
+                "one optimizer works on one device"
+            )
+    occupied = [(parameter.label, parameter.array) for parameter in parameters]
+    _check_no_shared_memory(occupied + [("the parameters of this optimizer", buffers.p) for buffers in existing])
+
+
+def _check_no_shared_memory(labelled):
+    open_stretches: list[tuple[int, str, Any]] = []
+    for (low, high), label, array in sorted(
+        ((_bounds(array), label, array) for label, array in labelled if array.size), key=lambda item: item[0]
+    ):
+        open_stretches = [stretch for stretch in open_stretches if stretch[0] > low]
+        for _, other_label, other in open_stretches:
+            if namespace(array).shares_memory(array, other):
+                raise ValueError(
+                    f"`{label}` must not share memory with `{other_label}`: a parameter listed twice would be updated twice"
+                )
+        open_stretches.append((high, label, array))
+
+
+def _bounds(array):
+    start = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+    reach = [stride * (length - 1) for stride, length in zip(array.strides, array.shape, strict=True)]
+    return (
+        start + sum(extent for extent in reach if extent < 0),
+        start + sum(extent for extent in reach if extent > 0) + array.itemsize,
+    )
+
+
+def place(groups: list[list[Parameter]]) -> tuple[list[Buffers], list[Binding]]:
+    """The buffers of `groups` (one for all that is packed, one for each adopted array) and the re-bound entries."""
+    packed = {p.name: p for parameters in groups for p in parameters if p.container is not None}
+    placed = [adopt(p.name, p.array) for parameters in groups for p in parameters if p.container is None]
+    bindings = []
+    if packed:
+        buffers = pack({name: parameter.array for name, parameter in packed.items()})
+        for name, view in buffers.views(buffers.p).items():
+            parameter = packed[name]
+            bindings.append(
+                Binding(parameter.container, parameter.key, like(view, parameter.original), parameter.label)
+            )
+        for binding in bindings:
+            binding.container[binding.key] = binding.view
+        placed.append(buffers)
+    return placed, bindings
+
+
+def check_gradient(value: Any, view: Any, name: Hashable) -> Any:
+    """The gradient `value` of parameter `name` as an array of the dtype, shape and device of the parameter's `view`."""
+    if type(value) is np.ndarray and type(view) is np.ndarray and value.dtype is view.dtype and value.shape == view.shape:
+        return value
+    label = f"grads[{name!r}]"
+    gradient = as_array(value, label)
+    check_like(gradient, view, label, "its parameter")
+    return gradient

@@ -1,0 +1,85 @@
+"""State dictionaries in torch's layout: what a checkpoint needs so that a resumed run is bit for bit the same run."""
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+from fastadam.arrays import as_array, check_like, device, namespace
+from fastadam.groups import ParamGroup
+from fastadam.stretch import Stretch
+
+# torch's names of the moments.
+_MOMENTS = {"exp_avg": "m", "exp_avg_sq": "v"}
+
+
+def dump_state(stretches: list[Stretch]) -> dict[str, Any]:
+    """Copies of the steps and moments of every parameter, and the settings of every group."""
+    state = {}
+    for stretch in stretches:
+        for name in stretch.settings["params"]:
+            segment = stretch.buffers.segments[name]
+            moments = {key: segment.of(getattr(stretch.buffers, flat)).copy() for key, flat in _MOMENTS.items()}
+            state[name] = {"step": stretch.step, **moments}
+    return {"state": state, "param_groups": [dict(stretch.settings) for stretch in stretches]}
+
+
+def load_state(stretches: list[Stretch], state_dict: Mapping[str, Any]) -> None:
+    """Take over `state_dict`; everything is checked before anything is written, and nothing is cast."""
+    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
+        raise TypeError("`state_dict` must be a dict with the keys 'state' and 'param_groups', as `state_dict()` makes it")
+    groups, state = state_dict["param_groups"], state_dict["state"]
+    if len(groups) != len(stretches):
+        raise ValueError(f"`state_dict['param_groups']` must hold {len(stretches)} groups, got {len(groups)}")
+    expected = {name for stretch in stretches for name in stretch.settings["params"]}
+    if state.keys() != expected:
+        difference = sorted(map(repr, state.keys() ^ expected))
+        raise ValueError(f"`state_dict['state']` must have an entry for every parameter and no other, got {difference}")
+    loaded = [
+        (_settings(group, stretch, index), *_moments(state, stretch))
+        for index, (group, stretch) in enumerate(zip(groups, stretches, strict=True))
+    ]
+    for stretch, (settings, step, moments) in zip(stretches, loaded, strict=True):
+        stretch.settings.update(settings)
+        stretch.step = step
+        for view, value in moments:
+            view[...] = value
+
+
+def _settings(group, stretch, index):
+    label = f"state_dict['param_groups'][{index}]"
+    if tuple(group["params"]) != stretch.settings["params"]:
+        raise ValueError(
+            f"`{label}['params']` must be {list(stretch.settings['params'])} as in this optimizer, got {list(group['params'])}"
+        )
+    settings = {key: value for key, value in group.items() if key != "params"}
+    ParamGroup(stretch.settings["params"], {**stretch.settings.settings(), **settings})
+    return settings
+
+
+def _moments(state, stretch):
+    steps, moments = set(), []
+    for name in stretch.settings["params"]:
+        label, entry = f"state_dict['state'][{name!r}]", state[name]
+        if not {"step", *_MOMENTS} <= entry.keys():
+            raise ValueError(f"`{label}` must have the keys 'step', 'exp_avg' and 'exp_avg_sq', got {sorted(entry)}")
+        steps.add(_step(entry["step"], label))
+        for key, flat in _MOMENTS.items():
+            view = stretch.buffers.segments[name].of(getattr(stretch.buffers, flat))
+            value = as_array(entry[key], f"{label}['{key}']")
+            if device(value) != device(view):
+                value = namespace(view).asarray(value)
+            check_like(value, view, f"{label}['{key}']", "its parameter")
+            moments.append((view, value))
+    if len(steps) != 1:
+        raise ValueError(f"`state_dict` must have one step count for all parameters of a group, got {sorted(steps)}")
+    return steps.pop(), moments
+
+
+def _step(value, label):
+    try:
+        step = operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"`{label}['step']` must be an integer, got {value!r}") from error
+    if step < 0:
+        raise ValueError(f"`{label}['step']` must be >= 0, got {step}")
+    return step
