@@ -1,6 +1,7 @@
 """Flat buffers: how named arrays are packed into one, and the views by which they are still reached."""
 
 from collections.abc import Hashable, Iterator, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,13 +40,10 @@ class Buffers:
         self.m = _zeros(p.size, p)
         self.v = _zeros(p.size, p)
         self.segments = segments
-        self._g: Any = None
 
-    @property
+    @cached_property
     def g(self) -> Any:  # noqa: D102 (described above)
-        if self._g is None:
-            self._g = _zeros(self.p.size, self.p)
-        return self._g
+        return _zeros(self.p.size, self.p)
 
     def views(self, flat: Any) -> dict[Hashable, Any]:
         """Name -> view of its segment in `flat`, which is one of the four buffers."""

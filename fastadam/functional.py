@@ -5,6 +5,7 @@ from typing import Any
 
 from fastadam.arrays import as_array, check_disjoint, check_dtype, check_flat, check_like, kernels
 from fastadam.groups import ParamGroup, nonnegative
+from fastadam.stretch import choose_update
 
 
 def adam_step(
@@ -63,9 +64,9 @@ def adam_step(
     check_disjoint(arrays)
     settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
     flags = {"maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay}
-    group = ParamGroup((), {**settings, **flags})
-    scalars = group.scalars(checked_step(step), group.sign * nonnegative(grad_scale, "grad_scale"))
-    launch = kernels(arrays["p"], "p").launcher(group.update_text)
+    update, scalars_of = choose_update(ParamGroup((), {**settings, **flags}))
+    scalars = scalars_of(checked_step(step), nonnegative(grad_scale, "grad_scale"))
+    launch = kernels(arrays["p"], "p").launcher(update, arrays["p"].size)
     launch(arrays["p"], arrays["g"], arrays["m"], arrays["v"], scalars)
 
 

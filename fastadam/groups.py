@@ -1,11 +1,9 @@
-"""One parameter group: torch's keys, each value checked when it is assigned, and the fold of a step."""
+"""One parameter group: torch's keys, each value checked when it is assigned."""
 
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 from fastadam.arrays import real
-from fastadam.kernels.fold import fold, fold_l2
-from fastadam.kernels.update import ADAM, ADAM_L2, Update
 
 
 def nonnegative(value: Any, label: str) -> float:
@@ -53,14 +51,15 @@ class ParamGroup(MutableMapping):
     def __init__(self, names: tuple, settings: dict[str, Any]):
         self._values: dict[str, Any] = {"params": names}
         self._values.update({key: self._checked(key, value) for key, value in settings.items()})
-        self._prepare()
+        # Called after each assignment.
+        self.changed: Callable[[], None] = lambda: None
 
     def __getitem__(self, key: str) -> Any:
         return self._values[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
         self._values[key] = self._checked(key, value)
-        self._prepare()
+        self.changed()
 
     def __delitem__(self, key: str) -> None:
         if key == "params" or key in _CHECKS:
@@ -82,16 +81,7 @@ class ParamGroup(MutableMapping):
             raise TypeError("`params` of a group cannot be assigned: add parameters with `add_param_group`")
         return _CHECKS[key](value, key) if key in _CHECKS else value
 
-    def _prepare(self):
-        values = self._values
-        coupled = values["weight_decay"] > 0.0 and not values["decoupled_weight_decay"]
-        self.update_text: Update = ADAM_L2 if coupled else ADAM
-        self.sign = -1.0 if values["maximize"] else 1.0
-        # scalars(step, sign * grad_scale): the folded scalars of a step, in the order of `update_text.scalars`.
-        self.scalars: Callable = (fold_l2 if coupled else fold)(
-            values["lr"], *values["betas"], values["eps"], values["weight_decay"]
-        )
-
-    def settings(self) -> dict[str, Any]:
-        """Everything but the names of the parameters."""
-        return {key: value for key, value in self._values.items() if key != "params"}
+    def check(self, settings: dict[str, Any]) -> None:
+        """Raise if one of `settings` cannot be assigned."""
+        for key, value in settings.items():
+            self._checked(key, value)

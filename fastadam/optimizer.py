@@ -1,13 +1,12 @@
 """The optimizer classes: check, fold, dispatch, launch."""
 
 from collections.abc import Mapping
-from math import inf
 from typing import Any
 
-from fastadam.arrays import as_array, check_disjoint, check_flat, check_like
+from fastadam.arrays import as_array, check_disjoint, check_flat, check_like, kernels
 from fastadam.buffers import Buffers, Views
 from fastadam.groups import ParamGroup, nonnegative
-from fastadam.parameters import Binding, check_gradient, check_together, parse_groups, place
+from fastadam.parameters import check_gradient, check_together, parse_groups, place, report_replaced
 from fastadam.state import dump_state, load_state
 from fastadam.stretch import Stretch
 
@@ -93,15 +92,16 @@ class Adam:
         }
         self._all_buffers: list[Buffers] = []
         self._stretches: list[Stretch] = []
-        self._bindings: list[Binding] = []
+        self._bindings: list[tuple] = []
         self._add(parse_groups(params))
 
     def _add(self, groups):
+        check_together([parameter for parameters, _ in groups for parameter in parameters], self._all_buffers)
+        kernels(groups[0][0][0].array, groups[0][0][0].label)
         checked = [
             ParamGroup(tuple(parameter.name for parameter in parameters), {**self._defaults, **settings})
             for parameters, settings in groups
         ]
-        check_together([parameter for parameters, _ in groups for parameter in parameters], self._all_buffers)
         placed, bindings = place([parameters for parameters, _ in groups])
         home = {name: buffers for buffers in placed for name in buffers.segments}
         self._stretches += [Stretch(settings, home[settings["params"][0]]) for settings in checked]
@@ -120,6 +120,8 @@ class Adam:
     def grads(self) -> Views:  # noqa: D102 (described in the class)
         if self._grads is None:
             self._grads = Views(self._views("g"))
+            for stretch in self._stretches:
+                stretch.use_gradient_buffer()
         return self._grads
 
     @property
@@ -164,22 +166,24 @@ class Adam:
                 its parameter; or an entry of the mapping given as `params` has been replaced. Nothing has been
                 written then, and the optimizer can be used on.
         """
-        if type(grad_scale) is not float or not 0.0 <= grad_scale < inf:
+        if grad_scale != 1.0:
             grad_scale = nonnegative(grad_scale, "grad_scale")
-        for container, key, view, label in self._bindings:
+        for container, key, view in self._bindings:
             if container[key] is not view:
-                raise ValueError(
-                    f"`{label}` must stay the view that this optimizer trains, got another object: write into it in "
-                    f"place, `{label}[...] = x`"
-                )
+                report_replaced(key)
         if grads is None:
+            grads = self.grads
+        if grads is self._grads:
             for stretch in self._stretches:
-                stretch.advance(stretch.own_gradient(), grad_scale)
-            return
-        named = isinstance(grads, Mapping)
-        gradients = self._named_gradients(grads) if named else self._flat_gradients(grads)
-        for stretch, gradient in zip(self._stretches, gradients, strict=True):
-            stretch.advance(gradient, grad_scale)
+                stretch.advance(stretch.g, grad_scale)
+        elif isinstance(grads, Mapping):
+            gradients = self._named_gradients(grads)
+            for stretch, by_parameter in zip(self._stretches, gradients, strict=True):
+                stretch.advance_by_parameter(by_parameter, grad_scale)
+        else:
+            gradient = self._flat_gradient(grads)
+            for stretch in self._stretches:
+                stretch.advance(stretch.cut(gradient), grad_scale)
 
     def _named_gradients(self, grads):
         views = self.params._views
@@ -194,13 +198,13 @@ class Adam:
             for stretch in self._stretches
         ]
 
-    def _flat_gradients(self, grads):
+    def _flat_gradient(self, grads):
         buffers = self.buffers
         gradient = as_array(grads, "grads")
         check_like(gradient, buffers.p, "grads", "the flat buffer of the parameters, `buffers.p`")
         check_flat(gradient, "grads", written=False)
         check_disjoint({"buffers.p": buffers.p, "grads": gradient})
-        return [stretch.cut(gradient) for stretch in self._stretches]
+        return gradient
 
     def zero_grad(self) -> None:
         """Fill `grads` with zeros, in place."""

@@ -9,15 +9,6 @@ from fastadam.arrays import as_array, check_dtype, check_flat, check_like, devic
 from fastadam.buffers import Buffers, adopt, pack
 
 
-class Binding(NamedTuple):
-    """`container[key]` is `view`, and must stay so: it is how the caller reaches the parameter that trains."""
-
-    container: Any
-    key: Hashable
-    view: Any
-    label: str
-
-
 class Parameter(NamedTuple):
     """One parameter as found in `container[key]`; `container` is None for a flat array, which is adopted."""
 
@@ -125,8 +116,11 @@ def _bounds(array):
     )
 
 
-def place(groups: list[list[Parameter]]) -> tuple[list[Buffers], list[Binding]]:
-    """The buffers of `groups` (one for all that is packed, one for each adopted array) and the re-bound entries."""
+def place(groups: list[list[Parameter]]) -> tuple[list[Buffers], list[tuple[Any, Hashable, Any]]]:
+    """The buffers of `groups`, one for all that is packed and one for each adopted array, and what was re-bound.
+
+    The caller reaches a packed parameter by `container[key]`, which must stay the view; each such triple is returned.
+    """
     packed = {p.name: p for parameters in groups for p in parameters if p.container is not None}
     placed = [adopt(p.name, p.array) for parameters in groups for p in parameters if p.container is None]
     bindings = []
@@ -134,13 +128,19 @@ def place(groups: list[list[Parameter]]) -> tuple[list[Buffers], list[Binding]]:
         buffers = pack({name: parameter.array for name, parameter in packed.items()})
         for name, view in buffers.views(buffers.p).items():
             parameter = packed[name]
-            bindings.append(
-                Binding(parameter.container, parameter.key, like(view, parameter.original), parameter.label)
-            )
-        for binding in bindings:
-            binding.container[binding.key] = binding.view
+            bindings.append((parameter.container, parameter.key, like(view, parameter.original)))
+        for container, key, view in bindings:
+            container[key] = view
         placed.append(buffers)
     return placed, bindings
+
+
+def report_replaced(key: Hashable) -> None:
+    """Raise for an entry of the caller's container that is no longer the view which trains."""
+    raise ValueError(
+        f"`params[{key!r}]` must stay the view that this optimizer trains, got another object: write into it in place, "
+        f"`params[{key!r}][...] = x`"
+    )
 
 
 def check_gradient(value: Any, view: Any, name: Hashable) -> Any:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastadam.arrays import as_array, check_like, device, namespace
-from fastadam.groups import ParamGroup
 from fastadam.stretch import Stretch
 
 # torch's names of the moments.
@@ -52,7 +51,7 @@ def _settings(group, stretch, index):
             f"`{label}['params']` must be {list(stretch.settings['params'])} as in this optimizer, got {list(group['params'])}"
         )
     settings = {key: value for key, value in group.items() if key != "params"}
-    ParamGroup(stretch.settings["params"], {**stretch.settings.settings(), **settings})
+    stretch.settings.check(settings)
     return settings
 
 

@@ -1,6 +1,7 @@
 """One parameter group's part of the flat buffers, and the launches of its step."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -8,70 +9,91 @@ import numpy as np
 from fastadam.arrays import kernels, namespace
 from fastadam.buffers import Buffers
 from fastadam.groups import ParamGroup
+from fastadam.kernels.fold import fold, fold_l2
+from fastadam.kernels.update import ADAM, ADAM_L2, Update
+
+
+def choose_update(settings: Mapping[str, Any]) -> tuple[Update, Callable]:
+    """The update text for `settings`, and the fold that gives its scalars for a step and a gradient scale."""
+    coupled = settings["weight_decay"] > 0.0 and not settings["decoupled_weight_decay"]
+    update, folder = (ADAM_L2, fold_l2) if coupled else (ADAM, fold)
+    sign = -1.0 if settings["maximize"] else 1.0
+    return update, folder(settings["lr"], *settings["betas"], settings["eps"], settings["weight_decay"], sign)
 
 
 class Stretch:
     """The stretch of flat buffers that one parameter group covers, and how many steps it has taken."""
 
     def __init__(self, settings: ParamGroup, buffers: Buffers):
-        segments = [buffers.segments[name] for name in settings["params"]]
         self.settings = settings
         self.buffers = buffers
-        self.start, self.stop = segments[0].start, segments[-1].stop
         self.step = 0
+        self._segments = [buffers.segments[name] for name in settings["params"]]
+        self.start, self.stop = self._segments[0].start, self._segments[-1].stop
         self.p, self.m, self.v = (self.cut(flat) for flat in (buffers.p, buffers.m, buffers.v))
         self.g: Any = None
-        self._kernels = kernels(buffers.p, "params")
-        self._update: Any = None
+        self._gradient_views: list[Any] = []
+        self._kernels: ModuleType = kernels(buffers.p, "params")
+        settings.changed = self._prepare
+        self._prepare()
+
+    def _prepare(self):
+        self._update, self._scalars = choose_update(self.settings)
+        self._launch = self._kernels.launcher(self._update, self.stop - self.start)
 
     def cut(self, flat: Any) -> Any:
         """This stretch of one of the flat buffers."""
         return flat[self.start : self.stop]
 
-    def own_gradient(self) -> Any:
-        """This stretch of the flat gradient buffer."""
-        if self.g is None:
-            self.g = self.cut(self.buffers.g)
-        return self.g
+    def use_gradient_buffer(self) -> None:
+        """Give the stretch its part of the gradient buffer, which is allocated by its first user."""
+        self.g = self.cut(self.buffers.g)
+        self._gradient_views = [segment.of(self.buffers.g) for segment in self._segments]
 
-    def advance(self, gradients: Any, grad_scale: float) -> None:
-        """Take one step, with one flat gradient or with a list that has an array for each parameter."""
-        settings, step = self.settings, self.step + 1
-        if self._update is not settings.update_text:
-            self._update = settings.update_text
-            self._launch = self._kernels.launcher(self._update)
-        scalars = settings.scalars(step, settings.sign * grad_scale)
-        if type(gradients) is list:
-            for p, g, m, v in self._pieces(gradients):
-                self._launch(p, g, m, v, scalars)
-        else:
-            self._launch(self.p, gradients, self.m, self.v, scalars)
+    def advance(self, gradient: Any, grad_scale: float) -> None:
+        """Take one step with a flat gradient of this stretch."""
+        step = self.step + 1
+        self._launch(self.p, gradient, self.m, self.v, self._scalars(step, grad_scale))
         self.step = step
 
-    def _pieces(self, gradients) -> Iterator[tuple]:
-        """Buffers to launch on, for one array a parameter.
+    def advance_by_parameter(self, gradients: list[Any], grad_scale: float) -> None:
+        """Take one step with a gradient array for each parameter.
 
-        A large gradient is read where it lies. Small ones are copied next to each other and share a launch.
+        A large one is read where it lies. Small ones are copied next to each other in `g` and share a launch.
         """
-        flat, done = self.buffers, self.start
-        for name, gradient in zip(self.settings["params"], gradients, strict=True):
-            start, stop, shape = flat.segments[name]
-            if gradient.size >= self._kernels.DIRECT_FROM and _is_plain(gradient, flat):
-                if done < start:
-                    yield flat.p[done:start], flat.g[done:start], flat.m[done:start], flat.v[done:start]
-                yield flat.p[start:stop], gradient.reshape(-1), flat.m[start:stop], flat.v[start:stop]
-                done = stop
-            else:
-                flat.g[start:stop].reshape(shape)[...] = gradient
+        if self.g is None:
+            self.use_gradient_buffer()
+        direct = []
+        for segment, view, gradient in zip(self._segments, self._gradient_views, gradients, strict=True):
+            if gradient.size >= self._kernels.DIRECT_FROM and self._is_readable(gradient):
+                direct.append((segment.start, segment.stop, gradient.reshape(-1)))
+            elif gradient is not view:
+                view[...] = gradient
+        if not direct:
+            self.advance(self.g, grad_scale)
+            return
+        step = self.step + 1
+        scalars = self._scalars(step, grad_scale)
+        for start, stop, gradient in self._covering(direct):
+            launch = self._kernels.launcher(self._update, stop - start)
+            flat = self.buffers
+            launch(flat.p[start:stop], gradient, flat.m[start:stop], flat.v[start:stop], scalars)
+        self.step = step
+
+    def _is_readable(self, gradient) -> bool:
+        """Whether the kernel can read `gradient` where it lies: no second signature to compile, no aliasing."""
+        flags, flat = gradient.flags, self.buffers
+        if not flags.c_contiguous or (isinstance(gradient, np.ndarray) and not (flags.writeable and flags.aligned)):
+            return False
+        return not any(namespace(gradient).may_share_memory(gradient, buffer) for buffer in (flat.p, flat.m, flat.v))
+
+    def _covering(self, direct) -> Iterator[tuple[int, int, Any]]:
+        """`direct`, and between its entries the parts of `g`."""
+        done = self.start
+        for start, stop, gradient in direct:
+            if done < start:
+                yield done, start, self.buffers.g[done:start]
+            yield start, stop, gradient
+            done = stop
         if done < self.stop:
-            end = self.stop
-            yield flat.p[done:end], flat.g[done:end], flat.m[done:end], flat.v[done:end]
-
-
-def _is_plain(gradient, buffers):
-    """Whether the kernel can read `gradient` where it lies, with the one compiled signature and without aliasing."""
-    flags = gradient.flags
-    if not flags.c_contiguous or (isinstance(gradient, np.ndarray) and not (flags.writeable and flags.aligned)):
-        return False
-    may_share_memory = namespace(gradient).may_share_memory
-    return not any(may_share_memory(gradient, flat) for flat in (buffers.p, buffers.m, buffers.v))
+            yield done, self.stop, self.buffers.g[done : self.stop]

@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 import warnings
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -23,18 +23,10 @@ DIRECT_FROM = PARALLEL_FROM
 _THIS_FILE = Path(__file__).read_bytes()
 
 
-@cache
-def launcher(update):
-    """`launch(p, g, m, v, scalars)` of `update`: serial for short buffers, on Numba's threads for long ones."""
+def launcher(update, size):
+    """`launch(p, g, m, v, scalars)` of `update` for buffers of `size` elements: serial if short, else on all threads."""
     serial, parallel = twins(update)
-
-    def launch(p, g, m, v, scalars):
-        if p.size < PARALLEL_FROM:
-            serial(p, g, m, v, scalars)
-        else:
-            _launch_on_threads(serial, parallel, p, g, m, v, scalars)
-
-    return launch
+    return serial if size < PARALLEL_FROM else partial(_launch_on_threads, serial, parallel)
 
 
 @cache
