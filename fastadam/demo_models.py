@@ -1,10 +1,11 @@
 """What the demo trains: two small models with hand-written gradients, and the data sets for them.
 
-A model is a loss over a dictionary of parameters, and the gradient of that loss as a dictionary with the same names. All
-of it is written with array operators and NumPy functions that CuPy arrays answer to, so that one text runs on both.
+A model is a loss over a dictionary of parameters, and the gradient of that loss as a dictionary with the same names.
+All of it is written with array operators and with NumPy functions that dispatch to CuPy, so that one text runs on both.
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from sklearn.model_selection import train_test_split
 
 class LinearRegression:
     """Predictions x @ weights + bias, trained on their mean squared error."""
+
+    loss_name = "mean squared error"
 
     def initial(self, rng: np.random.Generator, features: int, outputs: int) -> dict[str, Any]:
         """Starting parameters: `weights`, shape (features,), and `bias`, 0-d."""
@@ -35,13 +38,14 @@ class LinearRegression:
 class Classifier:
     """Two hidden layers of 64 rectified units and a softmax, trained on the cross-entropy."""
 
+    loss_name = "cross-entropy"
     hidden = (64, 64)
 
     def initial(self, rng: np.random.Generator, features: int, outputs: int) -> dict[str, Any]:
         """Starting parameters: `weights1`, `bias1`, ... `bias3`, with weights after He et al., arXiv 1502.01852."""
         sizes = (features, *self.hidden, outputs)
         params = {}
-        for layer, (inputs, units) in enumerate(zip(sizes[:-1], sizes[1:], strict=True), start=1):
+        for layer, (inputs, units) in enumerate(pairwise(sizes), start=1):
             params[f"weights{layer}"] = rng.normal(0.0, np.sqrt(2 / inputs), (inputs, units)).astype(np.float32)
             params[f"bias{layer}"] = np.zeros(units, np.float32)
         return params
@@ -127,7 +131,7 @@ def digits(seed: int) -> Task:
         x.astype(np.float32),
         one_hot[y],
         lr=2e-3,
-        epochs=40,
+        epochs=60,
         batch_size=64,
         test_x=test_x.astype(np.float32),
         test_y=one_hot[test_y],

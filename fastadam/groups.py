@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
+import numpy as np
+
 from fastadam.arrays import real
 
 
@@ -25,7 +27,7 @@ def _betas(value, label):
 
 
 def _flag(value, label):
-    if value not in (True, False):
+    if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"`{label}` must be True or False, got {value!r}")
     return bool(value)
 

@@ -6,7 +6,7 @@ from typing import Any
 from fastadam.arrays import as_array, check_disjoint, check_flat, check_like, kernels
 from fastadam.buffers import Buffers, Views
 from fastadam.groups import ParamGroup, nonnegative
-from fastadam.parameters import check_gradient, check_together, parse_groups, place, report_replaced
+from fastadam.parameters import check_gradient, check_together, parse_group, parse_groups, place, replaced_error
 from fastadam.state import dump_state, load_state
 from fastadam.stretch import Stretch
 
@@ -146,10 +146,10 @@ class Adam:
         Raises:
             TypeError, ValueError: as for the constructor; the optimizer is as before then.
         """
-        if not isinstance(param_group, Mapping):
+        if not isinstance(param_group, Mapping) or "params" not in param_group:
             raise TypeError(f"`param_group` must be a dict with the key 'params', got {type(param_group).__name__}")
         unnamed = sum(isinstance(name, int) for name in self.params)
-        self._add(parse_groups([param_group], unnamed))
+        self._add([parse_group(param_group, "param_group['params']", unnamed)])
 
     def step(self, grads: Any = None, *, grad_scale: float = 1.0) -> None:
         """Update parameters and moments in place.
@@ -168,9 +168,12 @@ class Adam:
         """
         if grad_scale != 1.0:
             grad_scale = nonnegative(grad_scale, "grad_scale")
-        for container, key, view in self._bindings:
-            if container[key] is not view:
-                report_replaced(key)
+        try:
+            for container, key, view in self._bindings:
+                if container[key] is not view:
+                    raise KeyError
+        except (KeyError, IndexError):
+            raise replaced_error(key) from None
         if grads is None:
             grads = self.grads
         if grads is self._grads:
@@ -214,8 +217,8 @@ class Adam:
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state in torch's layout, as copies.
 
-        `{"state": {name: {"step": int, "exp_avg": array, "exp_avg_sq": array}}, "param_groups": [dict, ...]}`; each array
-        has the shape and dtype of its parameter. The parameters themselves are not part of it: save `params` too.
+        `{"state": {name: {"step": int, "exp_avg": array, "exp_avg_sq": array}}, "param_groups": [dict, ...]}`; each
+        array has the shape and dtype of its parameter. The parameters are not part of it: save `params` too.
         """
         return dump_state(self._stretches)
 

@@ -1,4 +1,4 @@
-"""The `params` argument: a mapping of arrays, one flat array, a list of arrays or a list of groups, as checked parts."""
+"""The `params` argument: a dict or list of arrays, one flat array or a list of groups, as checked parts."""
 
 from collections.abc import Hashable, Iterable, Mapping, MutableMapping, MutableSequence
 from typing import Any, NamedTuple
@@ -20,27 +20,33 @@ class Parameter(NamedTuple):
     key: Hashable
 
 
-def parse_groups(params: Any, first_unnamed: int = 0) -> list[tuple[list[Parameter], dict[str, Any]]]:
+Group = tuple[list[Parameter], dict[str, Any]]
+
+
+def parse_groups(params: Any) -> list[Group]:
     """The groups of `params`, each as its parameters and its own settings.
 
-    Parameters without a name get their position, from `first_unnamed` on, as in torch.
+    Parameters without a name get their position among all of those, as in torch.
     """
-    groups = []
-    is_groups = isinstance(params, MutableSequence) and any(isinstance(entry, Mapping) for entry in params)
-    specifications = params if is_groups else [{"params": params}]
-    for index, specification in enumerate(specifications):
+    if not isinstance(params, MutableSequence) or not any(isinstance(entry, Mapping) for entry in params):
+        return [parse_group({"params": params}, "params", 0)]
+    groups: list[Group] = []
+    for index, specification in enumerate(params):
+        unnamed = sum(isinstance(parameter.name, int) for parameters, _ in groups for parameter in parameters)
+        label = f"params[{index}]"
         if not isinstance(specification, Mapping) or "params" not in specification:
-            raise TypeError(f"`params[{index}]` must be a dict with the key 'params', like every group of the list")
-        settings = dict(specification)
-        label = f"params[{index}]['params']" if is_groups else "params"
-        parameters = _parse(settings.pop("params"), label, first_unnamed)
-        if not parameters:
-            raise ValueError(f"`{label}` must hold at least one parameter, got none")
-        first_unnamed += sum(isinstance(parameter.name, int) for parameter in parameters)
-        groups.append((parameters, settings))
-    if not groups:
-        raise ValueError("`params` must hold at least one parameter, got none")
+            raise TypeError(f"`{label}` must be a dict with the key 'params', like every group of the list")
+        groups.append(parse_group(specification, f"{label}['params']", unnamed))
     return groups
+
+
+def parse_group(specification: Mapping[str, Any], label: str, first_unnamed: int) -> Group:
+    """One group: `label` is the name of its parameters in error messages, `first_unnamed` the first free position."""
+    settings = dict(specification)
+    parameters = _parse(settings.pop("params"), label, first_unnamed)
+    if not parameters:
+        raise ValueError(f"`{label}` must hold at least one parameter, got none")
+    return parameters, settings
 
 
 def _parse(params, label, first_unnamed):
@@ -50,8 +56,8 @@ def _parse(params, label, first_unnamed):
         return [_parameter(first_unnamed + key, f"{label}[{key}]", params, key) for key in range(len(params))]
     if isinstance(params, (Mapping, Iterable)) and not hasattr(params, "shape"):
         raise TypeError(
-            f"`{label}` must be a dict, a list or one flat array, got {type(params).__name__}: its entries are re-bound "
-            "to views of the flat buffer, so it must be mutable and kept"
+            f"`{label}` must be a dict, a list or one flat array, got {type(params).__name__}: its entries are "
+            "re-bound to views of the flat buffer, so it must be mutable and kept"
         )
     array = as_array(params, label)
     check_dtype(array, label)
@@ -102,7 +108,8 @@ def _check_no_shared_memory(labelled):
         for _, other_label, other in open_stretches:
             if namespace(array).shares_memory(array, other):
                 raise ValueError(
-                    f"`{label}` must not share memory with `{other_label}`: a parameter listed twice would be updated twice"
+                    f"`{label}` must not share memory with `{other_label}`: "
+                    "a parameter listed twice would be updated twice"
                 )
         open_stretches.append((high, label, array))
 
@@ -135,17 +142,22 @@ def place(groups: list[list[Parameter]]) -> tuple[list[Buffers], list[tuple[Any,
     return placed, bindings
 
 
-def report_replaced(key: Hashable) -> None:
-    """Raise for an entry of the caller's container that is no longer the view which trains."""
-    raise ValueError(
-        f"`params[{key!r}]` must stay the view that this optimizer trains, got another object: write into it in place, "
-        f"`params[{key!r}][...] = x`"
+def replaced_error(key: Hashable) -> ValueError:
+    """What to raise for an entry of the caller's container that is no longer the view which trains."""
+    return ValueError(
+        f"`params[{key!r}]` must stay the view that this optimizer trains, got another object or none: write into it in "
+        f"place, `params[{key!r}][...] = x`"
     )
 
 
 def check_gradient(value: Any, view: Any, name: Hashable) -> Any:
     """The gradient `value` of parameter `name` as an array of the dtype, shape and device of the parameter's `view`."""
-    if type(value) is np.ndarray and type(view) is np.ndarray and value.dtype is view.dtype and value.shape == view.shape:
+    if (
+        type(value) is np.ndarray
+        and type(view) is np.ndarray
+        and value.dtype is view.dtype
+        and value.shape == view.shape
+    ):
         return value
     label = f"grads[{name!r}]"
     gradient = as_array(value, label)

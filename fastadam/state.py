@@ -19,13 +19,16 @@ def dump_state(stretches: list[Stretch]) -> dict[str, Any]:
             segment = stretch.buffers.segments[name]
             moments = {key: segment.of(getattr(stretch.buffers, flat)).copy() for key, flat in _MOMENTS.items()}
             state[name] = {"step": stretch.step, **moments}
-    return {"state": state, "param_groups": [dict(stretch.settings) for stretch in stretches]}
+    groups = [{**stretch.settings, "params": list(stretch.settings["params"])} for stretch in stretches]
+    return {"state": state, "param_groups": groups}
 
 
 def load_state(stretches: list[Stretch], state_dict: Mapping[str, Any]) -> None:
     """Take over `state_dict`; everything is checked before anything is written, and nothing is cast."""
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
-        raise TypeError("`state_dict` must be a dict with the keys 'state' and 'param_groups', as `state_dict()` makes it")
+        raise TypeError(
+            "`state_dict` must be a dict with the keys 'state' and 'param_groups', as `state_dict()` makes it"
+        )
     groups, state = state_dict["param_groups"], state_dict["state"]
     if len(groups) != len(stretches):
         raise ValueError(f"`state_dict['param_groups']` must hold {len(stretches)} groups, got {len(groups)}")
@@ -46,10 +49,9 @@ def load_state(stretches: list[Stretch], state_dict: Mapping[str, Any]) -> None:
 
 def _settings(group, stretch, index):
     label = f"state_dict['param_groups'][{index}]"
-    if tuple(group["params"]) != stretch.settings["params"]:
-        raise ValueError(
-            f"`{label}['params']` must be {list(stretch.settings['params'])} as in this optimizer, got {list(group['params'])}"
-        )
+    names = stretch.settings["params"]
+    if tuple(group["params"]) != names:
+        raise ValueError(f"`{label}['params']` must be {list(names)} as in this optimizer, got {list(group['params'])}")
     settings = {key: value for key, value in group.items() if key != "params"}
     stretch.settings.check(settings)
     return settings

@@ -1,5 +1,6 @@
 """The CPU kernel: one pass over four flat buffers, compiled by Numba from the update text, serial or on all threads."""
 
+import contextlib
 import os
 import sys
 import threading
@@ -9,8 +10,9 @@ from hashlib import sha256
 from pathlib import Path
 
 import numba
-from numba import njit, prange
-from numba.extending import overload, register_jitable
+from llvmlite import ir
+from numba import njit, prange, types, uintp
+from numba.extending import intrinsic, overload, register_jitable
 
 # Elements from which the parallel kernel is as fast as the serial one: its launch costs a few us more, which two
 # threads win back at 20,000 to 40,000 elements (bench/crossover.py).
@@ -20,11 +22,17 @@ PARALLEL_FROM = 32_768
 # the flat buffer, which costs less than a launch of its own.
 DIRECT_FROM = PARALLEL_FROM
 
+# The processor's own prefetching stops at page ends, and the arithmetic of an update fills the window in which it would
+# look past them. Asking for the lines 2 KiB ahead, once a block, makes long buffers 1.1 times as fast.
+BLOCK = 64
+AHEAD_BYTES = 2048
+LINE_BYTES = 64
+
 _THIS_FILE = Path(__file__).read_bytes()
 
 
 def launcher(update, size):
-    """`launch(p, g, m, v, scalars)` of `update` for buffers of `size` elements: serial if short, else on all threads."""
+    """`launch(p, g, m, v, scalars)` of `update` for buffers of `size` elements: serial if short, else on threads."""
     serial, parallel = twins(update)
     return serial if size < PARALLEL_FROM else partial(_launch_on_threads, serial, parallel)
 
@@ -41,8 +49,19 @@ def _compile(update, *, parallel):
 
     def one_pass(p, g, m, v, scalars):
         rounded = _rounded(scalars, p.dtype.type)
-        for i in prange(p.size):
-            p[i], m[i], v[i] = element(p[i], g[i], m[i], v[i], *rounded)
+        size, block_size = uintp(p.size), uintp(BLOCK)
+        line, ahead = uintp(LINE_BYTES // p.itemsize), uintp(AHEAD_BYTES // p.itemsize)
+        # Indices are unsigned: a signed one would be tested for counting from the end, which stops vectorisation.
+        for block in prange(size // block_size + uintp(1)):
+            start = uintp(block) * block_size
+            stop = min(start + block_size, size)
+            for i in range(start + ahead, stop + ahead, line):
+                _prefetch(p, i)
+                _prefetch(g, i)
+                _prefetch(m, i)
+                _prefetch(v, i)
+            for i in range(start, stop):
+                p[i], m[i], v[i] = element(p[i], g[i], m[i], v[i], *rounded)
 
     # Numba's cache file bears the function's name and nothing of what is inlined. The digest of every text that is
     # compiled here keeps an edited one away from old machine code; the twin's name keeps the twins apart.
@@ -62,6 +81,24 @@ def _rounded_overload(scalars, dtype):
     if len(scalars) == 1:
         return lambda scalars, dtype: (dtype(scalars[0]),)
     return lambda scalars, dtype: (dtype(scalars[0]),) + _rounded(scalars[1:], dtype)  # noqa: RUF005 (Numba)
+
+
+@intrinsic
+def _prefetch(typing_context, array, index):
+    """Ask for the cache line of `array[index]`, which may lie past the end: a prefetch never faults."""
+
+    def generate(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
+        prefetch = builder.module.declare_intrinsic(
+            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        )
+        read, keep_in_all_caches, data_cache = word(0), word(3), word(1)
+        builder.call(prefetch, [address, read, keep_in_all_caches, data_cache])
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate
 
 
 # One launch at a time: the workqueue layer aborts the process when two Python threads enter parallel kernels, and on
@@ -96,11 +133,9 @@ def _start_pool():
 def _after_fork_in_child():
     global _one_launch, _forked_from_pool
     _one_launch = threading.RLock()
-    try:
-        # GNU OpenMP kills a forked child at its first parallel launch.
+    # GNU OpenMP kills a forked child at its first parallel launch. ValueError: the parent has not started a pool.
+    with contextlib.suppress(ValueError):
         _forked_from_pool = _forked_from_pool or numba.threading_layer() == "omp"
-    except ValueError:  # no pool has been started in the parent
-        pass
 
 
 @cache

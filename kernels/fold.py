@@ -2,12 +2,12 @@
 
 The fold is exactly Algorithm 1 of arXiv 1412.6980, with eps after the root of the bias-corrected second moment:
 
-    lr * (m / bias1) / (sqrt(v / bias2) + eps)  =  step_size * m / (sqrt(v) + eps * root2),   step_size = lr * root2 / bias1
+    lr * (m / bias1) / (sqrt(v / bias2) + eps)  =  step_size * m / (sqrt(v) + eps * root2)
 
-where bias1 = 1 - beta1**step, bias2 = 1 - beta2**step and root2 = sqrt(bias2).
+where bias1 = 1 - beta1**step, bias2 = 1 - beta2**step, root2 = sqrt(bias2) and step_size = lr * root2 / bias1.
 
-Each fold takes the hyperparameters and returns `scalars(step, grad_scale)`, which gives the scalars of one update in the
-order of its text. What does not depend on the step is computed once. `sign` is -1 to ascend instead of descend.
+Each fold takes the hyperparameters and returns `scalars(step, grad_scale)`, which gives the scalars of one update in
+the order of its text. What does not depend on the step is computed once. `sign` is -1 to ascend instead of descend.
 """
 
 from math import sqrt

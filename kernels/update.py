@@ -7,7 +7,6 @@ CPU element, and the same statements as the body of the CUDA kernel.
 """
 
 import ast
-import hashlib
 import inspect
 import linecache
 import textwrap
@@ -44,10 +43,6 @@ class Update(NamedTuple):
     statements: tuple[str, ...]
     source: str
     element: Callable
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(self.source.encode()).hexdigest()
 
 
 def compose(name: str, *stages: Callable) -> Update:

@@ -1,0 +1,49 @@
+"""An Adam that shares nothing with the package: float64, the textbook's bias-corrected form. And states to start from."""
+
+import numpy as np
+
+
+def exact_adam(p, g, m, v, *, step, lr, betas, eps, l2=0.0, decoupled=0.0, grad_scale=1.0):
+    """New (p, m, v) in float64 by Algorithm 1 of arXiv 1412.6980, line by line."""
+    p, g, m, v = (np.asarray(x, np.float64) for x in (p, g, m, v))
+    beta1, beta2 = betas
+    g = g * grad_scale + l2 * p
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    m_hat = m / (1 - beta1**step)
+    v_hat = v / (1 - beta2**step)
+    return p - lr * decoupled * p - lr * m_hat / (np.sqrt(v_hat) + eps), m, v
+
+
+def random_state(size, dtype=np.float32, seed=0):
+    """Non-zero (p, g, m, v) of a run under way."""
+    rng = np.random.default_rng(seed)
+    p, g, m = (rng.standard_normal(size).astype(dtype) for _ in range(3))
+    return p, g, m * dtype(0.1), (rng.random(size) * 0.01).astype(dtype)
+
+
+def special_state(dtype=np.float32):
+    """(p, g, m, v) with every combination of ordinary, denormal, huge, zero and non-finite values."""
+    info = np.finfo(dtype)
+    values = [0.0, -0.0, 1.5, -2.5e-3, info.smallest_subnormal, -info.tiny / 3, info.max, -info.max / 7]
+    values = np.array([*values, info.max**0.5, 1e-25, np.inf, -np.inf, np.nan], dtype)
+    grids = np.meshgrid(values, values, values, np.abs(values), indexing="ij")
+    return tuple(grid.ravel().copy() for grid in grids)
+
+
+def misaligned(array, elements):
+    """A copy of `array` that starts `elements` elements past a 64-byte boundary."""
+    memory = np.zeros(array.nbytes + 128, np.uint8)
+    start = -memory.ctypes.data % 64 + elements * array.itemsize
+    copy = memory[start : start + array.nbytes].view(array.dtype)
+    copy[...] = array
+    return copy
+
+
+def assert_same_bits(actual, expected):
+    """Equal to the last bit, zeros by sign too; NaN where NaN."""
+    for name, left, right in zip("pmv", actual, expected, strict=True):
+        np.testing.assert_array_equal(np.isnan(left), np.isnan(right), err_msg=f"NaN in {name}")
+        unsigned = np.dtype(f"u{left.itemsize}")
+        numbers = ~np.isnan(left)
+        np.testing.assert_array_equal(left[numbers].view(unsigned), right[numbers].view(unsigned), err_msg=name)

@@ -1,0 +1,135 @@
+"""What happens to the user's process: imports, disk cache, threads, forks. Each check is a fresh Python process."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import pytest
+
+import fastadam.kernels
+
+LONG_STEP = """
+import numpy as np, fastadam
+def step(size=200_000, count=1):
+    p, g, m, v = np.ones(size, np.float32), np.full(size, 0.5, np.float32), np.zeros(size, np.float32), np.zeros(size, np.float32)
+    for number in range(1, count + 1):
+        fastadam.adam_step(p, g, m, v, step=number, lr=0.1)
+    return p
+"""
+
+
+def run(code, **environment):
+    """The output of `code`, run in a new process that must end well."""
+    completed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, timeout=300
+    )
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout.strip()
+
+
+def test_import_loads_no_backend():
+    loaded = run("import sys, fastadam; print({'numba', 'cupy', 'torch', 'typer', 'rich'} & set(sys.modules))")
+    assert loaded == "set()"
+
+
+def test_an_edited_update_text_never_meets_a_stale_cache(tmp_path):
+    package, cache = tmp_path / "fastadam", tmp_path / "cache"
+    shutil.copytree(Path(fastadam.__file__).parent, package)
+    shutil.copytree(Path(fastadam.kernels.__file__).parent, package / "kernels", dirs_exist_ok=True)
+    text = package / "kernels" / "update.py"
+    code = f"""
+import sys; sys.path.insert(0, {str(tmp_path)!r})
+import numpy as np, fastadam, fastadam.kernels.cpu as cpu, fastadam.kernels.update as update
+assert fastadam.__file__.startswith({str(tmp_path)!r})
+p, g, m, v = np.zeros(4), np.ones(4), np.zeros(4), np.zeros(4)
+fastadam.adam_step(p, g, m, v, step=1)
+print(m[0], len(cpu.twins(update.ADAM)[0].stats.cache_hits))
+"""
+    environment = {"NUMBA_CACHE_DIR": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
+    assert run(code, **environment) == "0.09999999999999998 0"
+    assert run(code, **environment) == "0.09999999999999998 1"
+    # An edit that keeps the file's size and time, which is all that Numba's own check looks at.
+    before = text.stat()
+    text.write_text(text.read_text().replace("m += blend1", "m -= blend1"))
+    os.utime(text, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert text.stat().st_size == before.st_size
+    assert run(code, **environment) == "-0.09999999999999998 0"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads Linux's page fault counts by thread")
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
+def test_two_threads_work_with_a_warm_cache():
+    # The first touch of fresh pages tells which thread did the work: one that only waits has no page faults.
+    code = """
+import pathlib, numpy as np, fastadam
+def faults():
+    return {task.name: int((task / "stat").read_text().rsplit(")")[-1].split()[7])
+            for task in pathlib.Path("/proc/self/task").iterdir()}
+def state(size):
+    return [np.zeros(size, np.float32) for _ in range(4)]
+fastadam.adam_step(*state(100), step=1)
+fastadam.adam_step(*state(100_000), step=1)
+fresh = state(20_000_000)
+before = faults()
+fastadam.adam_step(*fresh, step=1)
+shares = sorted(count - before.get(name, 0) for name, count in faults().items())[-2:]
+print(shares[0] / sum(shares))
+"""
+    run(code)
+    assert float(run(code)) > 0.3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore")
+def test_a_forked_child_steps_on():
+    code = (
+        LONG_STEP
+        + """
+import os, warnings
+expected = step()
+child = os.fork()
+if child == 0:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        equal = all(np.array_equal(step(), expected) for _ in range(2))
+    ours = [str(w.message) for w in caught if "forked" in str(w.message) and "fastadam" in str(w.message)]
+    import numba
+    os._exit(0 if equal and len(ours) == (numba.threading_layer() == "omp") else 1)
+status = os.waitpid(child, 0)[1]
+assert np.array_equal(step(), expected)
+print(status)
+"""
+    )
+    assert run(code) == "0"
+
+
+@pytest.mark.parametrize("layer", ["workqueue", "default"])
+def test_python_threads_step_at_the_same_time(layer):
+    code = (
+        LONG_STEP
+        + """
+import concurrent.futures
+expected = step(count=40)
+with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    results = list(pool.map(lambda _: step(count=40), range(8)))
+print(all(np.array_equal(result, expected) for result in results))
+"""
+    )
+    assert run(code, NUMBA_THREADING_LAYER=layer) == "True"
+
+
+def test_torch_keeps_its_thread_count():
+    pytest.importorskip("torch")
+    code = "import torch; torch.set_num_threads(7)" + LONG_STEP + "step(); print(torch.get_num_threads())"
+    assert run(code) == "7"
+
+
+def test_no_cache_directory_is_no_obstacle(tmp_path):
+    # A read-only installation and home: Numba then has no place for its cache.
+    code = LONG_STEP + "print(step(100)[0].round(3))"
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert run(code, NUMBA_CACHE_DIR=str(blocked / "below")) == "0.9"
