@@ -55,7 +55,7 @@ def like(view: Any, original: Any) -> Any:
 def require_cupy(label: str) -> ModuleType:
     """CuPy with a working CUDA device, which `label` needs."""
     try:
-        from fastadam.kernels import cuda
+        cuda = importlib.import_module("fastadam.kernels.cuda")
     except ImportError as error:
         raise RuntimeError(
             f"`{label}` is in CUDA memory, which needs CuPy: {error}. Install `fastadam[cuda12]` or `fastadam[cuda13]`"

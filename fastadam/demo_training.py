@@ -133,7 +133,8 @@ class ReferenceRun(Run):
         self._leader = leader
         self._packed = fastadam.Adam(self.params, lr=task.lr)
         settings, self._buffers = self._packed.param_groups[0], self._packed.buffers
-        self._scalars = fold(settings["lr"], *settings["betas"], settings["eps"], settings["weight_decay"])
+        beta1, beta2 = settings["betas"]
+        self._scalars = fold(settings["lr"], beta1, beta2, settings["eps"], settings["weight_decay"])
         self._launch = reference.launcher(ADAM, self._buffers.p.size)
         self._steps = 0
 

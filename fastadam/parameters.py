@@ -145,8 +145,8 @@ def place(groups: list[list[Parameter]]) -> tuple[list[Buffers], list[tuple[Any,
 def replaced_error(key: Hashable) -> ValueError:
     """What to raise for an entry of the caller's container that is no longer the view which trains."""
     return ValueError(
-        f"`params[{key!r}]` must stay the view that this optimizer trains, got another object or none: write into it in "
-        f"place, `params[{key!r}][...] = x`"
+        f"`params[{key!r}]` must stay the view that this optimizer trains, got another object or none: write into it "
+        f"in place, `params[{key!r}][...] = x`"
     )
 
 

@@ -16,9 +16,10 @@ from fastadam.kernels.update import ADAM, ADAM_L2, Update
 def choose_update(settings: Mapping[str, Any]) -> tuple[Update, Callable]:
     """The update text for `settings`, and the fold that gives its scalars for a step and a gradient scale."""
     coupled = settings["weight_decay"] > 0.0 and not settings["decoupled_weight_decay"]
-    update, folder = (ADAM_L2, fold_l2) if coupled else (ADAM, fold)
     sign = -1.0 if settings["maximize"] else 1.0
-    return update, folder(settings["lr"], *settings["betas"], settings["eps"], settings["weight_decay"], sign)
+    beta1, beta2 = settings["betas"]
+    hyperparameters = settings["lr"], beta1, beta2, settings["eps"], settings["weight_decay"], sign
+    return (ADAM_L2, fold_l2(*hyperparameters)) if coupled else (ADAM, fold(*hyperparameters))
 
 
 class Stretch:

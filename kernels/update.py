@@ -11,7 +11,7 @@ import inspect
 import linecache
 import textwrap
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from numpy import sqrt
 
@@ -47,7 +47,7 @@ class Update(NamedTuple):
 
 def compose(name: str, *stages: Callable) -> Update:
     """Join the statements of `stages`, in order, into the update that the module holds as `name`."""
-    functions = [ast.parse(textwrap.dedent(inspect.getsource(stage))).body[0] for stage in stages]
+    functions = [_syntax_tree(stage) for stage in stages]
     arguments = [argument.arg for function in functions for argument in function.args.args]
     scalars = tuple(dict.fromkeys(argument for argument in arguments if argument not in BUFFERS))
     statements = tuple(ast.unparse(statement) for function in functions for statement in function.body)
@@ -57,12 +57,18 @@ def compose(name: str, *stages: Callable) -> Update:
     return Update(name, scalars, statements, source, _function(name, source))
 
 
-def _function(name, source):
+def _syntax_tree(function) -> ast.FunctionDef:
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    assert isinstance(tree, ast.FunctionDef)
+    return tree
+
+
+def _function(name, source) -> Callable:
     # The function is reachable as `<module>.<name>.element`, and Numba pickles it by that path, not by value: the
     # keys of its disk cache are then the same in every process. linecache gives tracebacks and Numba the text.
     filename = f"<{__name__}.{name}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    namespace = {"sqrt": sqrt, "__name__": __name__}
+    namespace: dict[str, Any] = {"sqrt": sqrt, "__name__": __name__}
     exec(compile(source, filename, "exec"), namespace)
     element = namespace[name.lower()]
     element.__qualname__ = f"{name}.element"

@@ -1,4 +1,4 @@
-"""An Adam that shares nothing with the package: float64, the textbook's bias-corrected form. And states to start from."""
+"""An Adam that shares nothing with the package, in float64 and in the textbook's form; and states to start from."""
 
 import numpy as np
 

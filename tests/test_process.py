@@ -6,15 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fastadam.kernels
 import numba
 import pytest
-
-import fastadam.kernels
 
 LONG_STEP = """
 import numpy as np, fastadam
 def step(size=200_000, count=1):
-    p, g, m, v = np.ones(size, np.float32), np.full(size, 0.5, np.float32), np.zeros(size, np.float32), np.zeros(size, np.float32)
+    p, g = np.ones(size, np.float32), np.full(size, 0.5, np.float32)
+    m, v = np.zeros(size, np.float32), np.zeros(size, np.float32)
     for number in range(1, count + 1):
         fastadam.adam_step(p, g, m, v, step=number, lr=0.1)
     return p

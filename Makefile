@@ -1,0 +1,31 @@
+# Each target sets up all that it needs in .venv, from Python and make alone.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+EXTRAS_demo = demo
+EXTRAS_test = demo,test,torch
+EXTRAS_bench = bench,torch
+
+.PHONY: demo test bench clean
+
+demo: $(VENV)/ready-demo
+	$(RUN) -m fastadam demo
+
+test: $(VENV)/ready-test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pytest
+
+bench: $(VENV)/ready-bench
+	$(RUN) -m pytest bench --benchmark-only
+	$(RUN) bench/report.py
+
+$(VENV)/ready-%: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS_$*)]'
+	touch $@
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,134 @@
+"""Who steps: each contender is built for a workload and then has a `step` to time and the `params` to compare."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from fastadam.kernels import cpu, reference
+from fastadam.kernels.fold import fold
+from fastadam.kernels.update import ADAM, compose
+
+import fastadam
+from fastadam.textbook import TextbookAdam
+from workloads import Workload
+
+
+class Contender(NamedTuple):
+    """`step()` takes one Adam step with the same gradients each time; `params()` gives the parameters as they are."""
+
+    step: Callable[[], Any]
+    params: Callable[[], dict[str, np.ndarray]]
+
+
+def textbook(params, grads) -> Contender:
+    """The NumPy Adam of a textbook: moments in dictionaries, a fresh array for every operation."""
+    optimizer = TextbookAdam()
+
+    def step():
+        params.update(optimizer.step(params, grads))
+
+    return Contender(step, lambda: params)
+
+
+def fastadam_mapping(params, grads) -> Contender:
+    """`opt.step(grads)` with a mapping of separately allocated gradients."""
+    optimizer = fastadam.Adam(params)
+    return Contender(lambda: optimizer.step(grads), lambda: params)
+
+
+def fastadam_written(params, grads) -> Contender:
+    """`opt.step()` with gradients that have been written into `opt.grads`."""
+    return Contender(_written(params, grads).step, lambda: params)
+
+
+def _written(params, grads):
+    optimizer = fastadam.Adam(params)
+    for name, grad in grads.items():
+        optimizer.grads[name] = grad
+    return optimizer
+
+
+def numpy_in_place(params, grads) -> Contender:
+    """The update text on NumPy arrays, in place on flat buffers."""
+    flat = _written(params, grads).buffers
+    launch, scalars, count = reference.launcher(ADAM, flat.p.size), fold(1e-3, 0.9, 0.999, 1e-8, 0.0), [0]
+
+    def step():
+        count[0] += 1
+        launch(flat.p, flat.g, flat.m, flat.v, scalars(count[0], 1.0))
+
+    return Contender(step, lambda: params)
+
+
+def torch_fused(params, grads) -> Contender:
+    """`torch.optim.Adam(fused=True)` on CPU tensors."""
+    return _torch(params, grads, fused=True)
+
+
+def torch_default(params, grads) -> Contender:
+    """`torch.optim.Adam` as it comes: on the CPU, a loop over tensors and operations."""
+    return _torch(params, grads)
+
+
+def _torch(params, grads, **settings):
+    import torch
+
+    tensors = {name: torch.nn.Parameter(torch.from_numpy(param)) for name, param in params.items()}
+    for name, tensor in tensors.items():
+        tensor.grad = torch.from_numpy(grads[name])
+    optimizer = torch.optim.Adam(tensors.values(), **settings)
+    return Contender(optimizer.step, lambda: {name: tensor.detach().numpy() for name, tensor in tensors.items()})
+
+
+def touch(p, g, m, v, grad_scale, decay, blend1, blend2, step_size, eps):
+    p += g
+    m += g
+    v += g
+
+
+TOUCH = compose("TOUCH", touch)
+
+
+def limit(params, grads) -> Contender:
+    """No Adam: the kernel's own loop with three additions for arithmetic, so the same loads and stores."""
+    buffers = _written(params, grads).buffers
+    launch, scalars = cpu.launcher(TOUCH, buffers.p.size), fold(1e-3, 0.9, 0.999, 1e-8, 0.0)(1, 1.0)
+    return Contender(lambda: launch(buffers.p, buffers.g, buffers.m, buffers.v, scalars), lambda: params)
+
+
+CONTENDERS = {
+    "NumPy, textbook": textbook,
+    "NumPy, in place": numpy_in_place,
+    "torch default": torch_default,
+    "torch fused": torch_fused,
+    "fastadam, step(grads)": fastadam_mapping,
+    "fastadam, step()": fastadam_written,
+    "limit": limit,
+}
+MISSING = (
+    {} if importlib.util.find_spec("torch") else {"torch default": "torch", "torch fused": "torch"}
+)  # contender -> the package it needs
+
+
+def build(name: str, workload: Workload) -> Contender:
+    """Contender `name` on `workload`, after three steps that were checked against float64 on a sample of elements."""
+    params, grads = workload.random(seed=0), workload.random(seed=1)
+    start, gradient = _sample(params), _sample(grads)
+    contender = CONTENDERS[name](params, grads)
+    optimizer, expected = TextbookAdam(), start
+    for _ in range(3):
+        contender.step()
+        expected = optimizer.step(expected, gradient)
+    if name == "limit":
+        expected = {key: value + 3 * gradient[key] for key, value in start.items()}
+    for key, value in _sample(contender.params()).items():
+        np.testing.assert_allclose(value, expected[key], rtol=1e-5, atol=1e-6, err_msg=f"{name}: {key}")
+    return contender
+
+
+def _sample(arrays):
+    """Up to about 100,000 elements of each array, in float64."""
+    return {
+        name: array.reshape(-1)[:: max(1, array.size // 100_000)].astype(np.float64) for name, array in arrays.items()
+    }

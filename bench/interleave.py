@@ -1,0 +1,53 @@
+"""Timing in turns: every contender once a round, so that a slow second of the machine hits them all."""
+
+import gc
+from collections.abc import Callable, Mapping
+from statistics import median, quantiles
+from time import perf_counter, sleep
+from typing import Any, NamedTuple
+
+# A turn: `turn(count)` makes `count` calls and returns the seconds that one took.
+Turn = Callable[[int], float]
+
+
+class Timing(NamedTuple):
+    """Seconds a call, one for each round."""
+
+    rounds: list[float]
+
+    @property
+    def median(self) -> float:
+        return median(self.rounds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        low, _, high = quantiles(self.rounds, n=4)
+        return low, high
+
+
+def timed(call: Callable[[], Any]) -> Turn:
+    """The turn of a function of this process: one call to warm up, then `count` that are timed."""
+
+    def turn(count):
+        call()
+        counter = range(count)
+        gc.disable()
+        start = perf_counter()
+        for _ in counter:
+            call()
+        seconds = perf_counter() - start
+        gc.enable()
+        return seconds / count
+
+    return turn
+
+
+def interleave(turns: Mapping[str, Turn], rounds: int, *, turn_seconds=2e-3, pause=0.0) -> dict[str, Timing]:
+    """Let `turns` take turns, with as many calls a turn as fill `turn_seconds`, and with a `pause` before each."""
+    counts = {name: max(1, round(turn_seconds / turn(1))) for name, turn in turns.items()}
+    times: dict[str, list[float]] = {name: [] for name in turns}
+    for _ in range(rounds):
+        for name, turn in turns.items():
+            sleep(pause)
+            times[name].append(turn(counts[name]))
+    return {name: Timing(values) for name, values in times.items()}

@@ -1,0 +1,72 @@
+"""What the project promises of its speed, and what a run measured of it."""
+
+from typing import NamedTuple
+
+import numpy as np
+from fastadam.kernels import cpu
+from fastadam.kernels.fold import fold
+from fastadam.kernels.update import ADAM
+
+import fastadam
+from interleave import interleave, timed
+from results import BASELINE, Results
+from workloads import MLP, flat
+
+
+class Promise(NamedTuple):
+    """`measured` is to be `relation` ("at least" or "at most") `bound`; it is NaN where it was not measured."""
+
+    text: str
+    measured: float
+    relation: str
+    bound: float
+
+    @property
+    def verdict(self) -> str:
+        if self.measured != self.measured:
+            return "not measured"
+        holds = self.measured >= self.bound if self.relation == "at least" else self.measured <= self.bound
+        return "kept" if holds else "BROKEN"
+
+
+def promises(results: Results, seconds: dict[str, float]) -> list[Promise]:
+    """Every promise, with its figure from the step timings and from the seconds of `startup.measure`."""
+    mapping, written = "fastadam, step(grads)", "fastadam, step()"
+    first, nan = seconds["fastadam, warm cache"], float("nan")
+    rows = []
+    for workload in (flat(10_000_000), flat(50_000_000)):
+        ratio = results.ratio(workload, "limit", written)
+        rows.append(Promise(f"{workload.name}: share of the limit", ratio, "at least", 0.95))
+        ratio = results.ratio(workload, BASELINE, written)
+        rows.append(Promise(f"{workload.name}: times as fast as textbook NumPy", ratio, "at least", 10))
+    for text, baseline, ours, bound in (
+        ("step(grads): times as fast as textbook NumPy", BASELINE, mapping, 2.5),
+        ("step(): times as fast as textbook NumPy", BASELINE, written, 4),
+        ("step(): times as fast as torch fused", "torch fused", written, 10),
+    ):
+        rows.append(Promise(f"{MLP.name}, {text}", results.ratio(MLP, baseline, ours), "at least", bound))
+    return [
+        *rows,
+        Promise("step() on 100 parameters, in bare calls of the kernel", call_cost(), "at most", 2.5),
+        Promise(
+            "first step of a new process, seconds beyond `import numba`",
+            first - seconds["import numba"],
+            "at most",
+            0.7,
+        ),
+        Promise(
+            "first step of a new process, part of torch's", first / seconds.get("torch fused", nan), "at most", 0.5
+        ),
+    ]
+
+
+def call_cost() -> float:
+    """`Adam.step()` on 100 parameters, in bare calls of the compiled serial kernel."""
+    optimizer = fastadam.Adam({"w": np.ones(100, np.float32)})
+    optimizer.grads["w"] = np.ones(100, np.float32)
+    buffers, scalars = optimizer.buffers, fold(1e-3, 0.9, 0.999, 1e-8, 0.0)(1, 1.0)
+    serial, _ = cpu.twins(ADAM)
+    p, g, m, v = buffers.p, buffers.g, buffers.m, buffers.v
+    calls = {"bare": timed(lambda: serial(p, g, m, v, scalars)), "step": timed(lambda: optimizer.step())}
+    timings = interleave(calls, rounds=201)
+    return timings["step"].median / timings["bare"].median

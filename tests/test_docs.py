@@ -1,0 +1,40 @@
+"""What the documentation says is run: docstring examples and the README's Python."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import fastadam
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+MODULES = [
+    name for _, name, _ in pkgutil.iter_modules(fastadam.__path__, "fastadam.") if not name.endswith("__main__")
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+@pytest.mark.parametrize("name", fastadam.__all__)
+def test_every_public_name_has_an_example_that_is_run(name):
+    assert ">>>" in getattr(fastadam, name).__doc__
+
+
+def test_readme_examples():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    namespace = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+
+
+def test_versions_agree():
+    assert importlib.import_module("importlib.metadata").version("fastadam") == fastadam.__version__
+    changelog = (Path(__file__).parent.parent / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## {fastadam.__version__}" in changelog

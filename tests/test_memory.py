@@ -1,0 +1,66 @@
+"""A step allocates nothing that grows with the parameters."""
+
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import fastadam
+
+SHAPES = {"large": (1_000_000,), "small": (100,), "matrix": (1_000, 200)}
+
+
+def steps():
+    params = {name: np.ones(shape, np.float32) for name, shape in SHAPES.items()}
+    grads = {name: np.ones(shape, np.float32) for name, shape in SHAPES.items()}
+    optimizer = fastadam.Adam(params)
+    flat = np.ones(optimizer.buffers.g.size, np.float32)
+    p, g, m, v = (np.ones(1_000_000, np.float32) for _ in range(4))
+    return {
+        "mapping": lambda: optimizer.step(grads),
+        "written": lambda: optimizer.step(),
+        "flat": lambda: optimizer.step(flat),
+        "adam_step": lambda: fastadam.adam_step(p, g, m, v, step=1),
+    }
+
+
+@pytest.mark.parametrize("way", ["mapping", "written", "flat", "adam_step"])
+def test_a_step_allocates_a_few_kilobytes_of_python_objects_at_most(way):
+    step = steps()[way]
+    step()
+    tracemalloc.start()
+    try:
+        step()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20_000
+
+
+def test_the_high_water_mark_of_the_process_stays():
+    # What tracemalloc does not see: memory that compiled code takes.
+    resource = pytest.importorskip("resource")
+    code = """
+import resource, numpy as np, fastadam
+params = {name: np.ones(5_000_000, np.float32) for name in "ab"}
+grads = {name: np.ones(5_000_000, np.float32) for name in "ab"}
+optimizer = fastadam.Adam(params)
+optimizer.step(grads)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for _ in range(5):
+    optimizer.step(grads)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    grown = int(subprocess.check_output([sys.executable, "-c", code], text=True))
+    kibibyte = 1 if sys.platform != "darwin" else 1024
+    assert grown < 1_000 * kibibyte, f"{grown} beyond the 80,000 KiB of the parameters' moments"
+    assert resource is not None
+
+
+def test_the_gradient_buffer_is_allocated_when_first_used():
+    flat = np.ones(1_000_000, np.float32)
+    optimizer = fastadam.Adam(flat)
+    optimizer.step(np.ones(1_000_000, np.float32))
+    assert "g" not in vars(optimizer.buffers)

@@ -1,0 +1,53 @@
+"""The wheel, its metadata, and the types of the package as a user has it."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import fastadam
+from fastadam import kernels
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The names of the files in a wheel built from a copy of the sources."""
+    source = tmp_path_factory.mktemp("source")
+    for folder in ("fastadam", "kernels"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, source)
+    build = "from setuptools.build_meta import build_wheel; print(build_wheel('.'))"
+    output = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=True)
+    with zipfile.ZipFile(source / output.stdout.split()[-1]) as archive:
+        return archive.namelist()
+
+
+def test_every_file_of_the_wheel_lies_under_fastadam(wheel):
+    folders = {name.split("/")[0] for name in wheel}
+    assert folders == {"fastadam", f"fastadam-{fastadam.__version__}.dist-info"}
+
+
+def test_the_wheel_holds_every_module_and_the_type_marker(wheel):
+    modules = {f"fastadam/{path.name}" for path in (ROOT / "fastadam").glob("*.py")}
+    modules |= {f"fastadam/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
+    assert modules | {"fastadam/py.typed"} <= set(wheel)
+
+
+def test_kernels_is_no_top_level_module():
+    assert kernels.__name__ == "fastadam.kernels"
+    assert subprocess.run([sys.executable, "-c", "import kernels"], cwd="/", capture_output=True).returncode != 0
+
+
+def test_types(tmp_path):
+    # As installed: kernels inside fastadam.
+    shutil.copytree(ROOT / "fastadam", tmp_path / "fastadam")
+    shutil.copytree(ROOT / "kernels", tmp_path / "fastadam" / "kernels")
+    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml")]
+    checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
