@@ -6,7 +6,7 @@ EXTRAS_demo = demo
 EXTRAS_test = demo,test,torch
 EXTRAS_bench = bench,torch
 
-.PHONY: demo test bench clean
+.PHONY: demo test bench bench-readme clean
 
 demo: $(VENV)/ready-demo
 	$(RUN) -m fastadam demo
@@ -19,6 +19,10 @@ test: $(VENV)/ready-test
 bench: $(VENV)/ready-bench
 	$(RUN) -m pytest bench --benchmark-only
 	$(RUN) bench/report.py
+
+# The same report, and its tables written into README.md.
+bench-readme: $(VENV)/ready-bench
+	$(RUN) bench/report.py --readme
 
 $(VENV)/ready-%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS_$*)]'

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from workloads import Workload
+
+import fastadam
 from fastadam.kernels import cpu, reference
 from fastadam.kernels.fold import fold
 from fastadam.kernels.update import ADAM, compose
-
-import fastadam
 from fastadam.textbook import TextbookAdam
-from workloads import Workload
 
 
 class Contender(NamedTuple):

@@ -4,11 +4,11 @@ The constants PARALLEL_FROM and DIRECT_FROM of the CPU kernel rest on this table
 """
 
 import numpy as np
+from interleave import interleave, timed
+
 from fastadam.kernels import cpu
 from fastadam.kernels.fold import fold
 from fastadam.kernels.update import ADAM
-
-from interleave import interleave, timed
 
 
 def main() -> None:

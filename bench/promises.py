@@ -3,14 +3,14 @@
 from typing import NamedTuple
 
 import numpy as np
-from fastadam.kernels import cpu
-from fastadam.kernels.fold import fold
-from fastadam.kernels.update import ADAM
-
-import fastadam
 from interleave import interleave, timed
 from results import BASELINE, Results
 from workloads import MLP, flat
+
+import fastadam
+from fastadam.kernels import cpu
+from fastadam.kernels.fold import fold
+from fastadam.kernels.update import ADAM
 
 
 class Promise(NamedTuple):

@@ -10,14 +10,13 @@ import argparse
 import datetime
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-
 import startup
 from contenders import MISSING
 from promises import Promise, promises
 from results import COLUMNS, RUNS, Results, machine
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
 
 README = Path(__file__).parent.parent / "README.md"
 START, END = "<!-- benchmark: written by `make bench-readme` -->", "<!-- end of benchmark -->"

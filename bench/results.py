@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numba
 import numpy as np
-
-import fastadam
 from contenders import CONTENDERS, MISSING
 from interleave import Timing, interleave
 from workers import SETTLE, contenders_at_work
 from workloads import MLP, Workload, flat
+
+import fastadam
 
 BYTES_PER_ELEMENT = 28  # fp32: p, g, m and v are read, p, m and v are written
 BASELINE = "NumPy, textbook"

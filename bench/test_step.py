@@ -1,7 +1,6 @@
 """Seconds a step, by workload and contender, on record with pytest-benchmark. For ratios see report.py."""
 
 import pytest
-
 from contenders import CONTENDERS, MISSING
 from results import BYTES_PER_ELEMENT
 from workers import contenders_at_work

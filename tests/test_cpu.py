@@ -5,11 +5,11 @@ import re
 import numba
 import numpy as np
 import pytest
+from oracle import assert_same_bits, misaligned, random_state, special_state
+
 from fastadam.kernels import cpu, reference
 from fastadam.kernels.fold import fold, fold_l2
 from fastadam.kernels.update import ADAM, ADAM_L2
-
-from oracle import assert_same_bits, misaligned, random_state, special_state
 
 MEMBERS = [(ADAM, fold), (ADAM_L2, fold_l2)]
 member = pytest.mark.parametrize(("update", "folder"), MEMBERS, ids=[update.name for update, _ in MEMBERS])

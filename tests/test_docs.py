@@ -11,9 +11,7 @@ import pytest
 import fastadam
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-MODULES = [
-    name for _, name, _ in pkgutil.iter_modules(fastadam.__path__, "fastadam.") if not name.endswith("__main__")
-]
+MODULES = [name for _, name, _ in pkgutil.iter_modules(fastadam.__path__, "fastadam.") if not name.endswith("__main__")]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from oracle import exact_adam, random_state
 
 import fastadam
-from oracle import exact_adam, random_state
 
 # Largest error of one float32 step from a state under way, in units in the last place of the result's magnitude, taken
 # without cancellation: of |m| + |g| for m, and of |p| plus the step that |m| and |g| would make for p.

@@ -7,14 +7,14 @@ import pickle
 
 import numpy as np
 import pytest
-from fastadam.kernels import cpu
-from fastadam.kernels.update import ADAM, ADAM_L2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
+from oracle import assert_same_bits, exact_adam
 
 import fastadam
-from oracle import assert_same_bits, exact_adam
+from fastadam.kernels import cpu
+from fastadam.kernels.update import ADAM, ADAM_L2
 
 LARGE = cpu.DIRECT_FROM  # from here on a gradient is read where it lies, and a buffer is stepped by threads
 HYPER = {"lr": 3e-3, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.05}

@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fastadam.kernels
 import numba
 import pytest
+
+import fastadam.kernels
 
 LONG_STEP = """
 import numpy as np, fastadam

@@ -5,11 +5,11 @@ import inspect
 
 import numpy as np
 import pytest
+from oracle import exact_adam, random_state
+
 from fastadam.kernels import reference, update
 from fastadam.kernels.fold import fold, fold_l2
 from fastadam.kernels.update import ADAM, ADAM_L2
-
-from oracle import exact_adam, random_state
 
 COMMON_TO_PYTHON_AND_C = (
     ast.Module, ast.Expr, ast.Assign, ast.AugAssign, ast.BinOp, ast.Call, ast.Name, ast.Load, ast.Store,
