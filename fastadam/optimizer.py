@@ -6,7 +6,7 @@ from typing import Any
 from fastadam.arrays import as_array, check_disjoint, check_flat, check_like, kernels
 from fastadam.buffers import Buffers, Views
 from fastadam.groups import ParamGroup, nonnegative
-from fastadam.parameters import check_gradient, check_together, parse_group, parse_groups, place, replaced_error
+from fastadam.parameters import check_together, parse_group, parse_groups, place, replaced_error
 from fastadam.state import dump_state, load_state
 from fastadam.stretch import Stretch
 
@@ -189,17 +189,11 @@ class Adam:
                 stretch.advance(stretch.cut(gradient), grad_scale)
 
     def _named_gradients(self, grads):
-        views = self.params._views
-        for name in views:
-            if name not in grads:
-                raise ValueError(f"`grads` must have an entry for every parameter, got none for {name!r}")
-        if len(grads) != len(views):
-            unknown = [name for name in grads if name not in views]
+        gradients = [stretch.named_gradients(grads) for stretch in self._stretches]
+        if len(grads) != len(self.params):
+            unknown = [name for name in grads if name not in self.params]
             raise ValueError(f"`grads` must have an entry for every parameter and no other, got {unknown}")
-        return [
-            [check_gradient(grads[name], views[name], name) for name in stretch.settings["params"]]
-            for stretch in self._stretches
-        ]
+        return gradients
 
     def _flat_gradient(self, grads):
         buffers = self.buffers

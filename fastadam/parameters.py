@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastadam.arrays import as_array, check_dtype, check_flat, check_like, device, like, namespace
+from fastadam.arrays import as_array, check_dtype, check_flat, device, like, namespace
 from fastadam.buffers import Buffers, adopt, pack
 
 
@@ -148,18 +148,3 @@ def replaced_error(key: Hashable) -> ValueError:
         f"`params[{key!r}]` must stay the view that this optimizer trains, got another object or none: write into it "
         f"in place, `params[{key!r}][...] = x`"
     )
-
-
-def check_gradient(value: Any, view: Any, name: Hashable) -> Any:
-    """The gradient `value` of parameter `name` as an array of the dtype, shape and device of the parameter's `view`."""
-    if (
-        type(value) is np.ndarray
-        and type(view) is np.ndarray
-        and value.dtype is view.dtype
-        and value.shape == view.shape
-    ):
-        return value
-    label = f"grads[{name!r}]"
-    gradient = as_array(value, label)
-    check_like(gradient, view, label, "its parameter")
-    return gradient

@@ -1,12 +1,12 @@
 """One parameter group's part of the flat buffers, and the launches of its step."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from fastadam.arrays import kernels, namespace
+from fastadam.arrays import as_array, check_like, kernels, namespace
 from fastadam.buffers import Buffers
 from fastadam.groups import ParamGroup
 from fastadam.kernels.fold import fold, fold_l2
@@ -30,6 +30,8 @@ class Stretch:
         self.buffers = buffers
         self.step = 0
         self._segments = [buffers.segments[name] for name in settings["params"]]
+        self._shapes = [(name, buffers.segments[name].shape) for name in settings["params"]]
+        self._usual = np.ndarray if isinstance(buffers.p, np.ndarray) else None
         self.start, self.stop = self._segments[0].start, self._segments[-1].stop
         self.p, self.m, self.v = (self.cut(flat) for flat in (buffers.p, buffers.m, buffers.v))
         self.g: Any = None
@@ -51,6 +53,21 @@ class Stretch:
         self.g = self.cut(self.buffers.g)
         self._gradient_views = [segment.of(self.buffers.g) for segment in self._segments]
 
+    def named_gradients(self, grads: Mapping[Hashable, Any]) -> list[Any]:
+        """The gradient of each parameter in `grads`, as arrays of its dtype, shape and device."""
+        gradients, dtype = [], self.p.dtype
+        for name, shape in self._shapes:
+            if name not in grads:
+                raise ValueError(f"`grads` must have an entry for every parameter, got none for {name!r}")
+            gradient = grads[name]
+            # The usual case first: the checks below take longer than a small step.
+            if type(gradient) is not self._usual or gradient.dtype is not dtype or gradient.shape != shape:
+                label = f"grads[{name!r}]"
+                gradient = as_array(gradient, label)
+                check_like(gradient, self.buffers.segments[name].of(self.buffers.p), label, "its parameter")
+            gradients.append(gradient)
+        return gradients
+
     def advance(self, gradient: Any, grad_scale: float) -> None:
         """Take one step with a flat gradient of this stretch."""
         step = self.step + 1
@@ -65,8 +82,9 @@ class Stretch:
         if self.g is None:
             self.use_gradient_buffer()
         direct = []
+        direct_from = self._kernels.DIRECT_FROM
         for segment, view, gradient in zip(self._segments, self._gradient_views, gradients, strict=True):
-            if gradient.size >= self._kernels.DIRECT_FROM and self._is_readable(gradient):
+            if gradient.size >= direct_from and self._is_readable(gradient):
                 direct.append((segment.start, segment.stop, gradient.reshape(-1)))
             elif gradient is not view:
                 view[...] = gradient
