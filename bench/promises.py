@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from interleave import interleave, timed
+from memory import megabytes_grown
 from results import BASELINE, Results
 from workloads import MLP, flat
 
@@ -48,6 +49,7 @@ def promises(results: Results, seconds: dict[str, float]) -> list[Promise]:
     return [
         *rows,
         Promise("step() on 100 parameters, in bare calls of the kernel", call_cost(), "at most", 2.5),
+        Promise("10,000,000 parameters: MB that steps add to the memory", megabytes_grown(), "at most", 1),
         Promise(
             "first step of a new process, seconds beyond `import numba`",
             first - seconds["import numba"],

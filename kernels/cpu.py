@@ -15,7 +15,7 @@ from numba import njit, prange, types, uintp
 from numba.extending import intrinsic, overload, register_jitable
 
 # Elements from which the parallel kernel is as fast as the serial one: its launch costs a few us more, which two
-# threads win back at 20,000 to 40,000 elements (bench/crossover.py).
+# threads win back at 20,000 to 40,000 elements (bench/constants.py).
 PARALLEL_FROM = 32_768
 
 # A segment from this size on is launched on the caller's own gradient array; a smaller one is first copied into
@@ -23,7 +23,8 @@ PARALLEL_FROM = 32_768
 DIRECT_FROM = PARALLEL_FROM
 
 # The processor's own prefetching stops at page ends, and the arithmetic of an update fills the window in which it would
-# look past them. Asking for the lines 2 KiB ahead, once a block, makes long buffers 1.1 times as fast.
+# look past them. Asking for the lines 2 KiB ahead, once a block, makes steps on long buffers up to 1.2 times as fast
+# (bench/constants.py).
 BLOCK = 64
 AHEAD_BYTES = 2048
 LINE_BYTES = 64
