@@ -44,11 +44,15 @@ def _from_dlpack(value, label):
         raise TypeError(f"`{label}` cannot be shared through DLPack: {error}") from error
 
 
-def like(view: Any, original: Any) -> Any:
+def like(view: Any, original: Any, label: str) -> Any:
     """`view` as an array of the library of `original`, over the same memory."""
     if isinstance(original, (np.ndarray, np.generic)) or type(view) is type(original):
         return view
     library = importlib.import_module(type(original).__module__.partition(".")[0])
+    if not hasattr(library, "from_dlpack"):
+        raise TypeError(
+            f"`{label}` cannot be re-bound: {library.__name__} has no from_dlpack. Pass NumPy or CuPy arrays"
+        )
     return library.from_dlpack(view)
 
 

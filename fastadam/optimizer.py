@@ -200,7 +200,8 @@ class Adam:
         gradient = as_array(grads, "grads")
         check_like(gradient, buffers.p, "grads", "the flat buffer of the parameters, `buffers.p`")
         check_flat(gradient, "grads", written=False)
-        check_disjoint({"buffers.p": buffers.p, "grads": gradient})
+        for label, flat in {"p": buffers.p, "m": buffers.m, "v": buffers.v}.items():
+            check_disjoint({f"buffers.{label}": flat, "grads": gradient})
         return gradient
 
     def zero_grad(self) -> None:

@@ -135,7 +135,7 @@ def place(groups: list[list[Parameter]]) -> tuple[list[Buffers], list[tuple[Any,
         buffers = pack({name: parameter.array for name, parameter in packed.items()})
         for name, view in buffers.views(buffers.p).items():
             parameter = packed[name]
-            bindings.append((parameter.container, parameter.key, like(view, parameter.original)))
+            bindings.append((parameter.container, parameter.key, like(view, parameter.original, parameter.label)))
         for container, key, view in bindings:
             container[key] = view
         placed.append(buffers)

@@ -70,7 +70,11 @@ def _compile(update, *, parallel):
     twin = "parallel" if parallel else "serial"
     one_pass.__name__ = one_pass.__qualname__ = f"{update.name.lower()}_{twin}_{digest}"
     # Python's error model would test each division for zero, which stops vectorisation: 4 times slower.
-    return njit(parallel=parallel, cache=True, error_model="numpy")(one_pass)
+    kernel = njit(parallel=parallel, error_model="numpy")(one_pass)
+    # RuntimeError: there is no writable place for a cache. The kernel is then compiled in every process.
+    with contextlib.suppress(RuntimeError):
+        kernel.enable_caching()
+    return kernel
 
 
 def _rounded(scalars, dtype):

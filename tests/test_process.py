@@ -36,20 +36,28 @@ def test_import_loads_no_backend():
     assert loaded == "set()"
 
 
-def test_an_edited_update_text_never_meets_a_stale_cache(tmp_path):
-    package, cache = tmp_path / "fastadam", tmp_path / "cache"
-    shutil.copytree(Path(fastadam.__file__).parent, package)
-    shutil.copytree(Path(fastadam.kernels.__file__).parent, package / "kernels", dirs_exist_ok=True)
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the package, as installed, and the beginning of code that imports it."""
+    package = tmp_path / "fastadam"
+    shutil.copytree(Path(fastadam.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    kernels = Path(fastadam.kernels.__file__).parent
+    shutil.copytree(kernels, package / "kernels", ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    beginning = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nimport fastadam\n"
+    return package, beginning + f"assert fastadam.__file__.startswith({str(tmp_path)!r})\n"
+
+
+def test_an_edited_update_text_never_meets_a_stale_cache(tmp_path, copy):
+    package, beginning = copy
     text = package / "kernels" / "update.py"
     code = f"""
-import sys; sys.path.insert(0, {str(tmp_path)!r})
-import numpy as np, fastadam, fastadam.kernels.cpu as cpu, fastadam.kernels.update as update
-assert fastadam.__file__.startswith({str(tmp_path)!r})
+{beginning}
+import numpy as np, fastadam.kernels.cpu as cpu, fastadam.kernels.update as update
 p, g, m, v = np.zeros(4), np.ones(4), np.zeros(4), np.zeros(4)
 fastadam.adam_step(p, g, m, v, step=1)
 print(m[0], len(cpu.twins(update.ADAM)[0].stats.cache_hits))
 """
-    environment = {"NUMBA_CACHE_DIR": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
     assert run(code, **environment) == "0.09999999999999998 0"
     assert run(code, **environment) == "0.09999999999999998 1"
     # An edit that keeps the file's size and time, which is all that Numba's own check looks at.
@@ -58,6 +66,17 @@ print(m[0], len(cpu.twins(update.ADAM)[0].stats.cache_hits))
     os.utime(text, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert text.stat().st_size == before.st_size
     assert run(code, **environment) == "-0.09999999999999998 0"
+
+
+def test_a_place_without_a_writable_directory_is_no_obstacle(tmp_path, copy):
+    # A read-only installation and no home, as in many containers: Numba then finds no place for its cache.
+    package, beginning = copy
+    (package / "kernels" / "__pycache__").write_text("")
+    nowhere = tmp_path / "file"
+    nowhere.write_text("")
+    places = {name: str(nowhere / "below") for name in ("HOME", "XDG_CACHE_HOME", "IPYTHONDIR", "LOCALAPPDATA")}
+    code = beginning + LONG_STEP + "print(step(100)[0].round(3), step(100_000)[0].round(3))"
+    assert run(code, PYTHONDONTWRITEBYTECODE="1", NUMBA_CACHE_DIR="", **places) == "0.9 0.9"
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads Linux's page fault counts by thread")
@@ -126,11 +145,3 @@ def test_torch_keeps_its_thread_count():
     pytest.importorskip("torch")
     code = "import torch; torch.set_num_threads(7)" + LONG_STEP + "step(); print(torch.get_num_threads())"
     assert run(code) == "7"
-
-
-def test_no_cache_directory_is_no_obstacle(tmp_path):
-    # A read-only installation and home: Numba then has no place for its cache.
-    code = LONG_STEP + "print(step(100)[0].round(3))"
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    assert run(code, NUMBA_CACHE_DIR=str(blocked / "below")) == "0.9"
