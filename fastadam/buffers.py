@@ -102,6 +102,9 @@ class Views(Mapping):
             raise ValueError(f"`{name}` must have shape {view.shape}, got {shape}")
         view[...] = value
 
+    def __delitem__(self, name: Hashable) -> None:
+        raise TypeError(f"`{name}` is a view of a flat buffer and cannot be deleted")
+
     def __iter__(self) -> Iterator[Hashable]:
         return iter(self._views)
 

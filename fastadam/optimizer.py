@@ -108,20 +108,15 @@ class Adam:
         self._bindings += bindings
         self._all_buffers += placed
         self.param_groups = [stretch.settings for stretch in self._stretches]
-        self.params = Views(self._views("p"))
+        self.params = Views({k: v for stretch in self._stretches for k, v in stretch.views(stretch.buffers.p).items()})
         self._grads: Views | None = None
-
-    def _views(self, flat):
-        return {
-            name: view for buffers in self._all_buffers for name, view in buffers.views(getattr(buffers, flat)).items()
-        }
 
     @property
     def grads(self) -> Views:  # noqa: D102 (described in the class)
         if self._grads is None:
-            self._grads = Views(self._views("g"))
             for stretch in self._stretches:
                 stretch.use_gradient_buffer()
+            self._grads = Views({k: v for stretch in self._stretches for k, v in stretch.gradient_views.items()})
         return self._grads
 
     @property
@@ -166,7 +161,7 @@ class Adam:
                 its parameter; or an entry of the mapping given as `params` has been replaced. Nothing has been
                 written then, and the optimizer can be used on.
         """
-        if grad_scale != 1.0:
+        if grad_scale != 1.0 or type(grad_scale) is not float:
             grad_scale = nonnegative(grad_scale, "grad_scale")
         try:
             for container, key, view in self._bindings:
@@ -174,26 +169,31 @@ class Adam:
                     raise KeyError
         except (KeyError, IndexError):
             raise replaced_error(key) from None
-        if grads is None:
+        if self._grads is None and grads is None:
             grads = self.grads
-        if grads is self._grads:
+        if grads is None or grads is self._grads:
             for stretch in self._stretches:
                 stretch.advance(stretch.g, grad_scale)
         elif isinstance(grads, Mapping):
-            gradients = self._named_gradients(grads)
-            for stretch, by_parameter in zip(self._stretches, gradients, strict=True):
-                stretch.advance_by_parameter(by_parameter, grad_scale)
+            parts = self._gathered(grads)
+            for stretch, parts_of_stretch in zip(self._stretches, parts, strict=True):
+                stretch.advance_in_parts(parts_of_stretch, grad_scale)
         else:
             gradient = self._flat_gradient(grads)
             for stretch in self._stretches:
                 stretch.advance(stretch.cut(gradient), grad_scale)
 
-    def _named_gradients(self, grads):
-        gradients = [stretch.named_gradients(grads) for stretch in self._stretches]
+    def _gathered(self, grads):
+        # Three rounds over the groups, so that all is checked before anything is written, and all gradients are read
+        # as they were: some may lie in the optimizer's own memory.
+        gradients = [stretch.named_gradients(grads, self._all_buffers) for stretch in self._stretches]
         if len(grads) != len(self.params):
             unknown = [name for name in grads if name not in self.params]
             raise ValueError(f"`grads` must have an entry for every parameter and no other, got {unknown}")
-        return gradients
+        return [
+            stretch.gather(of_stretch, self._all_buffers)
+            for stretch, of_stretch in zip(self._stretches, gradients, strict=True)
+        ]
 
     def _flat_gradient(self, grads):
         buffers = self.buffers

@@ -1,8 +1,9 @@
 """One parameter group's part of the flat buffers, and the launches of its step."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from itertools import pairwise
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,14 @@ def choose_update(settings: Mapping[str, Any]) -> tuple[Update, Callable]:
     return (ADAM_L2, fold_l2(*hyperparameters)) if coupled else (ADAM, fold(*hyperparameters))
 
 
+class Part(NamedTuple):
+    """A part of a step: elements `start` to `stop` of the flat buffers, and the flat gradient for them."""
+
+    start: int
+    stop: int
+    gradient: Any
+
+
 class Stretch:
     """The stretch of flat buffers that one parameter group covers, and how many steps it has taken."""
 
@@ -30,12 +39,12 @@ class Stretch:
         self.buffers = buffers
         self.step = 0
         self._segments = [buffers.segments[name] for name in settings["params"]]
-        self._shapes = [(name, buffers.segments[name].shape) for name in settings["params"]]
         self._usual = np.ndarray if isinstance(buffers.p, np.ndarray) else None
         self.start, self.stop = self._segments[0].start, self._segments[-1].stop
         self.p, self.m, self.v = (self.cut(flat) for flat in (buffers.p, buffers.m, buffers.v))
         self.g: Any = None
-        self._gradient_views: list[Any] = []
+        # Name -> place of a gradient in `g`; empty while there is no `g`.
+        self.gradient_views: dict[Hashable, Any] = {}
         self._kernels: ModuleType = kernels(buffers.p, "params")
         settings.changed = self._prepare
         self._prepare()
@@ -43,76 +52,105 @@ class Stretch:
     def _prepare(self):
         self._update, self._scalars = choose_update(self.settings)
         self._launch = self._kernels.launcher(self._update, self.stop - self.start)
+        # What a step must clear between the segments: without eps, it takes an element that was always zero to 0 / 0.
+        gaps = [self.buffers.p[left.stop : right.start] for left, right in pairwise(self._segments)]
+        self._gaps = gaps if self.settings["eps"] == 0.0 else []
 
     def cut(self, flat: Any) -> Any:
         """This stretch of one of the flat buffers."""
         return flat[self.start : self.stop]
 
+    def views(self, flat: Any) -> dict[Hashable, Any]:
+        """Name -> view of its segment in one of the flat buffers."""
+        names = self.settings["params"]
+        return {name: segment.of(flat) for name, segment in zip(names, self._segments, strict=True)}
+
     def use_gradient_buffer(self) -> None:
         """Give the stretch its part of the gradient buffer, which is allocated by its first user."""
-        self.g = self.cut(self.buffers.g)
-        self._gradient_views = [segment.of(self.buffers.g) for segment in self._segments]
+        if self.g is None:
+            self.g = self.cut(self.buffers.g)
+            self.gradient_views = self.views(self.buffers.g)
 
-    def named_gradients(self, grads: Mapping[Hashable, Any]) -> list[Any]:
-        """The gradient of each parameter in `grads`, as arrays of its dtype, shape and device."""
+    def named_gradients(self, grads: Mapping[Hashable, Any], all_buffers: list[Buffers]) -> list[Any]:
+        """The gradient of each parameter in `grads`, as arrays of its dtype, shape and device.
+
+        One that lies in a gradient buffer, but for the parameter's own place, is copied: `gather` will write there.
+        """
+        self.use_gradient_buffer()
         gradients, dtype = [], self.p.dtype
-        for name, shape in self._shapes:
+        written, may_share_memory = [flat.g for flat in all_buffers], namespace(self.p).may_share_memory
+        for name, view in self.gradient_views.items():
             if name not in grads:
                 raise ValueError(f"`grads` must have an entry for every parameter, got none for {name!r}")
             gradient = grads[name]
             # The usual case first: the checks below take longer than a small step.
-            if type(gradient) is not self._usual or gradient.dtype is not dtype or gradient.shape != shape:
+            if type(gradient) is not self._usual or gradient.dtype is not dtype or gradient.shape != view.shape:
                 label = f"grads[{name!r}]"
                 gradient = as_array(gradient, label)
-                check_like(gradient, self.buffers.segments[name].of(self.buffers.p), label, "its parameter")
+                check_like(gradient, view, label, "its parameter")
+            if gradient.base is not None and gradient is not view:
+                for flat in written:
+                    if may_share_memory(gradient, flat):
+                        gradient = gradient.copy()
             gradients.append(gradient)
         return gradients
+
+    def gather(self, gradients: list[Any], all_buffers: list[Buffers]) -> list[Part]:
+        """The parts in which to take a step with a gradient array for each parameter.
+
+        A large gradient is read where it lies. Small ones are copied next to each other in `g` and share a part.
+        """
+        direct = []
+        direct_from = self._kernels.DIRECT_FROM
+        for segment, view, gradient in zip(self._segments, self.gradient_views.values(), gradients, strict=True):
+            if gradient.size >= direct_from and _is_readable(gradient, all_buffers):
+                direct.append(Part(segment.start, segment.stop, gradient.reshape(-1)))
+            elif gradient is not view:
+                view[...] = gradient
+        return direct and list(self._covering(direct))
+
+    def _covering(self, direct) -> Iterator[Part]:
+        """`direct`, and between its entries the parts of `g`."""
+        done = self.start
+        for part in direct:
+            if done < part.start:
+                yield Part(done, part.start, self.buffers.g[done : part.start])
+            yield part
+            done = part.stop
+        if done < self.stop:
+            yield Part(done, self.stop, self.buffers.g[done : self.stop])
 
     def advance(self, gradient: Any, grad_scale: float) -> None:
         """Take one step with a flat gradient of this stretch."""
         step = self.step + 1
         self._launch(self.p, gradient, self.m, self.v, self._scalars(step, grad_scale))
         self.step = step
+        if self._gaps:
+            self._clear_gaps()
 
-    def advance_by_parameter(self, gradients: list[Any], grad_scale: float) -> None:
-        """Take one step with a gradient array for each parameter.
-
-        A large one is read where it lies. Small ones are copied next to each other in `g` and share a launch.
-        """
-        if self.g is None:
-            self.use_gradient_buffer()
-        direct = []
-        direct_from = self._kernels.DIRECT_FROM
-        for segment, view, gradient in zip(self._segments, self._gradient_views, gradients, strict=True):
-            if gradient.size >= direct_from and self._is_readable(gradient):
-                direct.append((segment.start, segment.stop, gradient.reshape(-1)))
-            elif gradient is not view:
-                view[...] = gradient
-        if not direct:
+    def advance_in_parts(self, parts: list[Part], grad_scale: float) -> None:
+        """Take one step in `parts`, each a launch of its own; without any, in one launch with all of `g`."""
+        if not parts:
             self.advance(self.g, grad_scale)
             return
         step = self.step + 1
         scalars = self._scalars(step, grad_scale)
-        for start, stop, gradient in self._covering(direct):
+        flat = self.buffers
+        for start, stop, gradient in parts:
             launch = self._kernels.launcher(self._update, stop - start)
-            flat = self.buffers
             launch(flat.p[start:stop], gradient, flat.m[start:stop], flat.v[start:stop], scalars)
         self.step = step
+        self._clear_gaps()
 
-    def _is_readable(self, gradient) -> bool:
-        """Whether the kernel can read `gradient` where it lies: no second signature to compile, no aliasing."""
-        flags, flat = gradient.flags, self.buffers
-        if not flags.c_contiguous or (isinstance(gradient, np.ndarray) and not (flags.writeable and flags.aligned)):
-            return False
-        return not any(namespace(gradient).may_share_memory(gradient, buffer) for buffer in (flat.p, flat.m, flat.v))
+    def _clear_gaps(self):
+        for gap in self._gaps:
+            gap[...] = 0.0
 
-    def _covering(self, direct) -> Iterator[tuple[int, int, Any]]:
-        """`direct`, and between its entries the parts of `g`."""
-        done = self.start
-        for start, stop, gradient in direct:
-            if done < start:
-                yield done, start, self.buffers.g[done:start]
-            yield start, stop, gradient
-            done = stop
-        if done < self.stop:
-            yield done, self.stop, self.buffers.g[done : self.stop]
+
+def _is_readable(gradient, all_buffers) -> bool:
+    """Whether the kernel can read `gradient` where it lies: no second signature to compile, no memory it writes."""
+    flags = gradient.flags
+    if not flags.c_contiguous or (isinstance(gradient, np.ndarray) and not (flags.writeable and flags.aligned)):
+        return False
+    written = [array for flat in all_buffers for array in (flat.p, flat.m, flat.v)]
+    return not any(namespace(gradient).may_share_memory(gradient, array) for array in written)

@@ -403,12 +403,12 @@ def own_flat_slices(opt):
 
 ALIASES = {
     "the written gradients": lambda opt: opt.grads,
-    "the written gradients swapped": lambda opt: dict(zip(opt.grads, reversed(opt.grads.values()), strict=True)),
+    "the written gradients swapped": lambda opt: dict(zip(opt.grads, reversed(list(opt.grads.values())), strict=True)),
     "one written gradient for all": lambda opt: dict.fromkeys(opt.grads, next(iter(opt.grads.values()))),
     "the written gradients reversed": lambda opt: {name: view[::-1] for name, view in opt.grads.items()},
     "shifted slices of the gradient buffer": own_flat_slices,
     "the parameters": lambda opt: opt.params,
-    "the parameters swapped": lambda opt: dict(zip(opt.params, reversed(opt.params.values()), strict=True)),
+    "the parameters swapped": lambda opt: dict(zip(opt.params, reversed(list(opt.params.values())), strict=True)),
     "the moments": lambda opt: opt.buffers.views(opt.buffers.m),
     "the moments swapped": lambda opt: dict(
         zip(opt.params, reversed(opt.buffers.views(opt.buffers.m).values()), strict=True)
