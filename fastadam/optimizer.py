@@ -8,7 +8,7 @@ from fastadam.buffers import Buffers, Views
 from fastadam.groups import ParamGroup, nonnegative
 from fastadam.parameters import check_together, parse_group, parse_groups, place, replaced_error
 from fastadam.state import dump_state, load_state
-from fastadam.stretch import Stretch
+from fastadam.stretch import Part, Stretch
 
 
 class Adam:
@@ -171,17 +171,16 @@ class Adam:
             raise replaced_error(key) from None
         if self._grads is None and grads is None:
             grads = self.grads
-        if grads is None or grads is self._grads:
-            for stretch in self._stretches:
-                stretch.advance(stretch.g, grad_scale)
-        elif isinstance(grads, Mapping):
-            parts = self._gathered(grads)
-            for stretch, parts_of_stretch in zip(self._stretches, parts, strict=True):
-                stretch.advance_in_parts(parts_of_stretch, grad_scale)
-        else:
-            gradient = self._flat_gradient(grads)
-            for stretch in self._stretches:
-                stretch.advance(stretch.cut(gradient), grad_scale)
+        if grads is not None and grads is not self._grads:
+            parts = self._gathered(grads) if isinstance(grads, Mapping) else self._cut(grads)
+            if parts:
+                for stretch, parts_of_stretch in zip(self._stretches, parts, strict=True):
+                    stretch.advance(parts_of_stretch, grad_scale)
+                return
+        # All gradients are in `g`. No method of the stretch: one call more is a twentieth of a small step.
+        for stretch in self._stretches:
+            stretch.launch(stretch.p, stretch.g, stretch.m, stretch.v, stretch.scalars(stretch.step + 1, grad_scale))
+            stretch.step += 1
 
     def _gathered(self, grads):
         # Three rounds over the groups, so that all is checked before anything is written, and all gradients are read
@@ -190,19 +189,20 @@ class Adam:
         if len(grads) != len(self.params):
             unknown = [name for name in grads if name not in self.params]
             raise ValueError(f"`grads` must have an entry for every parameter and no other, got {unknown}")
-        return [
-            stretch.gather(of_stretch, self._all_buffers)
-            for stretch, of_stretch in zip(self._stretches, gradients, strict=True)
-        ]
+        pairs = zip(self._stretches, gradients, strict=True)
+        direct = [stretch.gather(of_stretch, self._all_buffers) for stretch, of_stretch in pairs]
+        if not any(direct):
+            return []
+        return [stretch.covering(parts) for stretch, parts in zip(self._stretches, direct, strict=True)]
 
-    def _flat_gradient(self, grads):
+    def _cut(self, grads):
         buffers = self.buffers
         gradient = as_array(grads, "grads")
         check_like(gradient, buffers.p, "grads", "the flat buffer of the parameters, `buffers.p`")
         check_flat(gradient, "grads", written=False)
         for label, flat in {"p": buffers.p, "m": buffers.m, "v": buffers.v}.items():
             check_disjoint({f"buffers.{label}": flat, "grads": gradient})
-        return gradient
+        return [[Part(stretch.start, stretch.stop, stretch.cut(gradient))] for stretch in self._stretches]
 
     def zero_grad(self) -> None:
         """Fill `grads` with zeros, in place."""

@@ -1,6 +1,7 @@
 """One parameter group's part of the flat buffers, and the launches of its step."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from itertools import pairwise
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -50,11 +51,20 @@ class Stretch:
         self._prepare()
 
     def _prepare(self):
-        self._update, self._scalars = choose_update(self.settings)
-        self._launch = self._kernels.launcher(self._update, self.stop - self.start)
-        # What a step must clear between the segments: without eps, it takes an element that was always zero to 0 / 0.
-        gaps = [self.buffers.p[left.stop : right.start] for left, right in pairwise(self._segments)]
-        self._gaps = gaps if self.settings["eps"] == 0.0 else []
+        self._update, self.scalars = choose_update(self.settings)
+        self.launch = self._kernels.launcher(self._update, self.stop - self.start)
+        # Without eps, an element whose gradients have all been zero becomes 0 / 0.
+        self._must_clear_gaps = self.settings["eps"] == 0.0 and len(self._segments) > 1
+        if self._must_clear_gaps:
+            self.launch = partial(self._launch_and_clear_gaps, self.launch)
+
+    def _launch_and_clear_gaps(self, launch, *arguments):
+        launch(*arguments)
+        self._clear_gaps()
+
+    def _clear_gaps(self):
+        for left, right in pairwise(self._segments):
+            self.buffers.p[left.stop : right.start] = 0.0
 
     def cut(self, flat: Any) -> Any:
         """This stretch of one of the flat buffers."""
@@ -96,9 +106,9 @@ class Stretch:
         return gradients
 
     def gather(self, gradients: list[Any], all_buffers: list[Buffers]) -> list[Part]:
-        """The parts in which to take a step with a gradient array for each parameter.
+        """Copy small gradients next to each other in `g`, where they share a launch; the others, as parts.
 
-        A large gradient is read where it lies. Small ones are copied next to each other in `g` and share a part.
+        A large gradient is read where it lies.
         """
         direct = []
         direct_from = self._kernels.DIRECT_FROM
@@ -107,44 +117,29 @@ class Stretch:
                 direct.append(Part(segment.start, segment.stop, gradient.reshape(-1)))
             elif gradient is not view:
                 view[...] = gradient
-        return direct and list(self._covering(direct))
+        return direct
 
-    def _covering(self, direct) -> Iterator[Part]:
-        """`direct`, and between its entries the parts of `g`."""
-        done = self.start
+    def covering(self, direct: list[Part]) -> list[Part]:
+        """`direct`, and between its entries parts of `g`, so that all of the stretch is covered."""
+        parts, done = [], self.start
         for part in direct:
-            if done < part.start:
-                yield Part(done, part.start, self.buffers.g[done : part.start])
-            yield part
+            parts += [self._gathered(done, part.start), part]
             done = part.stop
-        if done < self.stop:
-            yield Part(done, self.stop, self.buffers.g[done : self.stop])
+        parts.append(self._gathered(done, self.stop))
+        return [part for part in parts if part.start < part.stop]
 
-    def advance(self, gradient: Any, grad_scale: float) -> None:
-        """Take one step with a flat gradient of this stretch."""
-        step = self.step + 1
-        self._launch(self.p, gradient, self.m, self.v, self._scalars(step, grad_scale))
-        self.step = step
-        if self._gaps:
-            self._clear_gaps()
+    def _gathered(self, start, stop):
+        return Part(start, stop, self.buffers.g[start:stop])
 
-    def advance_in_parts(self, parts: list[Part], grad_scale: float) -> None:
-        """Take one step in `parts`, each a launch of its own; without any, in one launch with all of `g`."""
-        if not parts:
-            self.advance(self.g, grad_scale)
-            return
-        step = self.step + 1
-        scalars = self._scalars(step, grad_scale)
-        flat = self.buffers
+    def advance(self, parts: list[Part], grad_scale: float) -> None:
+        """Take one step in `parts` that cover the stretch, each a launch of its own."""
+        scalars, flat = self.scalars(self.step + 1, grad_scale), self.buffers
         for start, stop, gradient in parts:
             launch = self._kernels.launcher(self._update, stop - start)
             launch(flat.p[start:stop], gradient, flat.m[start:stop], flat.v[start:stop], scalars)
-        self.step = step
-        self._clear_gaps()
-
-    def _clear_gaps(self):
-        for gap in self._gaps:
-            gap[...] = 0.0
+        if self._must_clear_gaps:
+            self._clear_gaps()
+        self.step += 1
 
 
 def _is_readable(gradient, all_buffers) -> bool:
