@@ -80,6 +80,16 @@ def device(array: Any) -> str:
     return "cpu" if isinstance(array, np.ndarray) else f"cuda:{array.device.id}"
 
 
+def moved(array: Any, other: Any) -> Any:
+    """`array` on the device of `other`: itself where it is there already, else a copy."""
+    if device(array) == device(other):
+        return array
+    if isinstance(other, np.ndarray):
+        return array.get()
+    with other.device:
+        return namespace(other).asarray(array)
+
+
 def kernels(array: Any, label: str) -> ModuleType:
     """The kernel module for the device of `array`."""
     if isinstance(array, np.ndarray):

@@ -1,10 +1,10 @@
 """State dictionaries in torch's layout: what a checkpoint needs so that a resumed run is bit for bit the same run."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastadam.arrays import as_array, check_like, device, namespace
+from fastadam.arrays import as_array, check_like, moved
 from fastadam.stretch import Stretch
 
 # torch's names of the moments.
@@ -30,6 +30,8 @@ def load_state(stretches: list[Stretch], state_dict: Mapping[str, Any]) -> None:
             "`state_dict` must be a dict with the keys 'state' and 'param_groups', as `state_dict()` makes it"
         )
     groups, state = state_dict["param_groups"], state_dict["state"]
+    _check_kind(groups, Sequence, "state_dict['param_groups']", "a list")
+    _check_kind(state, Mapping, "state_dict['state']", "a dict")
     if len(groups) != len(stretches):
         raise ValueError(f"`state_dict['param_groups']` must hold {len(stretches)} groups, got {len(groups)}")
     expected = {name for stretch in stretches for name in stretch.settings["params"]}
@@ -47,11 +49,17 @@ def load_state(stretches: list[Stretch], state_dict: Mapping[str, Any]) -> None:
             view[...] = value
 
 
+def _check_kind(value, kind, label, description):
+    if not isinstance(value, kind) or isinstance(value, str):
+        raise TypeError(f"`{label}` must be {description}, got {value!r}")
+
+
 def _settings(group, stretch, index):
     label = f"state_dict['param_groups'][{index}]"
-    names = stretch.settings["params"]
-    if tuple(group["params"]) != names:
-        raise ValueError(f"`{label}['params']` must be {list(names)} as in this optimizer, got {list(group['params'])}")
+    _check_kind(group, Mapping, label, "a dict")
+    names, saved = stretch.settings["params"], group.get("params")
+    if not isinstance(saved, Sequence) or tuple(saved) != names:
+        raise ValueError(f"`{label}['params']` must be {list(names)} as in this optimizer, got {saved!r}")
     settings = {key: value for key, value in group.items() if key != "params"}
     stretch.settings.check(settings)
     return settings
@@ -61,14 +69,14 @@ def _moments(state, stretch):
     steps, moments = set(), []
     for name in stretch.settings["params"]:
         label, entry = f"state_dict['state'][{name!r}]", state[name]
+        _check_kind(entry, Mapping, label, "a dict")
         if not {"step", *_MOMENTS} <= entry.keys():
-            raise ValueError(f"`{label}` must have the keys 'step', 'exp_avg' and 'exp_avg_sq', got {sorted(entry)}")
+            raise ValueError(f"`{label}` must have the keys 'step', 'exp_avg' and 'exp_avg_sq', got {list(entry)}")
         steps.add(_step(entry["step"], label))
         for key, flat in _MOMENTS.items():
             view = stretch.buffers.segments[name].of(getattr(stretch.buffers, flat))
             value = as_array(entry[key], f"{label}['{key}']")
-            if device(value) != device(view):
-                value = namespace(view).asarray(value)
+            value = moved(value, view)
             check_like(value, view, f"{label}['{key}']", "its parameter")
             moments.append((view, value))
     if len(steps) != 1:

@@ -1,5 +1,6 @@
 """The CPU kernel equals the NumPy reference bit for bit, is vectorised, and is compiled once."""
 
+import platform
 import re
 
 import numba
@@ -89,6 +90,16 @@ def test_a_run_of_steps(steps):
     assert_same_bits((kernel_state[0], *kernel_state[2:]), (reference_state[0], *reference_state[2:]))
 
 
+# Processor -> (vector instruction of each dtype, fused multiply-add), as regular expressions.
+INSTRUCTIONS = {
+    "x86": ({np.float32: r"\bv?{}ps\b", np.float64: r"\bv?{}pd\b"}, r"\bvfn?m(add|sub)"),
+    "arm": (
+        {np.float32: r"\bf{}(\.4s|\s+v\d+\.4s)", np.float64: r"\bf{}(\.2d|\s+v\d+\.2d)"},
+        r"\bfn?m(la|ls|add|sub)\b",
+    ),
+}
+
+
 @member
 @dtypes
 @twins
@@ -98,10 +109,10 @@ def test_loop_is_vectorised(update, folder, dtype, parallel, tmp_path, monkeypat
     kernel = cpu._compile(update, parallel=parallel)
     kernel(*random_state(100, dtype), folder(1e-3, 0.9, 0.999, 1e-8, 0.1)(1, 1.0))
     (assembly,) = kernel.inspect_asm().values()
-    suffix = "ps" if dtype is np.float32 else "pd"
-    assert re.search(rf"\bv?sqrt{suffix}\b", assembly)
-    assert re.search(rf"\bv?div{suffix}\b", assembly)
-    assert not re.search(r"\bvfn?m(add|sub)", assembly), "a fused multiply-add would change the last bit"
+    packed, fused = INSTRUCTIONS["arm" if platform.machine() in ("arm64", "aarch64") else "x86"]
+    for operation in ("sqrt", "div"):
+        assert re.search(packed[dtype].format(operation), assembly)
+    assert not re.search(fused, assembly), "a fused multiply-add would change the last bit"
 
 
 def test_long_buffers_go_to_the_threads():

@@ -1,5 +1,6 @@
 """A step allocates nothing that grows with the parameters."""
 
+import importlib.util
 import subprocess
 import sys
 import tracemalloc
@@ -39,9 +40,9 @@ def test_a_step_allocates_a_few_kilobytes_of_python_objects_at_most(way):
     assert peak < 20_000
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("resource"), reason="the system does not report the high-water mark")
 def test_the_high_water_mark_of_the_process_stays():
-    # What tracemalloc does not see: memory that compiled code takes.
-    resource = pytest.importorskip("resource")
+    # What tracemalloc does not see: memory that compiled code takes. One array of this size is 20,000 KiB.
     code = """
 import resource, numpy as np, fastadam
 params = {name: np.ones(5_000_000, np.float32) for name in "ab"}
@@ -55,8 +56,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     grown = int(subprocess.check_output([sys.executable, "-c", code], text=True))
     kibibyte = 1 if sys.platform != "darwin" else 1024
-    assert grown < 1_000 * kibibyte, f"{grown} beyond the 80,000 KiB of the parameters' moments"
-    assert resource is not None
+    assert grown < 1_000 * kibibyte
 
 
 def test_the_gradient_buffer_is_allocated_when_first_used():

@@ -38,8 +38,8 @@ def test_moments_after_5000_float32_steps(seed):
         fastadam.adam_step(p, g, m, v, step=step)
         exact = exact_adam(exact[0], g, *exact[1:], step=step, lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
     relative = np.abs(v - exact[2]) / exact[2]
-    print(np.median(relative), np.percentile(relative, [90, 95, 99]), np.sqrt(np.mean(relative**2)))
     assert np.median(relative) < 5e-7
+    assert np.sqrt(np.mean(relative**2)) < 1e-6
     assert np.max(relative) < 3e-6
 
 
