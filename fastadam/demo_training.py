@@ -1,5 +1,6 @@
 """How the demo trains: three optimizers side by side on the same batches, every step timed by itself."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from statistics import median
 from time import perf_counter
@@ -27,7 +28,7 @@ class Device(NamedTuple):
 CPU = Device("cpu", np.asarray, np.asarray, lambda: None)
 
 
-class Run:
+class Run(ABC):
     """One training: parameters, an optimizer for them, and what was measured."""
 
     name: str
@@ -41,9 +42,9 @@ class Run:
         self.gradient_seconds = 0.0
         self.step_seconds: list[float] = []
 
+    @abstractmethod
     def step(self) -> None:
         """Take one optimizer step with `gradients`."""
-        raise NotImplementedError
 
     def find_gradients(self, rows: Any) -> dict[str, Any]:
         """The gradients of the loss on the batch of `rows`."""

@@ -1,6 +1,7 @@
 """The `params` argument: a dict or list of arrays, one flat array or a list of groups, as checked parts."""
 
 from collections.abc import Hashable, Iterable, Mapping, MutableMapping, MutableSequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,23 +96,23 @@ def check_together(parameters: list[Parameter], existing: list[Buffers]) -> None
                 f"{label} must be on {device(devices[0][0])} like {devices[0][1]}, got {device(array)}: "
                 "one optimizer works on one device"
             )
-    occupied = [(parameter.label, parameter.array) for parameter in parameters]
-    _check_no_shared_memory(occupied + [("the parameters of this optimizer", buffers.p) for buffers in existing])
+    occupied = [("the parameters of this optimizer", buffers.p) for buffers in existing]
+    _check_no_shared_memory(occupied + [(f"`{parameter.label}`", parameter.array) for parameter in parameters])
 
 
 def _check_no_shared_memory(labelled):
-    open_stretches: list[tuple[int, str, Any]] = []
-    for (low, high), label, array in sorted(
-        ((_bounds(array), label, array) for label, array in labelled if array.size), key=lambda item: item[0]
-    ):
-        open_stretches = [stretch for stretch in open_stretches if stretch[0] > low]
-        for _, other_label, other in open_stretches:
+    occupied = [(*_bounds(array), position, array) for position, (_, array) in enumerate(labelled) if array.size]
+    open_ended: list[tuple] = []
+    for low, high, position, array in sorted(occupied, key=itemgetter(0)):
+        open_ended = [entry for entry in open_ended if entry[0] > low]
+        for _, other_position, other in open_ended:
             if namespace(array).shares_memory(array, other):
+                earlier, later = sorted((position, other_position))
                 raise ValueError(
-                    f"`{label}` must not share memory with `{other_label}`: "
+                    f"{labelled[later][0]} must not share memory with {labelled[earlier][0]}: "
                     "a parameter listed twice would be updated twice"
                 )
-        open_stretches.append((high, label, array))
+        open_ended.append((high, position, array))
 
 
 def _bounds(array):

@@ -1,15 +1,7 @@
 """Tests marked `gpu` run where a CUDA device works; elsewhere one line says how many did not, and why."""
 
 import pytest
-
-
-def device_problem() -> str | None:
-    """Why no CUDA device can be used, or None."""
-    try:
-        from fastadam.kernels import cuda
-    except ImportError as error:
-        return f"CuPy is not installed ({error})"
-    return cuda.device_problem()
+from gpu import device_problem
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,0 +1,389 @@
+"""Bad input: an error that names argument, requirement and value, nothing written, all usable afterwards."""
+
+import numpy as np
+import pytest
+from gpu import device_problem
+
+import fastadam
+
+F4 = np.float32
+NAN, INF = float("nan"), float("inf")
+
+
+def cupy_array_without_a_gpu():
+    """A CuPy array over an address that nothing may touch: building one needs no device."""
+    cupy = pytest.importorskip("cupy")
+    memory = cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(4096, 16, None, 0), 0)
+    return cupy.ndarray((4,), F4, memory)
+
+
+class OnDevice:
+    """What an array of any library on a device looks like to DLPack."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __dlpack__(self, **options):
+        raise AssertionError("its memory is out of reach")
+
+    def __dlpack_device__(self):
+        return self.kind, 0
+
+
+def read_only(array):
+    array.flags.writeable = False
+    return array
+
+
+def unaligned(size):
+    return np.zeros(4 * size + 1, np.uint8)[1:].view(F4)
+
+
+without_gpu = pytest.mark.skipif(device_problem() is None, reason="here CUDA arrays are good input")
+
+
+def table(rows):
+    """The rows as parameters; those about CUDA arrays are for machines without a GPU."""
+    return [pytest.param(*row, id=name, marks=[without_gpu] * ("CUDA" in name)) for name, row in rows.items()]
+
+
+# --- hyperparameters, which the constructor, a group's assignment and adam_step check alike
+
+HYPERPARAMETERS = [
+    ("lr", -1e-3, ValueError, r"`lr` must be >= 0, got -0\.001"),
+    ("lr", NAN, ValueError, "`lr` must be finite, got nan"),
+    ("lr", INF, ValueError, "`lr` must be finite, got inf"),
+    ("lr", "0.1", TypeError, "`lr` must be a real number, got '0.1'"),
+    ("lr", None, TypeError, "`lr` must be a real number, got None"),
+    ("lr", 1j, TypeError, "`lr` must be a real number, got 1j"),
+    ("lr", [0.1, 0.2], TypeError, "`lr` must be a real number"),
+    ("lr", np.ones(2), TypeError, "`lr` must be a real number"),
+    ("eps", -1e-8, ValueError, "`eps` must be >= 0, got -1e-08"),
+    ("eps", NAN, ValueError, "`eps` must be finite, got nan"),
+    ("weight_decay", -0.5, ValueError, r"`weight_decay` must be >= 0, got -0\.5"),
+    ("weight_decay", NAN, ValueError, "`weight_decay` must be finite, got nan"),
+    ("betas", (1.0, 0.999), ValueError, r"`betas\[0\]` must be in \[0, 1\), got 1\.0"),
+    ("betas", (0.9, 1.5), ValueError, r"`betas\[1\]` must be in \[0, 1\), got 1\.5"),
+    ("betas", (-0.1, 0.999), ValueError, r"`betas\[0\]` must be >= 0, got -0\.1"),
+    ("betas", (0.9, NAN), ValueError, r"`betas\[1\]` must be finite, got nan"),
+    ("betas", 0.9, TypeError, "`betas` must be a pair .*, got 0.9"),
+    ("betas", (0.9,), TypeError, r"`betas` must be a pair .*, got \(0\.9,\)"),
+    ("betas", "99", TypeError, "`betas` must be a pair .*, got '99'"),
+    ("maximize", 1, TypeError, "`maximize` must be True or False, got 1"),
+    ("decoupled_weight_decay", "no", TypeError, "`decoupled_weight_decay` must be True or False, got 'no'"),
+]
+hyperparameters = pytest.mark.parametrize(("key", "value", "error", "message"), HYPERPARAMETERS)
+
+
+@hyperparameters
+def test_hyperparameter_of_the_constructor(key, value, error, message):
+    params = {"w": np.ones(4, F4)}
+    array = params["w"]
+    with pytest.raises(error, match=message):
+        fastadam.Adam(params, **{key: value})
+    with pytest.raises(error, match=message):
+        fastadam.Adam([{"params": params, key: value}])
+    assert params["w"] is array
+    fastadam.Adam(params).step({"w": np.ones(4, F4)})
+
+
+@hyperparameters
+def test_hyperparameter_of_a_group(key, value, error, message):
+    optimizer = fastadam.Adam({"w": np.ones(4, F4)})
+    before = dict(optimizer.param_groups[0])
+    with pytest.raises(error, match=message):
+        optimizer.param_groups[0][key] = value
+    added = {"added": np.ones(2, F4)}
+    array = added["added"]
+    with pytest.raises(error, match=message):
+        optimizer.add_param_group({"params": added, key: value})
+    assert added["added"] is array
+    assert dict(optimizer.param_groups[0]) == before
+    assert len(optimizer.param_groups) == 1
+    optimizer.step({"w": np.ones(4, F4)})
+
+
+@hyperparameters
+def test_hyperparameter_of_adam_step(key, value, error, message):
+    assert_adam_step_refuses({key: value}, error, message)
+
+
+def test_unknown_argument():
+    with pytest.raises(TypeError, match="beta1"):
+        fastadam.Adam(np.ones(3), beta1=0.9)
+
+
+# --- params
+
+
+def listed_twice():
+    array = np.ones(4, F4)
+    return {"a": array, "b": array[1:3]}
+
+
+PARAMS = {
+    "number": (lambda: 3, TypeError, "`params` must be a NumPy or CuPy array.*, got int"),
+    "nothing": (lambda: None, TypeError, "`params` .*NoneType"),
+    "string": (lambda: "params", TypeError, "`params` .*str"),
+    "tuple": (
+        lambda: (np.ones(3),),
+        TypeError,
+        "`params` must be a dict, a list or .*, got tuple.*mutable",
+    ),
+    "generator": (lambda: (x for x in [np.ones(3)]), TypeError, "`params` must be a dict.*got generator"),
+    "no entries": (dict, ValueError, "`params` must hold at least one parameter, got none"),
+    "no groups": (list, ValueError, "`params` must hold at least one parameter, got none"),
+    "empty group": (lambda: [{"params": []}], ValueError, r"`params\[0\]\['params'\]` must hold at least one"),
+    "group without params": (lambda: [{"lr": 0.1}], TypeError, r"`params\[0\]` must be a dict with the key 'params'"),
+    "group and array": (lambda: [{"params": [np.ones(2)]}, np.ones(2)], TypeError, r"`params\[1\]` must be a dict"),
+    "list entry": (lambda: {"w": [1.0, 2.0]}, TypeError, r"`params\['w'\]` must be a NumPy or CuPy array.*got list"),
+    "float entry": (lambda: [np.ones(2), 1.5], TypeError, r"`params\[1\]` must be .*got float"),
+    "integers": (lambda: {"w": np.arange(3)}, TypeError, r"`params\['w'\]` must be float32 or float64.*int64"),
+    "complex": (lambda: np.ones(3, complex), TypeError, "`params` must be float32 or float64.*complex128"),
+    "booleans": (lambda: np.ones(3, bool), TypeError, "`params` must be float32 or float64.*bool"),
+    "half": (lambda: [np.ones(3, np.float16)], TypeError, r"`params\[0\]` must be float32 or float64.*float16"),
+    "big-endian": (lambda: np.ones(3, ">f4"), TypeError, "`params` must be .*native byte order.*>f4"),
+    "objects": (lambda: np.ones(3, object), TypeError, "`params` must be float32 or float64"),
+    "masked": (lambda: np.ma.ones(3), TypeError, "`params` must be a plain array, got a masked array"),
+    "mixed dtypes": (
+        lambda: {"a": np.ones(3, F4), "b": np.ones(3)},
+        TypeError,
+        r"`params\['b'\]` must be float32 like `params\['a'\]`, got float64",
+    ),
+    "matrix": (lambda: np.ones((2, 3), F4), ValueError, r"`params` must be 1-D, got shape \(2, 3\)"),
+    "strided": (lambda: np.ones(8, F4)[::2], ValueError, r"`params` must be contiguous, got strides \(8,\)"),
+    "reversed": (lambda: np.ones(8, F4)[::-1], ValueError, r"`params` must be contiguous, got strides \(-4,\)"),
+    "unaligned": (lambda: unaligned(8), ValueError, "`params` must be aligned to 4 bytes"),
+    "read-only": (lambda: read_only(np.ones(3)), ValueError, "`params` must be writable, got a read-only array"),
+    "read-only entry": (lambda: {"w": read_only(np.ones(3))}, ValueError, r"`params\['w'\]` must be writable"),
+    "listed twice": (listed_twice, ValueError, r"`params\['b'\]` must not share memory with `params\['a'\]`"),
+    "name in two groups": (
+        lambda: [{"params": {"w": np.ones(2)}}, {"params": {"w": np.ones(2)}}],
+        ValueError,
+        r"`params\[1\]\['params'\]\['w'\]` must have a name of its own, got 'w' twice",
+    ),
+    "on another kind of device": (lambda: OnDevice(10), TypeError, "`params` must be in CPU or CUDA memory.*type 10"),
+    "DLPack that fails": (lambda: OnDevice(1), TypeError, "`params` cannot be shared through DLPack"),
+    "CUDA tensor": (
+        lambda: {"w": OnDevice(2)},
+        RuntimeError,
+        r"`params\['w'\]` is in CUDA memory, which needs a working GPU: CuPy finds no CUDA device",
+    ),
+    "CUDA array of CuPy": (
+        lambda: {"w": cupy_array_without_a_gpu()},
+        RuntimeError,
+        r"`params\['w'\]` is in CUDA memory, which needs a working GPU",
+    ),
+    "flat CUDA array": (cupy_array_without_a_gpu, RuntimeError, "`params` is in CUDA memory"),
+    "beside a CUDA array": (
+        lambda: {"a": np.ones(4, F4), "b": cupy_array_without_a_gpu()},
+        ValueError,
+        r"`params\['b'\]` must be on cpu like `params\['a'\]`, got cuda:0",
+    ),
+}
+
+
+def entries(params):
+    if isinstance(params, dict):
+        return list(params.values())
+    return list(params) if isinstance(params, list) else []
+
+
+@pytest.mark.parametrize(("make", "error", "message"), table(PARAMS))
+def test_params(make, error, message):
+    params = make()
+    before = entries(params)
+    with pytest.raises(error, match=message):
+        fastadam.Adam(params)
+    assert all(left is right for left, right in zip(entries(params), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("group", "error", "message"),
+    [
+        (np.ones(3), TypeError, "`param_group` must be a dict with the key 'params', got ndarray"),
+        ({"lr": 0.1}, TypeError, "`param_group` must be a dict with the key 'params'"),
+        ({"params": {}}, ValueError, r"`param_group\['params'\]` must hold at least one parameter"),
+        ({"params": {"w": np.ones(2, F4)}}, ValueError, "got 'w' twice"),
+        ({"params": [np.ones(2, int)]}, TypeError, r"`param_group\['params'\]\[0\]` must be float32 or float64"),
+    ],
+)
+def test_added_group(group, error, message):
+    optimizer = fastadam.Adam({"w": np.ones(4, F4)})
+    with pytest.raises(error, match=message):
+        optimizer.add_param_group(group)
+    assert list(optimizer.params) == ["w"]
+    optimizer.step({"w": np.ones(4, F4)})
+
+
+def test_added_group_over_memory_that_trains_already():
+    params = {"w": np.ones(4, F4)}
+    optimizer = fastadam.Adam(params)
+    with pytest.raises(ValueError, match=r"`param_group\['params'\]\['again'\]` must not share memory with"):
+        optimizer.add_param_group({"params": {"again": params["w"]}})
+
+
+# --- gradients of a step
+
+
+def gradients(**changes):
+    grads = {"w": np.ones((3, 4), F4), "b": np.ones((), F4)} | changes
+    return {name: value for name, value in grads.items() if value is not None}
+
+
+GRADIENTS = {
+    "transposed": (
+        lambda: gradients(w=np.ones((4, 3), F4)),
+        ValueError,
+        r"`grads\['w'\]` must have shape \(3, 4\) like its parameter, got \(4, 3\)",
+    ),
+    "to broadcast": (lambda: gradients(w=np.ones(4, F4)), ValueError, r"`grads\['w'\]` .*got \(4,\)"),
+    "one element for a scalar": (lambda: gradients(b=np.ones(1, F4)), ValueError, r"`grads\['b'\]` .*got \(1,\)"),
+    "float64": (lambda: gradients(w=np.ones((3, 4))), TypeError, r"`grads\['w'\]` must be float32 .*got float64"),
+    "integers": (lambda: gradients(b=np.int32(1)), TypeError, r"`grads\['b'\]` must be float32 .*got int32"),
+    "Python float": (lambda: gradients(b=1.0), TypeError, r"`grads\['b'\]` must be a NumPy or CuPy array.*got float"),
+    "nothing": (lambda: gradients() | {"w": None}, TypeError, r"`grads\['w'\]` .*got NoneType"),
+    "masked": (lambda: gradients(w=np.ma.ones((3, 4), F4)), TypeError, r"`grads\['w'\]` .*masked"),
+    "missing": (lambda: gradients(b=None), ValueError, "`grads` must have an entry for every parameter.*'b'"),
+    "unknown": (lambda: gradients(c=np.ones(3, F4)), ValueError, r"`grads` must have .* no other, got \['c'\]"),
+    "empty": (dict, ValueError, "`grads` must have an entry for every parameter"),
+    "list": (lambda: [np.ones((3, 4), F4), np.ones((), F4)], TypeError, "`grads` must be a NumPy or CuPy array.*list"),
+    "number": (lambda: 1.0, TypeError, "`grads` must be .*got float"),
+    "flat of another size": (lambda: np.ones(13, F4), ValueError, r"`grads` must have shape \(17,\).*got \(13,\)"),
+    "flat of another dtype": (
+        lambda: np.ones(17),
+        TypeError,
+        "`grads` must be float32 like .*`buffers.p`, got",
+    ),
+    "flat with gaps": (lambda: np.ones(34, F4)[::2], ValueError, "`grads` must be contiguous"),
+    "unaligned": (lambda: unaligned(17), ValueError, "`grads` must be aligned"),
+    "CUDA tensor": (lambda: gradients(w=OnDevice(2)), RuntimeError, r"`grads\['w'\]` is in CUDA memory"),
+    "flat CUDA tensor": (lambda: OnDevice(2), RuntimeError, "`grads` is in CUDA memory"),
+}
+
+
+@pytest.mark.parametrize(("make", "error", "message"), table(GRADIENTS))
+def test_gradients(make, error, message):
+    assert_step_refuses(make(), {}, error, message)
+
+
+@pytest.mark.parametrize("flat", ["p", "m", "v"])
+def test_flat_gradient_over_a_buffer_that_a_step_writes(flat):
+    optimizer = fastadam.Adam(np.ones(20, F4))
+    buffer = getattr(optimizer.buffers, flat)
+    before = [buffer.copy() for buffer in (optimizer.buffers.p, optimizer.buffers.m, optimizer.buffers.v)]
+    with pytest.raises(ValueError, match=f"`grads` must not overlap `buffers.{flat}`"):
+        optimizer.step(buffer)
+    for after, expected in zip((optimizer.buffers.p, optimizer.buffers.m, optimizer.buffers.v), before, strict=True):
+        np.testing.assert_array_equal(after, expected)
+
+
+@pytest.mark.parametrize(
+    ("scale", "error", "message"),
+    [
+        (-1.0, ValueError, r"`grad_scale` must be >= 0, got -1\.0"),
+        (NAN, ValueError, "`grad_scale` must be finite, got nan"),
+        (INF, ValueError, "`grad_scale` must be finite, got inf"),
+        ("1", TypeError, "`grad_scale` must be a real number, got '1'"),
+        (None, TypeError, "`grad_scale` must be a real number, got None"),
+    ],
+)
+def test_gradient_scale(scale, error, message):
+    assert_step_refuses(gradients(), {"grad_scale": scale}, error, message)
+    assert_adam_step_refuses({"grad_scale": scale}, error, message)
+
+
+def assert_step_refuses(grads, options, error, message):
+    optimizers = [fastadam.Adam({"w": np.ones((3, 4), F4), "b": np.ones((), F4)}) for _ in range(2)]
+    for optimizer in optimizers:
+        optimizer.step(gradients())
+    with pytest.raises(error, match=message):
+        optimizers[0].step(grads, **options)
+    for optimizer in optimizers:
+        optimizer.step(gradients())
+    assert optimizers[0].state_dict()["state"]["w"]["step"] == 2
+    for name in "pmv":
+        np.testing.assert_array_equal(*(getattr(optimizer.buffers, name) for optimizer in optimizers))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("w", np.ones((4, 3)), ValueError, r"`w` must have shape \(3, 4\), got \(4, 3\)"),
+        ("w", np.ones(4), ValueError, r"`w` must have shape \(3, 4\), got \(4,\)"),
+        ("c", 1.0, KeyError, "'c'"),
+    ],
+)
+def test_assignment_to_a_view(name, value, error, message):
+    optimizer = fastadam.Adam({"w": np.ones((3, 4), F4)})
+    with pytest.raises(error, match=message):
+        optimizer.grads[name] = value
+    np.testing.assert_array_equal(optimizer.grads["w"], 0.0)
+
+
+# --- the arrays and the step of adam_step
+
+ARRAYS = {
+    "no array": ("g", lambda: [0.0] * 4, TypeError, "`g` must be a NumPy or CuPy array.*got list"),
+    "integers": ("p", lambda: np.arange(4), TypeError, "`p` must be float32 or float64.*int64"),
+    "complex": ("p", lambda: np.ones(4, complex), TypeError, "`p` must be float32 or float64.*complex128"),
+    "dtype of g": ("g", lambda: np.ones(4), TypeError, "`g` must be float32 like `p`, got float64"),
+    "dtype of v": ("v", lambda: np.ones(4, np.float16), TypeError, "`v` must be float32 like `p`, got float16"),
+    "size of g": ("g", lambda: np.ones(1, F4), ValueError, r"`g` must have shape \(4,\) like `p`, got \(1,\)"),
+    "size of m": ("m", lambda: np.ones(5, F4), ValueError, r"`m` must have shape \(4,\) like `p`, got \(5,\)"),
+    "shape of p": ("p", lambda: np.ones((2, 2), F4), ValueError, r"`p` must be 1-D, got shape \(2, 2\)"),
+    "read-only p": ("p", lambda: read_only(np.ones(4, F4)), ValueError, "`p` must be writable"),
+    "read-only m": ("m", lambda: read_only(np.ones(4, F4)), ValueError, "`m` must be writable"),
+    "read-only v": ("v", lambda: read_only(np.ones(4, F4)), ValueError, "`v` must be writable"),
+    "strided p": ("p", lambda: np.ones(8, F4)[::2], ValueError, "`p` must be contiguous"),
+    "strided g": ("g", lambda: np.ones(8, F4)[::2], ValueError, "`g` must be contiguous"),
+    "unaligned v": ("v", lambda: unaligned(4), ValueError, "`v` must be aligned"),
+    "CUDA g": ("g", cupy_array_without_a_gpu, ValueError, "`g` must be on cpu like `p`, got cuda:0"),
+    "CUDA p": ("p", cupy_array_without_a_gpu, ValueError, "`g` must be on cuda:0 like `p`, got cpu"),
+}
+
+
+@pytest.mark.parametrize(("name", "make", "error", "message"), table(ARRAYS))
+def test_arrays_of_adam_step(name, make, error, message):
+    assert_adam_step_refuses({name: make()}, error, message)
+
+
+@without_gpu
+def test_adam_step_on_cupy_arrays():
+    cupy = pytest.importorskip("cupy")
+    memory = [cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(4096 * k, 16, None, 0), 0) for k in range(1, 5)]
+    with pytest.raises(RuntimeError, match="`p` is in CUDA memory, which needs a working GPU"):
+        fastadam.adam_step(*(cupy.ndarray((4,), F4, pointer) for pointer in memory), step=1)
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "message"),
+    [
+        (0, ValueError, "`step` must be >= 1, got 0"),
+        (-5, ValueError, "`step` must be >= 1, got -5"),
+        (1.0, TypeError, r"`step` must be an integer, got 1\.0"),
+        (NAN, TypeError, "`step` must be an integer, got nan"),
+        ("1", TypeError, "`step` must be an integer, got '1'"),
+        (None, TypeError, "`step` must be an integer, got None"),
+    ],
+)
+def test_step_of_adam_step(step, error, message):
+    assert_adam_step_refuses({"step": step}, error, message)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 3])
+@pytest.mark.parametrize(("left", "right"), ["pg", "pm", "pv", "gm", "gv", "mv"])
+def test_overlapping_arrays_of_adam_step(left, right, shift):
+    memory = np.ones(4 + shift, F4)
+    overlapping = {left: memory[:4], right: memory[shift:]}
+    assert_adam_step_refuses(overlapping, ValueError, f"`{right}` must not overlap `{left}`")
+    np.testing.assert_array_equal(memory, 1.0)
+
+
+def assert_adam_step_refuses(changes, error, message):
+    arguments = {name: np.full(4, position, F4) for position, name in enumerate("pgmv")} | {"step": 1}
+    kept = {name: arguments[name] for name in "pmv"}
+    with pytest.raises(error, match=message):
+        fastadam.adam_step(**(arguments | changes))
+    for name, position in (("p", 0), ("m", 2), ("v", 3)):
+        np.testing.assert_array_equal(kept[name], position)

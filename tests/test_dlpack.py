@@ -1,0 +1,81 @@
+"""Parameters and gradients of other libraries."""
+
+import numpy as np
+import pytest
+from oracle import assert_same_bits
+from training import HYPER, make, pmv, sizes
+
+import fastadam
+
+
+@sizes
+def test_torch_tensors_become_tensors_over_the_flat_buffer(size):
+    torch = pytest.importorskip("torch")
+    shapes = {"w": (2, size), "b": (), "none": (0,)}
+    params = {name: torch.tensor(array) for name, array in make(shapes).items()}
+    numpy = fastadam.Adam(make(shapes), **HYPER)
+    opt = fastadam.Adam(params, **HYPER)
+    assert all(isinstance(tensor, torch.Tensor) for tensor in params.values())
+    for name in ("w", "b"):
+        assert params[name].data_ptr() == opt.params[name].ctypes.data
+    for seed in (1, 2):
+        opt.step({name: torch.tensor(array) for name, array in make(shapes, seed).items()})
+        numpy.step(make(shapes, seed))
+    assert_same_bits(pmv(opt), pmv(numpy))
+    np.testing.assert_array_equal(params["w"].numpy(), numpy.params["w"])
+    params["b"].fill_(4.0)
+    assert opt.params["b"] == 4.0
+
+
+@pytest.mark.parametrize("make_layout", [lambda x: x.T.contiguous().T, lambda x: x.repeat_interleave(2, 1)[:, ::2]])
+def test_torch_tensors_of_any_layout_keep_their_values(make_layout):
+    torch = pytest.importorskip("torch")
+    array = make({"w": (3, 4)})["w"]
+    params = {"w": make_layout(torch.tensor(array))}
+    opt = fastadam.Adam(params, lr=0.0)
+    opt.step({"w": make_layout(torch.tensor(array))})
+    np.testing.assert_array_equal(params["w"].numpy(), array)
+    np.testing.assert_allclose(opt.buffers.views(opt.buffers.m)["w"], 0.1 * array, rtol=1e-5)
+
+
+def test_flat_torch_tensor_is_adopted():
+    torch = pytest.importorskip("torch")
+    flat = torch.ones(5)
+    opt = fastadam.Adam(flat, lr=0.5)
+    assert opt.buffers.p.ctypes.data == flat.data_ptr()
+    opt.step(torch.ones(5))
+    opt.grads[0] = torch.ones(5)
+    opt.step()
+    np.testing.assert_allclose(flat.numpy(), np.zeros(5), atol=1e-6)
+
+
+def test_torch_and_numpy_parameters_share_one_buffer():
+    torch = pytest.importorskip("torch")
+    params = {"torch": torch.ones(3), "numpy": np.ones(3, np.float32)}
+    opt = fastadam.Adam(params, lr=0.5)
+    opt.step({"torch": np.ones(3, np.float32), "numpy": torch.ones(3)})
+    assert isinstance(params["torch"], torch.Tensor)
+    assert isinstance(params["numpy"], np.ndarray)
+    np.testing.assert_allclose(opt.params["torch"], opt.params["numpy"])
+    np.testing.assert_allclose(params["torch"].numpy(), [0.5, 0.5, 0.5], rtol=1e-6)
+
+
+class SpeaksDLPack:
+    """An array of a library that fastadam has never heard of."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+def test_dlpack_arrays_of_an_unknown_library_are_adopted_and_read():
+    flat = np.ones(3)
+    opt = fastadam.Adam(SpeaksDLPack(flat), lr=0.5)
+    opt.step(SpeaksDLPack(np.ones(3)))
+    opt.step({0: SpeaksDLPack(np.ones(3))})
+    np.testing.assert_allclose(flat, [0.0, 0.0, 0.0], atol=1e-6)

@@ -1,0 +1,198 @@
+"""Every way to give a step its gradients, wherever they lie."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes
+from oracle import assert_same_bits
+from training import HYPER, LARGE, SHAPES, WAYS, copies, make, pmv, sizes, ways
+
+import fastadam
+
+# --- gradients
+
+MIXED = {"large": (LARGE,), "huge": (3, LARGE // 2), "small": (7,), "scalar": ()}
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(MIXED)), ids="-".join)
+def test_every_way_to_give_gradients_is_the_same_step(order):
+    shapes = {name: MIXED[name] for name in order}
+    optimizers = [fastadam.Adam(make(shapes), **HYPER) for _ in WAYS]
+    for seed, grad_scale in ((1, 1.0), (2, 0.3)):
+        for opt, way in zip(optimizers, WAYS, strict=True):
+            way(opt, make(shapes, seed), grad_scale=grad_scale)
+    for opt in optimizers[1:]:
+        assert_same_bits(pmv(opt), pmv(optimizers[0]))
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(MIXED)), ids="-".join)
+def test_mixed_sizes_step_as_each_array_alone(order):
+    params, grads = make(MIXED), make(MIXED, 1)
+    expected = copies(params)
+    opt = fastadam.Adam(params := {name: params[name] for name in order}, **HYPER)
+    opt.step(grads)
+    for name, p in expected.items():
+        m, v = np.zeros_like(p), np.zeros_like(p)
+        fastadam.adam_step(*(a.reshape(-1) for a in (p, grads[name], m, v)), step=1, **HYPER)
+        state = opt.state_dict()["state"][name]
+        assert_same_bits((params[name], state["exp_avg"], state["exp_avg_sq"]), (p, m, v))
+
+
+def test_mapping_may_be_in_another_order_than_the_parameters():
+    one, other = (fastadam.Adam(make(SHAPES), **HYPER) for _ in range(2))
+    grads = make(SHAPES, 1)
+    one.step(grads)
+    other.step(dict(reversed(grads.items())))
+    assert_same_bits(pmv(other), pmv(one))
+
+
+@ways
+@sizes
+def test_step_returns_none_and_only_reads_gradients(size, way):
+    opt = fastadam.Adam(make({"w": size, "b": (2, 3)}), maximize=True, **HYPER)
+    grads = make({"w": size, "b": (2, 3)}, 1)
+    before = copies(grads)
+    assert way(opt, grads, grad_scale=0.1) is None
+    for name, gradient in grads.items():
+        np.testing.assert_array_equal(gradient, before[name])
+
+
+def test_flat_gradient_is_only_read():
+    opt = fastadam.Adam(np.ones(LARGE), maximize=True, **HYPER)
+    gradient = make({"g": LARGE}, dtype=np.float64)["g"]
+    before = gradient.copy()
+    opt.step(gradient, grad_scale=0.1)
+    np.testing.assert_array_equal(gradient, before)
+
+
+def test_written_gradients_stay_for_the_next_step():
+    opt = fastadam.Adam(np.zeros(3))
+    opt.grads[0] = 2.0
+    opt.step()
+    opt.step()
+    np.testing.assert_array_equal(opt.grads[0], [2.0, 2.0, 2.0])
+    np.testing.assert_allclose(opt.buffers.p, np.full(3, -2e-3), rtol=1e-6)
+
+
+@ways
+@sizes
+def test_read_only_gradients_are_accepted(size, way):
+    plain, other = (fastadam.Adam(make({"w": size, "b": ()}), **HYPER) for _ in range(2))
+    grads = make({"w": size, "b": ()}, 1)
+    plain.step(copies(grads))
+    for gradient in grads.values():
+        gradient.flags.writeable = False
+    way(other, grads)
+    assert_same_bits(pmv(other), pmv(plain))
+
+
+def test_read_only_flat_gradient_is_accepted():
+    plain, other = (fastadam.Adam(np.ones(5, np.float32), **HYPER) for _ in range(2))
+    gradient = make({"g": 5}, 1)["g"]
+    plain.step(gradient)
+    gradient.flags.writeable = False
+    other.step(gradient)
+    assert_same_bits(pmv(other), pmv(plain))
+
+
+@sizes
+def test_broadcast_gradient_of_the_right_shape_is_accepted(size):
+    params = {"w": np.ones(size), "b": np.ones(2)}
+    opt = fastadam.Adam(params, lr=0.5)
+    opt.step({"w": np.broadcast_to(np.float64(3.0), size), "b": np.broadcast_to(np.float64(-3.0), 2)})
+    np.testing.assert_allclose(params["w"], np.full(size, 0.5), rtol=1e-6)
+    np.testing.assert_allclose(params["b"], [1.5, 1.5], rtol=1e-6)
+
+
+def test_step_without_any_gradient_written_is_a_step_with_zeros():
+    opt, zeros = (fastadam.AdamW(np.ones(4), lr=0.1) for _ in range(2))
+    opt.step()
+    zeros.step(np.zeros(4))
+    assert_same_bits(pmv(opt), pmv(zeros))
+
+
+# --- gradients that lie in the optimizer's own memory: a step must read all of them as they were when it was called
+
+
+def step_with_aliases(shapes, aliases_of, grouped):
+    """(optimizer stepped with aliases, one stepped with copies of them): both must be the same."""
+    optimizers = []
+    for take in (dict, copies):
+        params = make(shapes)
+        groups = [{"params": {name: array}} for name, array in params.items()] if grouped else params
+        opt = fastadam.Adam(groups, lr=5.0)
+        opt.step(make(shapes, 1))
+        for name, view in opt.grads.items():
+            view[...] = make(shapes, 2)[name]
+        opt.step(take(aliases_of(opt)))
+        optimizers.append(opt)
+    return optimizers
+
+
+def own_flat_slices(opt):
+    return {name: opt.buffers.g[start : start + view.size] for start, (name, view) in enumerate(opt.params.items())}
+
+
+ALIASES = {
+    "the written gradients": lambda opt: opt.grads,
+    "the written gradients swapped": lambda opt: dict(zip(opt.grads, reversed(list(opt.grads.values())), strict=True)),
+    "one written gradient for all": lambda opt: dict.fromkeys(opt.grads, next(iter(opt.grads.values()))),
+    "the written gradients reversed": lambda opt: {name: view[::-1] for name, view in opt.grads.items()},
+    "shifted slices of the gradient buffer": own_flat_slices,
+    "the parameters": lambda opt: opt.params,
+    "the parameters swapped": lambda opt: dict(zip(opt.params, reversed(list(opt.params.values())), strict=True)),
+    "the moments": lambda opt: opt.buffers.views(opt.buffers.m),
+    "the moments swapped": lambda opt: dict(
+        zip(opt.params, reversed(opt.buffers.views(opt.buffers.m).values()), strict=True)
+    ),
+}
+
+
+@sizes
+@pytest.mark.parametrize("grouped", [False, True], ids=["one group", "two groups"])
+@pytest.mark.parametrize("aliases_of", ALIASES.values(), ids=ALIASES.keys())
+def test_gradients_in_the_optimizers_own_memory_are_read_as_they_were(aliases_of, grouped, size):
+    aliased, copied = step_with_aliases({"a": (size,), "b": (size,)}, aliases_of, grouped)
+    assert_same_bits(pmv(aliased), pmv(copied))
+
+
+def test_large_gradient_over_the_place_where_a_small_one_is_gathered():
+    aliased, copied = step_with_aliases(
+        {"small": (7,), "large": (LARGE,)},
+        lambda opt: {"small": np.full(7, -50.0, np.float32), "large": opt.buffers.g[:LARGE]},
+        grouped=False,
+    )
+    assert_same_bits(pmv(aliased), pmv(copied))
+
+
+# --- any set of shapes
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(
+    shapes=st.lists(array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=6), min_size=1, max_size=7),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    seed=st.integers(0, 2**32 - 1),
+    groups=st.integers(1, 3),
+    way=st.sampled_from(WAYS),
+    decoupled=st.booleans(),
+)
+def test_any_shapes_round_trip_and_step_as_each_array_alone(shapes, dtype, seed, groups, way, decoupled):
+    shapes = dict(enumerate(shapes))
+    params, grads = make(shapes, seed, dtype), make(shapes, seed + 1, dtype)
+    original = copies(params)
+    parts = [{name: params[name] for name in params if name % groups == part} for part in range(groups)]
+    opt = fastadam.Adam([{"params": part} for part in parts if part], decoupled_weight_decay=decoupled, **HYPER)
+    for name, array in original.items():
+        np.testing.assert_array_equal(opt.params[name], array, strict=True)
+    way(opt, grads)
+    for part in parts:
+        for name, view in part.items():
+            p, m, v = original[name], np.zeros_like(view), np.zeros_like(view)
+            flat = [array.reshape(-1) for array in (p, grads[name], m, v)]
+            fastadam.adam_step(*flat, step=1, decoupled_weight_decay=decoupled, **HYPER)
+            state = opt.state_dict()["state"][name]
+            assert_same_bits((view, state["exp_avg"], state["exp_avg_sq"]), (p, m, v))

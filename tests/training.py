@@ -1,0 +1,55 @@
+"""What the tests of the optimizer share: random named arrays, and the ways to give a step its gradients."""
+
+import numpy as np
+import pytest
+
+from fastadam.kernels import cpu
+
+LARGE = cpu.DIRECT_FROM  # from here on a gradient is read where it lies, and a buffer is stepped by threads
+HYPER = {"lr": 3e-3, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.05}
+dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+sizes = pytest.mark.parametrize("size", [5, LARGE + 5], ids=["small", "large"])
+
+
+def make(shapes, seed=0, dtype=np.float32):
+    """Name -> random array."""
+    rng = np.random.default_rng(seed)
+    return {name: np.asarray(rng.standard_normal(shape), dtype) for name, shape in shapes.items()}
+
+
+def copies(arrays):
+    return {name: np.array(array) for name, array in arrays.items()}
+
+
+def pmv(opt):
+    return opt.buffers.p, opt.buffers.m, opt.buffers.v
+
+
+def by_mapping(opt, grads, **options):
+    opt.step(grads, **options)
+
+
+def by_flat_array(opt, grads, **options):
+    flat = np.zeros_like(opt.buffers.p)
+    for name, view in opt.buffers.views(flat).items():
+        view[...] = grads[name]
+    opt.step(flat, **options)
+
+
+def by_assignment(opt, grads, **options):
+    for name, gradient in grads.items():
+        opt.grads[name] = gradient
+    opt.step(**options)
+
+
+def by_accumulation(opt, grads, **options):
+    opt.zero_grad()
+    for name, gradient in grads.items():
+        opt.grads[name] += gradient
+    opt.step(**options)
+
+
+WAYS = [by_mapping, by_flat_array, by_assignment, by_accumulation]
+ways = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+
+SHAPES = {"w": (3, 5), "b": (), "none": (0, 4), "k": (2, 1, 3), "last": (17,)}
