@@ -1,10 +1,7 @@
-"""The measurements behind the constants of the CPU kernel: PARALLEL_FROM and DIRECT_FROM; BLOCK and AHEAD_BYTES."""
+"""The measurements behind the constants of the CPU kernel: PARALLEL_FROM and DIRECT_FROM."""
 
-import tempfile
 from functools import partial
-from unittest.mock import patch
 
-import numba
 import numpy as np
 from interleave import interleave, timed
 
@@ -30,34 +27,5 @@ def crossover() -> None:
         print(f"{size:>10,} " + " ".join(f"{value:>10.2f}" for value in row))
 
 
-def prefetching() -> None:
-    """Time of a step on long buffers by elements a block and bytes ahead, in parts of that without a look ahead."""
-    kernels = {setting: _compiled(*setting) for setting in [(64, 0), *((b, a) for b in (64, 128) for a in AHEAD)]}
-    print(f"{'elements':>12} {'block':>6}" + "".join(f"{f'{ahead} bytes':>12}" for ahead in AHEAD))
-    for size in (10_000_000, 50_000_000):
-        buffers = [np.ones(size, np.float32) for _ in range(4)]
-        turns = {setting: timed(partial(kernel, *buffers, SCALARS)) for setting, kernel in kernels.items()}
-        medians = {setting: timing.median for setting, timing in interleave(turns, rounds=15).items()}
-        for block in (64, 128):
-            row = "".join(f"{medians[block, ahead] / medians[64, 0]:>12.3f}" for ahead in AHEAD)
-            print(f"{size:>12,} {block:>6}{row}")
-
-
-AHEAD = (512, 1024, 2048, 4096)
-
-
-def _compiled(block, ahead):
-    # Numba's cache does not know of changed globals: these kernels must not reach the cache that users share.
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        patch.object(numba.config, "CACHE_DIR", folder),
-        patch.multiple(cpu, BLOCK=block, AHEAD_BYTES=ahead),
-    ):
-        kernel = cpu._compile(ADAM, parallel=True)
-        kernel(*(np.ones(100, np.float32) for _ in range(4)), SCALARS)
-    return kernel
-
-
 if __name__ == "__main__":
     crossover()
-    prefetching()

@@ -10,9 +10,8 @@ from hashlib import sha256
 from pathlib import Path
 
 import numba
-from llvmlite import ir
-from numba import njit, prange, types, uintp
-from numba.extending import intrinsic, overload, register_jitable
+from numba import njit, prange
+from numba.extending import overload, register_jitable
 
 # Elements from which the parallel kernel is as fast as the serial one: its launch costs a few us more, which two
 # threads win back at 20,000 to 40,000 elements (bench/constants.py).
@@ -21,13 +20,6 @@ PARALLEL_FROM = 32_768
 # A segment from this size on is launched on the caller's own gradient array; a smaller one is first copied into
 # the flat buffer, which costs less than a launch of its own.
 DIRECT_FROM = PARALLEL_FROM
-
-# The processor's own prefetching stops at page ends, and the arithmetic of an update fills the window in which it would
-# look past them. Asking for the lines 2 KiB ahead, once a block, makes steps on long buffers up to 1.2 times as fast
-# (bench/constants.py).
-BLOCK = 64
-AHEAD_BYTES = 2048
-LINE_BYTES = 64
 
 _THIS_FILE = Path(__file__).read_bytes()
 
@@ -50,19 +42,8 @@ def _compile(update, *, parallel):
 
     def one_pass(p, g, m, v, scalars):
         rounded = _rounded(scalars, p.dtype.type)
-        size, block_size = uintp(p.size), uintp(BLOCK)
-        line, ahead = uintp(LINE_BYTES // p.itemsize), uintp(AHEAD_BYTES // p.itemsize)
-        # Indices are unsigned: a signed one would be tested for counting from the end, which stops vectorisation.
-        for block in prange(size // block_size + uintp(1)):
-            start = uintp(block) * block_size
-            stop = min(start + block_size, size)
-            for i in range(start + ahead, stop + ahead, line):
-                _prefetch(p, i)
-                _prefetch(g, i)
-                _prefetch(m, i)
-                _prefetch(v, i)
-            for i in range(start, stop):
-                p[i], m[i], v[i] = element(p[i], g[i], m[i], v[i], *rounded)
+        for i in prange(p.size):
+            p[i], m[i], v[i] = element(p[i], g[i], m[i], v[i], *rounded)
 
     # Numba's cache file bears the function's name and nothing of what is inlined. The digest of every text that is
     # compiled here keeps an edited one away from old machine code; the twin's name keeps the twins apart.
@@ -86,24 +67,6 @@ def _rounded_overload(scalars, dtype):
     if len(scalars) == 1:
         return lambda scalars, dtype: (dtype(scalars[0]),)
     return lambda scalars, dtype: (dtype(scalars[0]),) + _rounded(scalars[1:], dtype)  # noqa: RUF005 (Numba)
-
-
-@intrinsic
-def _prefetch(typing_context, array, index):
-    """Ask for the cache line of `array[index]`, which may lie past the end: a prefetch never faults."""
-
-    def generate(context, builder, signature, arguments):
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
-        address = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
-        prefetch = builder.module.declare_intrinsic(
-            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        )
-        read, keep_in_all_caches, data_cache = word(0), word(3), word(1)
-        builder.call(prefetch, [address, read, keep_in_all_caches, data_cache])
-        return context.get_dummy_value()
-
-    return types.void(array, index), generate
 
 
 # One launch at a time: the workqueue layer aborts the process when two Python threads enter parallel kernels, and on
