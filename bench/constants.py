@@ -14,7 +14,7 @@ SCALARS = fold(1e-3, 0.9, 0.999, 1e-8, 0.0)(1, 1.0)
 
 def crossover() -> None:
     """Where the parallel kernel overtakes the serial one, and what copying a gradient costs beside a launch."""
-    serial, parallel = cpu.twins(ADAM)
+    serial, parallel = (cpu.compiled(ADAM, np.dtype(np.float32), parallel=parallel) for parallel in (False, True))
     print(f"{'elements':>10} {'serial us':>10} {'parallel':>10} {'copy':>10}")
     for size in (1_000, 4_000, 8_000, 16_000, 24_000, 32_000, 48_000, 64_000, 128_000, 256_000):
         p, g, m, v, own = (np.ones(size, np.float32) for _ in range(5))

@@ -52,7 +52,8 @@ def _written(params, grads):
 def numpy_in_place(params, grads) -> Contender:
     """The update text on NumPy arrays, in place on flat buffers."""
     flat = _written(params, grads).buffers
-    launch, scalars, count = reference.launcher(ADAM, flat.p.size), fold(1e-3, 0.9, 0.999, 1e-8, 0.0), [0]
+    launch = reference.launcher(ADAM, flat.p.size, flat.p.dtype)
+    scalars, count = fold(1e-3, 0.9, 0.999, 1e-8, 0.0), [0]
 
     def step():
         count[0] += 1
@@ -93,7 +94,8 @@ TOUCH = compose("TOUCH", touch)
 def limit(params, grads) -> Contender:
     """No Adam: the kernel's own loop with three additions for arithmetic, so the same loads and stores."""
     buffers = _written(params, grads).buffers
-    launch, scalars = cpu.launcher(TOUCH, buffers.p.size), fold(1e-3, 0.9, 0.999, 1e-8, 0.0)(1, 1.0)
+    launch = cpu.launcher(TOUCH, buffers.p.size, buffers.p.dtype)
+    scalars = fold(1e-3, 0.9, 0.999, 1e-8, 0.0)(1, 1.0)
     return Contender(lambda: launch(buffers.p, buffers.g, buffers.m, buffers.v, scalars), lambda: params)
 
 

@@ -136,7 +136,7 @@ class ReferenceRun(Run):
         settings, self._buffers = self._packed.param_groups[0], self._packed.buffers
         beta1, beta2 = settings["betas"]
         self._scalars = fold(settings["lr"], beta1, beta2, settings["eps"], settings["weight_decay"])
-        self._launch = reference.launcher(ADAM, self._buffers.p.size)
+        self._launch = reference.launcher(ADAM, self._buffers.p.size, self._buffers.p.dtype)
         self._steps = 0
 
     def find_gradients(self, rows: Any) -> dict[str, Any]:

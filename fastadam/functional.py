@@ -66,7 +66,7 @@ def adam_step(
     flags = {"maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay}
     update, scalars_of = choose_update(ParamGroup((), {**settings, **flags}))
     scalars = scalars_of(checked_step(step), nonnegative(grad_scale, "grad_scale"))
-    launch = kernels(arrays["p"], "p").launcher(update, arrays["p"].size)
+    launch = kernels(arrays["p"], "p").launcher(update, arrays["p"].size, arrays["p"].dtype)
     launch(arrays["p"], arrays["g"], arrays["m"], arrays["v"], scalars)
 
 

@@ -52,11 +52,18 @@ class Stretch:
 
     def _prepare(self):
         self._update, self.scalars = choose_update(self.settings)
-        self.launch = self._kernels.launcher(self._update, self.stop - self.start)
         # Without eps, an element whose gradients have all been zero becomes 0 / 0.
         self._must_clear_gaps = self.settings["eps"] == 0.0 and len(self._segments) > 1
-        if self._must_clear_gaps:
-            self.launch = partial(self._launch_and_clear_gaps, self.launch)
+        self.launch: Callable = self._launch_first
+
+    def _launch_first(self, *arguments):
+        # The kernel is compiled here, and not while setting after setting is assigned.
+        launch = self._launcher(self.stop - self.start)
+        self.launch = partial(self._launch_and_clear_gaps, launch) if self._must_clear_gaps else launch
+        self.launch(*arguments)
+
+    def _launcher(self, size):
+        return self._kernels.launcher(self._update, size, self.p.dtype)
 
     def _launch_and_clear_gaps(self, launch, *arguments):
         launch(*arguments)
@@ -135,7 +142,7 @@ class Stretch:
         """Take one step in `parts` that cover the stretch, each a launch of its own."""
         scalars, flat = self.scalars(self.step + 1, grad_scale), self.buffers
         for start, stop, gradient in parts:
-            launch = self._kernels.launcher(self._update, stop - start)
+            launch = self._launcher(stop - start)
             launch(flat.p[start:stop], gradient, flat.m[start:stop], flat.v[start:stop], scalars)
         if self._must_clear_gaps:
             self._clear_gaps()
@@ -143,9 +150,8 @@ class Stretch:
 
 
 def _is_readable(gradient, all_buffers) -> bool:
-    """Whether the kernel can read `gradient` where it lies: no second signature to compile, no memory it writes."""
-    flags = gradient.flags
-    if not flags.c_contiguous or (isinstance(gradient, np.ndarray) and not (flags.writeable and flags.aligned)):
+    """Whether the kernel can read `gradient` where it lies, which must not be where it writes."""
+    if not gradient.flags.c_contiguous or (isinstance(gradient, np.ndarray) and not gradient.flags.aligned):
         return False
     written = [array for flat in all_buffers for array in (flat.p, flat.m, flat.v)]
     return not any(namespace(gradient).may_share_memory(gradient, array) for array in written)

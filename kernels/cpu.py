@@ -10,11 +10,11 @@ from hashlib import sha256
 from pathlib import Path
 
 import numba
-from numba import njit, prange
+from numba import njit, prange, types
 from numba.extending import overload, register_jitable
 
 # Elements from which the parallel kernel is as fast as the serial one: its launch costs a few us more, which two
-# threads win back at 20,000 to 40,000 elements (bench/constants.py).
+# threads win back at 16,000 to 40,000 elements (bench/constants.py).
 PARALLEL_FROM = 32_768
 
 # A segment from this size on is launched on the caller's own gradient array; a smaller one is first copied into
@@ -24,10 +24,22 @@ DIRECT_FROM = PARALLEL_FROM
 _THIS_FILE = Path(__file__).read_bytes()
 
 
-def launcher(update, size):
-    """`launch(p, g, m, v, scalars)` of `update` for buffers of `size` elements: serial if short, else on threads."""
-    serial, parallel = twins(update)
-    return serial if size < PARALLEL_FROM else partial(_launch_on_threads, serial, parallel)
+def launcher(update, size, dtype):
+    """`launch(p, g, m, v, scalars)` of `update` for aligned buffers: serial if `size` is short, else on threads."""
+    if size < PARALLEL_FROM:
+        return compiled(update, dtype, parallel=False)
+    return partial(_launch_on_threads, update, dtype)
+
+
+@cache
+def compiled(update, dtype, *, parallel):
+    """The machine code of one of the twins for buffers of `dtype`, compiled now or loaded from the disk cache.
+
+    A call of it skips Numba's look at the types of all arguments, which takes half the time of a small step, and so
+    never compiles for another one: a read-only gradient is read like any other.
+    """
+    buffer = types.Array(numba.from_dtype(dtype), 1, "C")
+    return twins(update)[parallel].compile((buffer,) * 4 + (types.UniTuple(types.float64, len(update.scalars)),))
 
 
 @cache
@@ -76,15 +88,13 @@ _pool_started = False
 _forked_from_pool = False
 
 
-def _launch_on_threads(serial, parallel, *arguments):
+def _launch_on_threads(update, dtype, *arguments):
     with _one_launch:
         if _forked_from_pool:
             _warn_once_that_serial()
-            serial(*arguments)
-            return
-        if not _pool_started:
+        elif not _pool_started:
             _start_pool()
-        parallel(*arguments)
+        compiled(update, dtype, parallel=not _forked_from_pool)(*arguments)
 
 
 def _start_pool():

@@ -20,7 +20,7 @@ p_flat = p; m_flat = m; v_flat = v;
 """
 
 
-def launcher(update, size):
+def launcher(update, size, dtype):
     """`launch(p, g, m, v, scalars)` of `update`: on the current stream, without waiting for it."""
     kernel = elementwise(update)
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 
-def launcher(update, size):
-    """`launch(p, g, m, v, scalars)` of `update`, for buffers of any size."""
+def launcher(update, size, dtype):
+    """`launch(p, g, m, v, scalars)` of `update`, for buffers of any size and dtype."""
 
     def launch(p, g, m, v, scalars):
         with np.errstate(all="ignore"):

@@ -11,7 +11,8 @@ import inspect
 import linecache
 import textwrap
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from numpy import sqrt
 
@@ -35,7 +36,8 @@ def adam(p, g, m, v, decay, blend1, blend2, step_size, eps):
     p -= step_size * m / (sqrt(v) + eps)
 
 
-class Update(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Update:
     """One member of the family: `element(p, g, m, v, *scalars) -> (p, m, v)` and the text that it was made from."""
 
     name: str

@@ -25,9 +25,9 @@ STEPS = [1, 2, 10, 1_000, 1_000_000]
 def check(update, folder, state, *, parallel, step=3, grad_scale=0.5):
     scalars = folder(2e-3, 0.9, 0.999, 1e-8, 0.05)(step, grad_scale)
     expected = [buffer.copy() for buffer in state]
-    reference.launcher(update, state[0].size)(*expected, scalars)
+    reference.launcher(update, state[0].size, state[0].dtype)(*expected, scalars)
     gradient = state[1].copy()
-    cpu.twins(update)[parallel](*state, scalars)
+    cpu.compiled(update, state[0].dtype, parallel=parallel)(*state, scalars)
     assert_same_bits((state[0], *state[2:]), (expected[0], *expected[2:]))
     np.testing.assert_array_equal(state[1], gradient)
 
@@ -73,7 +73,7 @@ def test_a_split_launch_equals_a_whole_one(cut):
     scalars = fold(1e-3, 0.9, 0.999, 1e-8, 0.1)(7, 1.0)
     whole, split = random_state(66_001), random_state(66_001)
     for state in (whole, [buffer[:cut] for buffer in split], [buffer[cut:] for buffer in split]):
-        cpu.launcher(ADAM, state[0].size)(*state, scalars)
+        cpu.launcher(ADAM, state[0].size, state[0].dtype)(*state, scalars)
     assert_same_bits((split[0], *split[2:]), (whole[0], *whole[2:]))
 
 
@@ -86,7 +86,7 @@ def test_a_run_of_steps(steps):
         gradient = rng.standard_normal(40_001, np.float32)
         for launcher, state in ((cpu.launcher, kernel_state), (reference.launcher, reference_state)):
             state[1][...] = gradient
-            launcher(ADAM, 40_001)(*state, scalars_of(step, 1.0))
+            launcher(ADAM, 40_001, state[0].dtype)(*state, scalars_of(step, 1.0))
     assert_same_bits((kernel_state[0], *kernel_state[2:]), (reference_state[0], *reference_state[2:]))
 
 
@@ -116,9 +116,21 @@ def test_loop_is_vectorised(update, folder, dtype, parallel, tmp_path, monkeypat
 
 
 def test_long_buffers_go_to_the_threads():
-    serial, _ = cpu.twins(ADAM)
-    assert cpu.launcher(ADAM, cpu.PARALLEL_FROM - 1) is serial
-    assert cpu.launcher(ADAM, cpu.PARALLEL_FROM) is not serial
+    dtype = np.dtype(np.float32)
+    serial = cpu.compiled(ADAM, dtype, parallel=False)
+    assert cpu.launcher(ADAM, cpu.PARALLEL_FROM - 1, dtype) is serial
+    assert cpu.launcher(ADAM, cpu.PARALLEL_FROM, dtype) is not serial
+
+
+@pytest.mark.parametrize("size", [100, cpu.PARALLEL_FROM], ids=["serial", "parallel"])
+def test_no_kind_of_array_or_scalar_is_compiled_for_but_the_two_dtypes(size):
+    scalars = fold(1e-3, 0.9, 0.999, 1e-8, 0.1)(1, 1.0)
+    for dtype in (np.float32, np.float64):
+        p, g, m, v = random_state(size, dtype)
+        g.flags.writeable = False
+        cpu.launcher(ADAM, size, p.dtype)(p, g, m, v, scalars)
+        cpu.launcher(ADAM, size, p.dtype)(p[1:], g[1:], m[1:], v[1:], tuple(map(np.float64, scalars)))
+    assert all(len(twin.signatures) <= 2 for twin in cpu.twins(ADAM))
 
 
 def test_twins_have_names_and_cache_files_of_their_own():

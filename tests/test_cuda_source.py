@@ -89,7 +89,7 @@ def check_on_host(update, folder, state, step=3, grad_scale=0.5):
     scalars = folder(2e-3, 0.9, 0.999, 1e-8, 0.05)(step, grad_scale)
     expected = [buffer.copy() for buffer in state]
     gradient = state[1].copy()
-    reference.launcher(update, state[0].size)(*expected, scalars)
+    reference.launcher(update, state[0].size, state[0].dtype)(*expected, scalars)
     run_on_host(update, *state, scalars)
     assert_same_bits((state[0], *state[2:]), (expected[0], *expected[2:]))
     np.testing.assert_array_equal(state[1], gradient)
@@ -120,7 +120,7 @@ def test_host_check_notices_a_changed_statement(tmp_path):
     library = compile_on_host(changed, ADAM, tmp_path)
     state, expected = random_state(100), random_state(100)
     scalars = np.array(fold(2e-3, 0.9, 0.999, 1e-8, 0.05)(3, 1.0), np.float32)
-    reference.launcher(ADAM, 100)(*expected, scalars)
+    reference.launcher(ADAM, 100, np.float32)(*expected, scalars)
     pointers = [buffer.ctypes.data for buffer in (*state, scalars)]
     library.launch.argtypes = [np.ctypeslib.ctypes.c_ssize_t] + [np.ctypeslib.ctypes.c_void_p] * 5
     library.launch(100, *pointers)
@@ -147,5 +147,5 @@ def test_comparison_of_texts_notices_another_text():
 
 
 def test_module_imports_and_builds_a_launch_without_a_gpu():
-    code = "from fastadam.kernels import cuda, update; assert callable(cuda.launcher(update.ADAM, 10))"
+    code = "from fastadam.kernels import cuda, update; assert callable(cuda.launcher(update.ADAM, 10, 'f4'))"
     subprocess.run([sys.executable, "-c", code], check=True, env={"CUDA_VISIBLE_DEVICES": ""})

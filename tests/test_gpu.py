@@ -29,8 +29,8 @@ def test_kernel_equals_the_reference(update, folder, dtype, length):
     state = random_state(length, dtype)
     scalars = folder(2e-3, 0.9, 0.999, 1e-8, 0.05)(3, 0.5)
     on_device = [cupy.asarray(buffer) for buffer in state]
-    cuda.launcher(update, length)(*on_device, scalars)
-    reference.launcher(update, length)(*state, scalars)
+    cuda.launcher(update, length, dtype)(*on_device, scalars)
+    reference.launcher(update, length, dtype)(*state, scalars)
     actual = [cupy.asnumpy(buffer) for buffer in on_device]
     assert_same_bits((actual[0], *actual[2:]), (state[0], *state[2:]))
 

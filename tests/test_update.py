@@ -60,7 +60,7 @@ def test_reference_is_algorithm_1_in_float64(step, member, folder, decay, sign):
     p, g, m, v = random_state(1_000, np.float64)
     expected = exact_adam(p, g, m, v, step=step, **{decay: 0.1}, grad_scale=sign * 0.5, **HYPERPARAMETERS)
     scalars = folder(3e-3, 0.9, 0.999, 1e-8, 0.1, sign)(step, 0.5)
-    reference.launcher(member, p.size)(p, g, m, v, scalars)
+    reference.launcher(member, p.size, p.dtype)(p, g, m, v, scalars)
     for actual, exact in zip((p, m, v), expected, strict=True):
         np.testing.assert_allclose(actual, exact, rtol=1e-12, atol=1e-15)
 
@@ -68,7 +68,7 @@ def test_reference_is_algorithm_1_in_float64(step, member, folder, decay, sign):
 def test_reference_writes_in_place_and_only_reads_the_gradient():
     state = random_state(100)
     before = [buffer.copy() for buffer in state]
-    reference.launcher(ADAM_L2, 100)(*state, fold_l2(1e-3, 0.9, 0.999, 1e-8, 0.1)(1, 2.0))
+    reference.launcher(ADAM_L2, 100, np.float32)(*state, fold_l2(1e-3, 0.9, 0.999, 1e-8, 0.1)(1, 2.0))
     changed = [not np.array_equal(old, new) for old, new in zip(before, state, strict=True)]
     assert changed == [True, False, True, True]
     assert [buffer.dtype for buffer in state] == [np.float32] * 4
