@@ -11,7 +11,7 @@ import datetime
 from pathlib import Path
 
 import startup
-from contenders import MISSING
+from contenders import CONTENDERS, MISSING
 from promises import Promise, promises
 from results import COLUMNS, RUNS, Results, machine
 from rich.console import Console
@@ -19,9 +19,9 @@ from rich.progress import track
 from rich.table import Table
 
 README = Path(__file__).parent.parent / "README.md"
-START, END = "<!-- benchmark: written by `make bench-readme` -->", "<!-- end of benchmark -->"
-# The workloads that the README shows.
+# The workloads that the README shows, and the contender that it compares the others with.
 SHOWN = ("MLP, 6 tensors", "flat 10,000,000", "flat 50,000,000")
+OURS = "fastadam, step()"
 
 
 def main() -> int:
@@ -59,17 +59,37 @@ def _table(title, columns, rows):
 
 
 def _write_readme(results: Results, kept: list[Promise]) -> None:
-    shown = [row for row in results.rows() if row[0] in SHOWN]
-    lines = [*_markdown(COLUMNS, shown), "", *_markdown(["figure", "measured", "promised", ""], map(_row, kept))]
-    lines += ["", f"Medians of one run, all contenders in turns, {datetime.date.today()}: {machine()}."]
-    lines += ["The limit is the kernel's own loop with three additions for arithmetic: the same loads and stores."]
     text = README.read_text(encoding="utf-8")
-    before, after = text.split(START)[0], text.split(END)[1]
-    README.write_text("\n".join([before + START, "", *lines, "", END + after]), encoding="utf-8")
+    source = f"Medians of one run, all contenders in turns, {datetime.date.today()}: {machine()}."
+    blocks = {
+        "benchmark": [*_markdown(["float32, time of a step", *SHOWN], _summary(results)), "", source],
+        "promises": _markdown(["figure", "measured", "promised", ""], map(_row, kept)),
+    }
+    for name, lines in blocks.items():
+        start, end = f"<!-- {name}: written by `make bench-readme` -->", f"<!-- end of {name} -->"
+        before, rest = text.split(start)
+        text = "\n".join([before + start, "", *lines, "", end + rest.split(end)[1]])
+    README.write_text(text, encoding="utf-8")
+
+
+def _summary(results):
+    """A row for each contender: the time of a step of each workload of the README, and its ratio to that of fastadam."""
+    for name in CONTENDERS:
+        timings = [results.timings[workload].get(name) for workload in SHOWN]
+        ours = [results.timings[workload][OURS].median for workload in SHOWN]
+        cells = [
+            f"{_duration(timing.median)} ({timing.median / reference:.2f})" if timing else "-"
+            for timing, reference in zip(timings, ours, strict=True)
+        ]
+        yield [f"**{name}**" if name == OURS else name, *cells]
+
+
+def _duration(seconds):
+    return f"{1e6 * seconds:.1f} us" if seconds < 1e-3 else f"{1e3 * seconds:.1f} ms"
 
 
 def _markdown(columns, rows):
-    cells = [columns, ["---", "---", *["---:"] * (len(columns) - 2)], *rows]
+    cells = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
     return ["| " + " | ".join(row) + " |" for row in cells]
 
 
