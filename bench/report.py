@@ -73,7 +73,7 @@ def _write_readme(results: Results, kept: list[Promise]) -> None:
 
 
 def _summary(results):
-    """A row for each contender: the time of a step of each workload of the README, and its ratio to that of fastadam."""
+    """A row for each contender: the time of a step of each workload shown, and its ratio to that of fastadam."""
     for name in CONTENDERS:
         timings = [results.timings[workload].get(name) for workload in SHOWN]
         ours = [results.timings[workload][OURS].median for workload in SHOWN]
