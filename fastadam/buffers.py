@@ -35,11 +35,17 @@ class Buffers:
         segments: name -> `Segment`.
     """
 
+    p: Any
+    m: Any
+    v: Any
+    segments: dict[Hashable, Segment]
+
     def __init__(self, p: Any, segments: dict[Hashable, Segment]):
-        self.p = p
-        self.m = _zeros(p.size, p)
-        self.v = _zeros(p.size, p)
-        self.segments = segments
+        vars(self).update(p=p, m=_zeros(p.size, p), v=_zeros(p.size, p), segments=segments)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if value is not getattr(self, name, None):  # what `buffers.g *= 2` assigns
+            raise AttributeError(f"`buffers.{name}` cannot be replaced: write into it, `buffers.{name}[...] = x`")
 
     @cached_property
     def g(self) -> Any:  # noqa: D102 (described above)

@@ -107,9 +107,16 @@ class Adam:
         self._stretches += [Stretch(settings, home[settings["params"][0]]) for settings in checked]
         self._bindings += bindings
         self._all_buffers += placed
-        self.param_groups = [stretch.settings for stretch in self._stretches]
-        self.params = Views({k: v for stretch in self._stretches for k, v in stretch.views(stretch.buffers.p).items()})
+        self._params = Views({k: v for stretch in self._stretches for k, v in stretch.views(stretch.buffers.p).items()})
         self._grads: Views | None = None
+
+    @property
+    def param_groups(self) -> tuple[ParamGroup, ...]:  # noqa: D102 (described in the class)
+        return tuple(stretch.settings for stretch in self._stretches)
+
+    @property
+    def params(self) -> Views:  # noqa: D102 (described in the class)
+        return self._params
 
     @property
     def grads(self) -> Views:  # noqa: D102 (described in the class)

@@ -209,6 +209,27 @@ def test_views_take_arrays_lists_and_scalars_and_keep_their_memory():
     assert views["b"] is opt.grads["b"]
 
 
+@pytest.mark.parametrize("name", ["p", "g", "m", "v"])
+def test_flat_buffers_are_written_and_not_replaced(name):
+    opt = fastadam.Adam(make({"w": (2, 2)}))
+    buffer = getattr(opt.buffers, name)
+    with pytest.raises(AttributeError, match=rf"`buffers.{name}` cannot be replaced"):
+        setattr(opt.buffers, name, np.ones(4, np.float32))
+    assert getattr(opt.buffers, name) is buffer
+    setattr(opt.buffers, name, buffer)  # as `opt.buffers.g *= 2` does
+    buffer += 1
+    assert getattr(opt.buffers, name) is buffer
+
+
+@pytest.mark.parametrize("name", ["params", "grads", "buffers", "all_buffers", "param_groups"])
+def test_what_trains_cannot_be_exchanged(name):
+    opt = fastadam.Adam(make({"w": (2, 2)}))
+    with pytest.raises(AttributeError):
+        setattr(opt, name, getattr(opt, name))
+    with pytest.raises(TypeError):
+        opt.param_groups[0] = {}
+
+
 def test_views_cannot_gain_or_lose_names():
     opt = fastadam.Adam(make({"w": (2, 2)}))
     with pytest.raises(KeyError, match="unknown"):
