@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import operator
 import sys
 from types import ModuleType
 from typing import Any
@@ -146,4 +147,15 @@ def real(value: Any, label: str) -> float:
         raise TypeError(f"`{label}` must be a real number, got {value!r}") from error
     if not math.isfinite(number):
         raise ValueError(f"`{label}` must be finite, got {number}")
+    return number
+
+
+def integer(value: Any, label: str, *, least: int) -> int:
+    """`value` as an int; raise unless it is an integer >= `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"`{label}` must be an integer, got {value!r}") from error
+    if number < least:
+        raise ValueError(f"`{label}` must be >= {least}, got {number}")
     return number

@@ -1,9 +1,8 @@
 """`adam_step`: the backend entry, one pass over four flat arrays without an optimizer object."""
 
-import operator
 from typing import Any
 
-from fastadam.arrays import as_array, check_disjoint, check_dtype, check_flat, check_like, kernels
+from fastadam.arrays import as_array, check_disjoint, check_dtype, check_flat, check_like, integer, kernels
 from fastadam.groups import ParamGroup, nonnegative
 from fastadam.stretch import choose_update
 
@@ -65,17 +64,6 @@ def adam_step(
     settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
     flags = {"maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay}
     update, scalars_of = choose_update(ParamGroup((), {**settings, **flags}))
-    scalars = scalars_of(checked_step(step), nonnegative(grad_scale, "grad_scale"))
+    scalars = scalars_of(integer(step, "step", least=1), nonnegative(grad_scale, "grad_scale"))
     launch = kernels(arrays["p"], "p").launcher(update, arrays["p"].size, arrays["p"].dtype)
     launch(arrays["p"], arrays["g"], arrays["m"], arrays["v"], scalars)
-
-
-def checked_step(step: Any) -> int:
-    """`step` as an int; raise unless it is an integer >= 1."""
-    try:
-        number = operator.index(step)
-    except TypeError as error:
-        raise TypeError(f"`step` must be an integer, got {step!r}") from error
-    if number < 1:
-        raise ValueError(f"`step` must be >= 1, got {number}")
-    return number

@@ -1,10 +1,9 @@
 """State dictionaries in torch's layout: what a checkpoint needs so that a resumed run is bit for bit the same run."""
 
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastadam.arrays import as_array, check_like, moved
+from fastadam.arrays import as_array, check_like, integer, moved
 from fastadam.stretch import Stretch
 
 # torch's names of the moments.
@@ -72,7 +71,7 @@ def _moments(state, stretch):
         _check_kind(entry, Mapping, label, "a dict")
         if not {"step", *_MOMENTS} <= entry.keys():
             raise ValueError(f"`{label}` must have the keys 'step', 'exp_avg' and 'exp_avg_sq', got {list(entry)}")
-        steps.add(_step(entry["step"], label))
+        steps.add(integer(entry["step"], f"{label}['step']", least=0))
         for key, flat in _MOMENTS.items():
             view = stretch.buffers.segments[name].of(getattr(stretch.buffers, flat))
             value = as_array(entry[key], f"{label}['{key}']")
@@ -82,13 +81,3 @@ def _moments(state, stretch):
     if len(steps) != 1:
         raise ValueError(f"`state_dict` must have one step count for all parameters of a group, got {sorted(steps)}")
     return steps.pop(), moments
-
-
-def _step(value, label):
-    try:
-        step = operator.index(value)
-    except TypeError as error:
-        raise TypeError(f"`{label}['step']` must be an integer, got {value!r}") from error
-    if step < 0:
-        raise ValueError(f"`{label}['step']` must be >= 0, got {step}")
-    return step
