@@ -96,6 +96,15 @@ def test_resume_from_a_state_on_the_host():
     np.testing.assert_array_equal(cupy.asnumpy(params["w"]), cupy.asnumpy(again["w"]))
 
 
+def test_state_of_a_gpu_resumes_on_the_cpu():
+    params, on_device = draw(0), draw(0, cupy)
+    on_cpu, on_gpu = fastadam.Adam(params), fastadam.Adam(on_device)
+    on_gpu.step(draw(1, cupy))
+    on_cpu.load_state_dict(on_gpu.state_dict())
+    np.testing.assert_array_equal(on_cpu.buffers.m, cupy.asnumpy(on_gpu.buffers.m))
+    np.testing.assert_array_equal(on_cpu.buffers.v, cupy.asnumpy(on_gpu.buffers.v))
+
+
 def test_torch_cuda_tensors_through_dlpack():
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
