@@ -32,7 +32,10 @@ def as_array(value: Any, label: str) -> Any:
 
 
 def _from_dlpack(value, label):
-    kind = value.__dlpack_device__()[0]
+    try:
+        kind = value.__dlpack_device__()[0]
+    except Exception as error:  # torch's meta device, say
+        raise TypeError(f"`{label}` must be in CPU or CUDA memory: {error}") from error
     if kind in (_DLPACK_CPU, _DLPACK_CUDA_HOST):
         library = np
     elif kind in (_DLPACK_CUDA, _DLPACK_CUDA_MANAGED):

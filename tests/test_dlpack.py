@@ -60,6 +60,24 @@ def test_torch_and_numpy_parameters_share_one_buffer():
     np.testing.assert_allclose(params["torch"].numpy(), [0.5, 0.5, 0.5], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"requires_grad": True}, r"use tensor.detach\(\)"),
+        ({"device": "meta"}, "must be in CPU or CUDA memory.*meta"),
+    ],
+    ids=["requires grad", "meta device"],
+)
+def test_tensors_that_cannot_be_shared_are_refused(options, message):
+    torch = pytest.importorskip("torch")
+    tensor = torch.ones(3, **options)
+    with pytest.raises(TypeError, match=rf"`params\['w'\]`.*{message}"):
+        fastadam.Adam({"w": tensor})
+    optimizer = fastadam.Adam({"w": np.ones(3, np.float32)})
+    with pytest.raises(TypeError, match=rf"`grads\['w'\]`.*{message}"):
+        optimizer.step({"w": tensor})
+
+
 class SpeaksDLPack:
     """An array of a library that fastadam has never heard of."""
 
