@@ -106,6 +106,8 @@ class Views(Mapping):
         shape = np.shape(value)
         if shape not in ((), view.shape):
             raise ValueError(f"`{name}` must have shape {view.shape}, got {shape}")
+        if np.iscomplexobj(value):
+            raise TypeError(f"`{name}` must be real, got complex numbers: the imaginary part would be lost")
         view[...] = value
 
     def __delitem__(self, name: Hashable) -> None:

@@ -311,6 +311,8 @@ def assert_step_refuses(grads, options, error, message):
     [
         ("w", np.ones((4, 3)), ValueError, r"`w` must have shape \(3, 4\), got \(4, 3\)"),
         ("w", np.ones(4), ValueError, r"`w` must have shape \(3, 4\), got \(4,\)"),
+        ("w", 1j, TypeError, "`w` must be real, got complex numbers"),
+        ("w", np.ones((3, 4), complex), TypeError, "`w` must be real, got complex numbers"),
         ("c", 1.0, KeyError, "'c'"),
     ],
 )
