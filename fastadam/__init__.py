@@ -1,7 +1,8 @@
 """fastadam: the Adam optimizer step as one fused, in-place pass over flat buffers, on CPU and CUDA."""
 
+from fastadam import schedules
+from fastadam.family import Adam, Adamax, AdamW, NAdam, RAdam
 from fastadam.functional import adam_step
-from fastadam.optimizer import Adam, AdamW
 
-__all__ = ["Adam", "AdamW", "adam_step"]
+__all__ = ["Adam", "AdamW", "Adamax", "NAdam", "RAdam", "adam_step", "schedules"]
 __version__ = "0.1.0"

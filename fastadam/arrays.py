@@ -84,6 +84,14 @@ def device(array: Any) -> str:
     return "cpu" if isinstance(array, np.ndarray) else f"cuda:{array.device.id}"
 
 
+def zeros(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
+    """Zeros on the device of `like`."""
+    if isinstance(like, np.ndarray):
+        return np.zeros(shape, dtype)
+    with like.device:
+        return namespace(like).zeros(shape, dtype)
+
+
 def moved(array: Any, other: Any) -> Any:
     """`array` on the device of `other`: itself where it is there already, else a copy."""
     if device(array) == device(other):
@@ -142,10 +150,12 @@ def check_disjoint(named: dict[str, Any]) -> None:
 
 def real(value: Any, label: str) -> float:
     """`value` as a float; raise unless it is one finite real number."""
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__") or np.iscomplexobj(value):
         raise TypeError(f"`{label}` must be a real number, got {value!r}")
     try:
         number = float(value)
+    except OverflowError as error:
+        raise ValueError(f"`{label}` must be finite, got a number that is too large for a float") from error
     except (TypeError, ValueError) as error:
         raise TypeError(f"`{label}` must be a real number, got {value!r}") from error
     if not math.isfinite(number):

@@ -25,13 +25,16 @@ class Segment(NamedTuple):
 
 
 class Buffers:
-    """The four flat buffers of a set of parameters, all 1-D, of one size, dtype and device.
+    """The flat buffers of a set of parameters, all 1-D, of one size and device, and but for `low` of one dtype.
 
     Attributes:
         p: the parameters. With several parameters, each starts on a multiple of 64 bytes; the gaps are zero.
         g: the gradients, allocated (as zeros) when first used.
         m: the first moment (torch: `exp_avg`).
-        v: the second moment (torch: `exp_avg_sq`).
+        v: the second moment (torch: `exp_avg_sq`; for Adamax `exp_inf`).
+        v_max: with `amsgrad`, the largest second moment so far (torch: `max_exp_avg_sq`).
+        ema: with `ema_decay`, the exponential moving average of the parameters.
+        low: with `copy_dtype`, the bits of the 16-bit copy of the parameters, as uint16.
         segments: name -> `Segment`.
     """
 
@@ -51,8 +54,22 @@ class Buffers:
     def g(self) -> Any:  # noqa: D102 (described above)
         return _zeros(self.p.size, self.p)
 
+    @cached_property
+    def v_max(self) -> Any:  # noqa: D102 (described above)
+        return _zeros(self.p.size, self.p)
+
+    @cached_property
+    def ema(self) -> Any:  # noqa: D102 (described above)
+        average = _zeros(self.p.size, self.p)
+        average[...] = self.p
+        return average
+
+    @cached_property
+    def low(self) -> Any:  # noqa: D102 (described above)
+        return _zeros(self.p.size, self.p, np.uint16)
+
     def views(self, flat: Any) -> dict[Hashable, Any]:
-        """Name -> view of its segment in `flat`, which is one of the four buffers."""
+        """Name -> view of its segment in `flat`, which is one of the buffers."""
         return {name: segment.of(flat) for name, segment in self.segments.items()}
 
 
@@ -76,15 +93,32 @@ def pack(arrays: Mapping[Hashable, Any]) -> Buffers:
     return buffers
 
 
-def _zeros(size, like):
-    """Zeros of the dtype and device of `like`, aligned."""
+def _zeros(size, like, dtype=None):
+    """Zeros on the device of `like`, aligned, of its dtype unless another is given."""
+    dtype = np.dtype(dtype or like.dtype)
     if not isinstance(like, np.ndarray):
         with like.device:
-            return namespace(like).zeros(size, like.dtype)
+            return namespace(like).zeros(size, dtype)
     # The operating system hands out zeros page by page at the first touch, which is that of the kernel's own threads.
-    memory = np.zeros(size * like.itemsize + ALIGNMENT, np.uint8)
+    memory = np.zeros(size * dtype.itemsize + ALIGNMENT, np.uint8)
     offset = -memory.ctypes.data % ALIGNMENT
-    return memory[offset : offset + size * like.itemsize].view(like.dtype)
+    return memory[offset : offset + size * dtype.itemsize].view(dtype)
+
+
+def as_16_bit(bits: Any, dtype: str) -> Any:
+    """The uint16 array `bits` as float16, or as bfloat16 of the package ml_dtypes, over the same memory.
+
+    CuPy has no bfloat16 of its own, so such bits stay uint16 on a GPU: `torch.from_dlpack(bits).view(torch.bfloat16)`.
+    """
+    if dtype == "float16":
+        return bits.view(np.float16)
+    if not isinstance(bits, np.ndarray):
+        return bits
+    try:
+        from ml_dtypes import bfloat16
+    except ImportError as error:
+        raise RuntimeError("`copies` in bfloat16 needs the package ml_dtypes: install `fastadam[bfloat16]`") from error
+    return bits.view(bfloat16)
 
 
 class Views(Mapping):

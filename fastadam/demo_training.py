@@ -10,9 +10,8 @@ import numpy as np
 
 import fastadam
 from fastadam.demo_models import Task
-from fastadam.kernels import reference
-from fastadam.kernels.fold import fold
-from fastadam.kernels.update import ADAM
+from fastadam.kernels import fold, reference
+from fastadam.recipes import update_for
 from fastadam.textbook import TextbookAdam
 
 
@@ -133,11 +132,8 @@ class ReferenceRun(Run):
         super().__init__(task, CPU, seed)
         self._leader = leader
         self._packed = fastadam.Adam(self.params, lr=task.lr)
-        settings, self._buffers = self._packed.param_groups[0], self._packed.buffers
-        beta1, beta2 = settings["betas"]
-        self._scalars = fold(settings["lr"], beta1, beta2, settings["eps"], settings["weight_decay"])
-        self._launch = reference.launcher(ADAM, self._buffers.p.size, self._buffers.p.dtype)
-        self._steps = 0
+        self._update, self._hyper = update_for(self._packed.param_groups[0])
+        self._carried = np.array(fold.FIRST_CARRIED)
 
     def find_gradients(self, rows: Any) -> dict[str, Any]:
         """The gradients of the loss on the batch of `rows`, or copies of those of the leader."""
@@ -149,9 +145,8 @@ class ReferenceRun(Run):
         """Take one optimizer step with `gradients`."""
         for name, gradient in self.gradients.items():
             self._packed.grads[name] = gradient
-        self._steps += 1
-        flat = self._buffers
-        self._launch(flat.p, flat.g, flat.m, flat.v, self._scalars(self._steps, 1.0))
+        flat = self._packed.buffers
+        reference.launch_flat(self._update, (flat.p, flat.m, flat.v), flat.g, self._hyper, self._carried, 1.0)
 
 
 def contenders(task: Task, device: Device, seed: int) -> list[Run]:

@@ -2,9 +2,13 @@
 
 from typing import Any
 
+import numpy as np
+
 from fastadam.arrays import as_array, check_disjoint, check_dtype, check_flat, check_like, integer, kernels
-from fastadam.groups import ParamGroup, nonnegative
-from fastadam.stretch import choose_update
+from fastadam.groups import ParamGroup
+from fastadam.kernels import fold
+from fastadam.options import nonnegative
+from fastadam.recipes import STEP, update_for
 
 
 def adam_step(
@@ -61,9 +65,12 @@ def adam_step(
         check_like(array, arrays["p"], label, "`p`")
         check_flat(array, label, written=label != "g")
     check_disjoint(arrays)
-    settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+    settings = {"lr": nonnegative(lr, "lr"), "betas": betas, "eps": eps, "weight_decay": weight_decay}
     flags = {"maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay}
-    update, scalars_of = choose_update(ParamGroup((), {**settings, **flags}))
-    scalars = scalars_of(integer(step, "step", least=1), nonnegative(grad_scale, "grad_scale"))
-    launch = kernels(arrays["p"], "p").launcher(update, arrays["p"].size, arrays["p"].dtype)
-    launch(arrays["p"], arrays["g"], arrays["m"], arrays["v"], scalars)
+    group = ParamGroup((), {**settings, **flags})
+    carried = np.array(fold.FIRST_CARRIED)
+    carried[STEP] = integer(step, "step", least=1) - 1
+    update, hyper = update_for(group)
+    grad_scale = nonnegative(grad_scale, "grad_scale")
+    p, g, m, v = arrays.values()
+    kernels(p, "p").launch_flat(update, (p, m, v), g, hyper, carried, grad_scale)

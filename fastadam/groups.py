@@ -3,50 +3,42 @@
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
-import numpy as np
-
-from fastadam.arrays import real
+from fastadam.options import flag, fraction, nonnegative
 
 
-def nonnegative(value: Any, label: str) -> float:
-    """`value` as a float; raise unless it is a finite real number >= 0."""
-    number = real(value, label)
-    if number < 0.0:
-        raise ValueError(f"`{label}` must be >= 0, got {number}")
-    return number
+def _lr(value, label):
+    return value if callable(value) else nonnegative(value, label)
 
 
 def _betas(value, label):
     if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or len(value) != 2:
         raise TypeError(f"`{label}` must be a pair (beta1, beta2), got {value!r}")
-    betas = tuple(nonnegative(beta, f"{label}[{index}]") for index, beta in enumerate(value))
-    for index, beta in enumerate(betas):
-        if beta >= 1.0:
-            raise ValueError(f"`{label}[{index}]` must be in [0, 1), got {beta}")
-    return betas
+    return tuple(fraction(beta, f"{label}[{index}]") for index, beta in enumerate(value))
 
 
-def _flag(value, label):
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"`{label}` must be True or False, got {value!r}")
-    return bool(value)
+def _momentum_decay(value, label):
+    # Infinite: the momentum is beta1 at every step.
+    return value if value == float("inf") else nonnegative(value, label)
 
 
 _CHECKS = {
-    "lr": nonnegative,
+    "lr": _lr,
     "betas": _betas,
     "eps": nonnegative,
     "weight_decay": nonnegative,
-    "maximize": _flag,
-    "decoupled_weight_decay": _flag,
+    "amsgrad": flag,
+    "maximize": flag,
+    "decoupled_weight_decay": flag,
+    "momentum_decay": _momentum_decay,
 }
 
 
 class ParamGroup(MutableMapping):
     """A group of parameters and its hyperparameters, under torch's keys.
 
-    ``group["lr"] = 1e-4`` takes effect at the next step, without recompiling. A bad value raises at the assignment and
-    leaves the group as it was. ``group["params"]`` is the tuple of the parameters' names; it cannot be assigned.
+    ``group["lr"] = 1e-4`` takes effect at the next step, without recompiling; it may also be a schedule, a callable of
+    the number of steps before this one. A bad value raises at the assignment and leaves the group as it was.
+    ``group["params"]`` is the tuple of the parameters' names; it cannot be assigned.
     Further keys (a scheduler's ``initial_lr``, a label) are kept and ignored.
     """
 
@@ -55,12 +47,16 @@ class ParamGroup(MutableMapping):
         self._values.update({key: self._checked(key, value) for key, value in settings.items()})
         # Called after each assignment.
         self.changed: Callable[[], None] = lambda: None
+        # Called before each assignment with all values as they would be; it raises if they do not go together.
+        self.check_together: Callable[[dict[str, Any]], None] = lambda values: None
 
     def __getitem__(self, key: str) -> Any:
         return self._values[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._values[key] = self._checked(key, value)
+        checked = self._checked(key, value)
+        self.check_together({**self._values, key: checked})
+        self._values[key] = checked
         self.changed()
 
     def __delitem__(self, key: str) -> None:
@@ -84,6 +80,6 @@ class ParamGroup(MutableMapping):
         return _CHECKS[key](value, key) if key in _CHECKS else value
 
     def check(self, settings: dict[str, Any]) -> None:
-        """Raise if one of `settings` cannot be assigned."""
-        for key, value in settings.items():
-            self._checked(key, value)
+        """Raise if `settings` cannot be assigned."""
+        checked = {key: self._checked(key, value) for key, value in settings.items()}
+        self.check_together({**self._values, **checked})

@@ -1,6 +1,6 @@
 """The `params` argument: a dict or list of arrays, one flat array or a list of groups, as checked parts."""
 
-from collections.abc import Hashable, Iterable, Mapping, MutableMapping, MutableSequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping, MutableSequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -72,6 +72,21 @@ def _parameter(name, label, container, key):
     if isinstance(array, np.ndarray) and not isinstance(container[key], np.generic) and not array.flags.writeable:
         raise ValueError(f"`{label}` must be writable, got a read-only array: it is to be trained")
     return Parameter(name, label, container[key], array, container, key)
+
+
+def exclude(groups: list[Group], predicate: Callable[[Hashable], Any]) -> list[Group]:
+    """`groups`, with the parameters for whose name `predicate` is true in groups of their own, without weight decay."""
+    split: list[Group] = []
+    names = [parameter.name for parameters, _ in groups for parameter in parameters]
+    excluded = {name for name in names if predicate(name)}
+    if not excluded:
+        raise ValueError(f"`exclude_from_weight_decay` must be true for a parameter at least, got none of {names}")
+    for parameters, settings in groups:
+        decayed = [parameter for parameter in parameters if parameter.name not in excluded]
+        others = [parameter for parameter in parameters if parameter.name in excluded]
+        split += [(decayed, settings)] if decayed else []
+        split += [(others, {**settings, "weight_decay": 0.0})] if others else []
+    return split
 
 
 def check_together(parameters: list[Parameter], existing: list[Buffers]) -> None:

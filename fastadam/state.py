@@ -3,26 +3,41 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastadam.arrays import as_array, check_like, integer, moved
-from fastadam.stretch import Stretch
+import numpy as np
 
-# torch's names of the moments.
-_MOMENTS = {"exp_avg": "m", "exp_avg_sq": "v"}
+from fastadam.arrays import as_array, check_like, integer, moved, real
+from fastadam.plan import Plan
 
 
-def dump_state(stretches: list[Stretch]) -> dict[str, Any]:
-    """Copies of the steps and moments of every parameter, and the settings of every group."""
-    state = {}
-    for stretch in stretches:
-        for name in stretch.settings["params"]:
-            segment = stretch.buffers.segments[name]
-            moments = {key: segment.of(getattr(stretch.buffers, flat)).copy() for key, flat in _MOMENTS.items()}
-            state[name] = {"step": stretch.step, **moments}
-    groups = [{**stretch.settings, "params": list(stretch.settings["params"])} for stretch in stretches]
+def dump_state(rows: list[tuple[Plan, int]]) -> dict[str, Any]:
+    """Copies of the state of every parameter, and the settings of every group; `rows` are the groups."""
+    state, groups = {}, []
+    for plan, row in rows:
+        group = plan.groups[row]
+        step, momentum_product = plan.state(row)
+        for name in group["params"]:
+            state[name] = {"step": step}
+            for key, flat in _arrays(plan, row).items():
+                state[name][key] = plan.view_of(name, getattr(plan.buffers, flat)).copy()
+            if plan.options.member == "nadam":
+                state[name]["mu_product"] = momentum_product
+            if plan.options.nonfinite == "skip":
+                state[name]["skipped"] = plan.calls[row] - step
+        groups.append({**group, "params": list(group["params"])})
     return {"state": state, "param_groups": groups}
 
 
-def load_state(stretches: list[Stretch], state_dict: Mapping[str, Any]) -> None:
+def _arrays(plan, row) -> dict[str, str]:
+    """torch's names of the arrays of a parameter's state, each with the flat buffer that holds it."""
+    names = {"exp_avg": "m", "exp_inf" if plan.options.member == "adamax" else "exp_avg_sq": "v"}
+    if plan.groups[row].get("amsgrad"):
+        names["max_exp_avg_sq"] = "v_max"
+    if plan.options.ema_decay is not None:
+        names["ema"] = "ema"
+    return names
+
+
+def load_state(rows: list[tuple[Plan, int]], state_dict: Mapping[str, Any]) -> None:
     """Take over `state_dict`; everything is checked before anything is written, and nothing is cast."""
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
         raise TypeError(
@@ -31,20 +46,21 @@ def load_state(stretches: list[Stretch], state_dict: Mapping[str, Any]) -> None:
     groups, state = state_dict["param_groups"], state_dict["state"]
     _check_kind(groups, Sequence, "state_dict['param_groups']", "a list")
     _check_kind(state, Mapping, "state_dict['state']", "a dict")
-    if len(groups) != len(stretches):
-        raise ValueError(f"`state_dict['param_groups']` must hold {len(stretches)} groups, got {len(groups)}")
-    expected = {name for stretch in stretches for name in stretch.settings["params"]}
+    if len(groups) != len(rows):
+        raise ValueError(f"`state_dict['param_groups']` must hold {len(rows)} groups, got {len(groups)}")
+    expected = {name for plan, row in rows for name in plan.groups[row]["params"]}
     if state.keys() != expected:
         difference = sorted(map(repr, state.keys() ^ expected))
         raise ValueError(f"`state_dict['state']` must have an entry for every parameter and no other, got {difference}")
     loaded = [
-        (_settings(group, stretch, index), *_moments(state, stretch))
-        for index, (group, stretch) in enumerate(zip(groups, stretches, strict=True))
+        (_settings(group, plan, row, index), _entries(state, plan, row, group))
+        for index, (group, (plan, row)) in enumerate(zip(groups, rows, strict=True))
     ]
-    for stretch, (settings, step, moments) in zip(stretches, loaded, strict=True):
-        stretch.settings.update(settings)
-        stretch.step = step
-        for view, value in moments:
+    for (plan, row), (settings, (step, momentum_product, skipped, arrays)) in zip(rows, loaded, strict=True):
+        plan.groups[row].update(settings)
+        plan.carry(row, step, momentum_product)
+        plan.calls[row] = step + skipped
+        for view, value in arrays:
             view[...] = value
 
 
@@ -53,31 +69,45 @@ def _check_kind(value, kind, label, description):
         raise TypeError(f"`{label}` must be {description}, got {value!r}")
 
 
-def _settings(group, stretch, index):
+def _settings(group, plan, row, index):
     label = f"state_dict['param_groups'][{index}]"
     _check_kind(group, Mapping, label, "a dict")
-    names, saved = stretch.settings["params"], group.get("params")
+    names, saved = plan.groups[row]["params"], group.get("params")
     if not isinstance(saved, Sequence) or tuple(saved) != names:
         raise ValueError(f"`{label}['params']` must be {list(names)} as in this optimizer, got {saved!r}")
     settings = {key: value for key, value in group.items() if key != "params"}
-    stretch.settings.check(settings)
+    plan.groups[row].check(settings)
     return settings
 
 
-def _moments(state, stretch):
-    steps, moments = set(), []
-    for name in stretch.settings["params"]:
+def _entries(state, plan, row, group):
+    """The counts of a group, and (view, value) of each array; `group` has the settings that will hold."""
+    counts, arrays = set(), []
+    for name in plan.groups[row]["params"]:
         label, entry = f"state_dict['state'][{name!r}]", state[name]
         _check_kind(entry, Mapping, label, "a dict")
-        if not {"step", *_MOMENTS} <= entry.keys():
-            raise ValueError(f"`{label}` must have the keys 'step', 'exp_avg' and 'exp_avg_sq', got {list(entry)}")
-        steps.add(integer(entry["step"], f"{label}['step']", least=0))
-        for key, flat in _MOMENTS.items():
-            view = stretch.buffers.segments[name].of(getattr(stretch.buffers, flat))
-            value = as_array(entry[key], f"{label}['{key}']")
-            value = moved(value, view)
+        flats = _arrays(plan, row)
+        if not {"step", *flats} <= entry.keys():
+            wanted = ", ".join(map(repr, ["step", *flats]))
+            raise ValueError(f"`{label}` must have the keys {wanted}, got {list(entry)}")
+        counts.add(_counts(entry, label, plan))
+        for key, flat in flats.items():
+            view = plan.view_of(name, getattr(plan.buffers, flat))
+            value = moved(as_array(entry[key], f"{label}['{key}']"), view)
             check_like(value, view, f"{label}['{key}']", "its parameter")
-            moments.append((view, value))
-    if len(steps) != 1:
-        raise ValueError(f"`state_dict` must have one step count for all parameters of a group, got {sorted(steps)}")
-    return steps.pop(), moments
+            arrays.append((view, value))
+    if len(counts) != 1:
+        steps = sorted({step for step, _, _ in counts})
+        raise ValueError(f"`state_dict` must have one step count for all parameters of a group, got {steps}")
+    return (*counts.pop(), arrays)
+
+
+def _counts(entry, label, plan):
+    step = integer(entry["step"], f"{label}['step']", least=0)
+    skipped = integer(entry.get("skipped", 0), f"{label}['skipped']", least=0)
+    product = 1.0
+    if plan.options.member == "nadam":
+        if "mu_product" not in entry:
+            raise ValueError(f"`{label}` must have the key 'mu_product' for NAdam, got {list(entry)}")
+        product = real(np.asarray(entry["mu_product"])[()], f"{label}['mu_product']")
+    return step, product, skipped

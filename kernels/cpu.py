@@ -1,84 +1,285 @@
-"""The CPU kernel: one pass over four flat buffers, compiled by Numba from the update text, serial or on all threads."""
+"""The CPU kernel: one pass over flat buffers, compiled by Numba from the update text, serial or on all threads."""
 
 import contextlib
 import os
 import sys
 import threading
+import types as python_types
 import warnings
-from functools import cache, partial
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
 import numba
-from numba import njit, prange, types
-from numba.extending import overload, register_jitable
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, prange, types
+from numba.extending import intrinsic, overload, register_jitable
+
+from fastadam.kernels import casts, fold, norm
+from fastadam.kernels.norm import LANES, ROWS
+from fastadam.kernels.text import block, function
 
 # Elements from which the parallel kernel is as fast as the serial one: its launch costs a few us more, which two
 # threads win back at 16,000 to 40,000 elements (bench/constants.py).
 PARALLEL_FROM = 32_768
 
-# A segment from this size on is launched on the caller's own gradient array; a smaller one is first copied into
-# the flat buffer, which costs less than a launch of its own.
+# A gradient of this size or more is read where it lies; a smaller one is first copied into the flat buffer, which costs
+# less than to find out its address.
 DIRECT_FROM = PARALLEL_FROM
 
-_THIS_FILE = Path(__file__).read_bytes()
+# Elements that a thread takes at a time. From 4,096 to 262,144 they make no difference beyond 5% (bench/constants.py).
+BLOCK = 16_384
+
+_HERE = Path(__file__).parent
+_OWN_SOURCES = b"".join((_HERE / name).read_bytes() for name in ("cpu.py", "casts.py", "norm.py"))
 
 
-def launcher(update, size, dtype):
-    """`launch(p, g, m, v, scalars)` of `update` for aligned buffers: serial if `size` is short, else on threads."""
+def launcher(update, dtype, size):
+    """`launch(flats, addresses, blocks, rows, hyper, carried, table, grad_scale)` for `size` elements of `dtype`."""
     if size < PARALLEL_FROM:
-        return compiled(update, dtype, parallel=False)
-    return partial(_launch_on_threads, update, dtype)
+        return compiled(update, np.dtype(dtype), parallel=False)
+    return _on_threads(lambda parallel: compiled(update, np.dtype(dtype), parallel=parallel))
+
+
+def launch_flat(update, flats, gradient, hyper, carried, grad_scale):
+    """One step of four flat arrays or more."""
+    size, dtype = flats[0].size, flats[0].dtype
+    table, rows = np.zeros((1, fold.COLUMNS), dtype), np.zeros(1, np.int64)
+    blocks = blocks_of([(0, size, 0, 0, 0)])
+    launch = launcher(update, dtype, size)
+    addresses = np.array([address(gradient)])
+    launch(flats, addresses, blocks, rows, hyper.reshape(1, -1), carried.reshape(1, -1), table, grad_scale)
+
+
+def upload(array):
+    """`array`, where the kernel can read it."""
+    return array
+
+
+def copy_out(p, low, kind):
+    """Write `p`, rounded to `kind` ("bfloat16" or "float16"), into the bits `low`."""
+    low[...] = casts.to_bfloat16(p) if kind == "bfloat16" else casts.to_float16(p)
+
+
+def address(array):
+    """Where `array` lies; it must live on until the launch that reads it returns."""
+    return array.__array_interface__["data"][0]
+
+
+def blocks_of(pieces):
+    """`pieces` (start, stop, row, parameter, offset), cut into blocks that threads share."""
+    cut = [
+        (start, min(start + BLOCK, stop), row, parameter, offset + start - first)
+        for first, stop, row, parameter, offset in pieces
+        for start in range(first, stop, BLOCK)
+    ]
+    return np.array(cut, np.int64).reshape(-1, 5)
 
 
 @cache
 def compiled(update, dtype, *, parallel):
     """The machine code of one of the twins for buffers of `dtype`, compiled now or loaded from the disk cache.
 
-    A call of it skips Numba's look at the types of all arguments, which takes 0.19 of the 0.43 us of a call on 100
-    elements, and so never compiles for other types: a read-only gradient is read like any other.
+    A call of it skips Numba's look at the types of all arguments, which takes half the time of a short one.
     """
-    buffer = types.Array(numba.from_dtype(dtype), 1, "C")
-    return twins(update)[parallel].compile((buffer,) * 4 + (types.UniTuple(types.float64, len(update.scalars)),))
+    return twins(update)[parallel].compile(_signature(update, dtype))
+
+
+def _signature(update, dtype):
+    element = numba.from_dtype(dtype)
+    flats = [types.Array(types.uint16 if name == "low" else element, 1, "C") for name in update.flats]
+    integers, doubles = types.Array(types.int64, 1, "C"), types.Array(types.float64, 2, "C")
+    blocks, table = types.Array(types.int64, 2, "C"), types.Array(element, 2, "C")
+    return types.BaseTuple.from_types(flats), integers, blocks, integers, doubles, doubles, table, types.float64
 
 
 @cache
 def twins(update):
     """The serial and the parallel kernel of `update`: one loop, compiled twice."""
-    register_jitable(update.element)
     return _compile(update, parallel=False), _compile(update, parallel=True)
 
 
+def _one_pass(flats, addresses, blocks, rows, hyper, carried, table, grad_scale):
+    for row in rows:
+        _fold_row(hyper[row], carried[row], grad_scale, table[row])
+    for index in prange(blocks.shape[0]):
+        start, stop, row, parameter, offset = blocks[index]
+        gradient = _gradient(addresses[parameter], offset, stop - start, flats[0])
+        _loop(table[row], gradient, *_cut(flats, start, stop))
+
+
 def _compile(update, *, parallel):
-    element = update.element
+    names = {"_loop": register_jitable(_loop_of(update)), "_fold_row": register_jitable(update.fold_row)}
+    twin = "parallel" if parallel else "serial"
+    return jit(_one_pass, f"{update.name}_{twin}", update.sources, names, parallel=parallel)
 
-    def one_pass(p, g, m, v, scalars):
-        rounded = _rounded(scalars, p.dtype.type)
-        for i in prange(p.size):
-            p[i], m[i], v[i] = element(p[i], g[i], m[i], v[i], *rounded)
 
+def jit(template, name, sources="", names=None, *, parallel=False):
+    """`template` compiled under `name`, with `names` for its globals, and cached on disk as long as `sources` stay."""
     # Numba's cache file bears the function's name and nothing of what is inlined. The digest of every text that is
     # compiled here keeps an edited one away from old machine code; the twin's name keeps the twins apart.
-    digest = sha256(_THIS_FILE + update.source.encode()).hexdigest()[:16]
-    twin = "parallel" if parallel else "serial"
-    one_pass.__name__ = one_pass.__qualname__ = f"{update.name.lower()}_{twin}_{digest}"
+    digest = sha256(_OWN_SOURCES + sources.encode()).hexdigest()[:16]
+    body = python_types.FunctionType(template.__code__, {**globals(), **(names or {})}, f"{name}_{digest}")
+    body.__qualname__ = body.__name__
     # Python's error model would test each division for zero, which stops vectorisation: 4 times slower.
-    kernel = njit(parallel=parallel, error_model="numpy")(one_pass)
+    kernel = njit(parallel=parallel, error_model="numpy")(body)
     # RuntimeError: there is no writable place for a cache. The kernel is then compiled in every process.
     with contextlib.suppress(RuntimeError):
         kernel.enable_caching()
     return kernel
 
 
-def _rounded(scalars, dtype):
-    """Each of `scalars` as `dtype`: a Python float is float64 in Numba and would promote the whole update."""
+def _loop_of(update):
+    """The loop over the elements of a block. It names every buffer: tuples of arrays would not vectorise."""
+    elements = [f"{name}[i]" for name in update.buffers]
+    return function(
+        block(
+            f"def loop(table, g, {', '.join(update.flats)}):",
+            *(f"{name} = table[{index}]" for index, name in enumerate(update.scalars)),
+            "for i in range(p.size):",
+            f"    {', '.join(f'{name}[i]' for name in update.written)} = "
+            f"element({', '.join((*elements, *update.scalars))})",
+        ),
+        element=register_jitable(update.element),
+    )
 
 
-@overload(_rounded)
-def _rounded_overload(scalars, dtype):
-    if len(scalars) == 1:
-        return lambda scalars, dtype: (dtype(scalars[0]),)
-    return lambda scalars, dtype: (dtype(scalars[0]),) + _rounded(scalars[1:], dtype)  # noqa: RUF005 (Numba)
+def _cut(flats, start, stop):
+    """The slice of each of `flats`."""
+
+
+@overload(_cut)
+def _cut_overload(flats, start, stop):
+    if len(flats) == 1:
+        return lambda flats, start, stop: (flats[0][start:stop],)
+    return lambda flats, start, stop: (flats[0][start:stop],) + _cut(flats[1:], start, stop)  # noqa: RUF005 (Numba)
+
+
+@register_jitable
+def _gradient(address, offset, size, like):
+    return carray(_pointer(address + offset * like.itemsize, like), size)
+
+
+@intrinsic
+def _pointer(_, address, like):
+    """`address` as a pointer to elements like those of the array `like`."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(like.dtype)(address, like), generate
+
+
+@intrinsic
+def _bits(_, value):
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.uint32(types.float32), generate
+
+
+@intrinsic
+def _from_bits(_, value):
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+# Numba makes uint32 op uint32 a uint64: each result is cast back, or half the lanes are lost.
+@overload(casts.to_bfloat16)
+def _to_bfloat16(value):
+    def cast(value):
+        value = np.float32(value)
+        bits = _bits(value)
+        odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+        rounded = np.uint32(np.uint32(bits + np.uint32(0x7FFF)) + odd)
+        quiet = np.uint32(bits | np.uint32(0x400000))
+        return np.uint16(np.uint32((quiet if value != value else rounded) >> np.uint32(16)))
+
+    return cast
+
+
+@overload(casts.to_float16)
+def _to_float16(value):
+    def cast(value):
+        bits = _bits(np.float32(value))
+        size = np.uint32(bits & np.uint32(0x7FFFFFFF))
+        sign = np.uint32(np.uint32(bits ^ size) >> np.uint32(16))
+        odd = np.uint32(np.uint32(size >> np.uint32(13)) & np.uint32(1))
+        # The exponent is rebiased from 127 to 15 and half of the last place added, modulo 2**32.
+        half = np.uint32(np.uint32(np.uint32(size + np.uint32(0xC8000FFF)) + odd) >> np.uint32(13))
+        # float16 subnormals: adding 0.5 rounds at their last place.
+        shifted = np.float32(_from_bits(size) + np.float32(0.5))
+        half = np.uint32(_bits(shifted) - np.uint32(0x3F000000)) if size < np.uint32(0x38800000) else half
+        half = np.uint32(0x7C00) if size >= np.uint32(0x47800000) else half
+        half = np.uint32(0x7E00) if size > np.uint32(0x7F800000) else half
+        return np.uint16(np.uint32(half | sign))
+
+    return cast
+
+
+def sum_squares(addresses, blocks, lanes, like):
+    """Level 0 of :mod:`norm <fastadam.kernels.norm>`: the lanes of each of `blocks` of gradients with the dtype of `like`."""
+    arguments = addresses, blocks, lanes, like
+    if len(blocks) * norm.BLOCK < PARALLEL_FROM:
+        _norm_kernel(like.dtype, parallel=False)(*arguments)
+    else:
+        _on_threads(lambda parallel: _norm_kernel(like.dtype, parallel=parallel))(*arguments)
+
+
+def clip(lanes, grad_scale, max_grad_norm, largest, propagate, record):
+    """Combine the `lanes` of all blocks, and write what follows from the norm into `record`; return the factor."""
+    with np.errstate(all="ignore"):
+        grad_scale, taken, norm = fold.clip(grad_scale, _combine_kernel()(lanes), max_grad_norm, largest, propagate)
+    record[:] = grad_scale, taken, norm, record[3] + 1.0 - taken
+    return float(grad_scale)
+
+
+@cache
+def _norm_kernel(dtype, *, parallel):
+    lanes, integers = types.Array(types.float64, 2, "C"), types.Array(types.int64, 2, "C")
+    signature = types.Array(types.int64, 1, "C"), integers, lanes, types.Array(numba.from_dtype(dtype), 1, "C")
+    return jit(_sum_squares, f"norm_{'parallel' if parallel else 'serial'}", parallel=parallel).compile(signature)
+
+
+@cache
+def _combine_kernel():
+    return jit(_combine, "combine").compile((types.Array(types.float64, 2, "C"),))
+
+
+def _sum_squares(addresses, blocks, lanes, like):
+    for index in prange(blocks.shape[0]):
+        parameter, offset, size = blocks[index]
+        _square_lanes(_gradient(addresses[parameter], offset, size, like), lanes[index])
+
+
+@register_jitable
+def _square_lanes(gradient, sums):
+    sums[:] = 0.0
+    for start in range(0, gradient.size, LANES):
+        row = gradient[start : start + LANES]
+        for lane in range(row.size):
+            value = np.float64(row[lane])
+            sums[lane] += value * value
+
+
+def _combine(lanes):
+    count = lanes.shape[0]
+    while count > 1:
+        groups = (count + ROWS - 1) // ROWS
+        for group in range(groups):
+            sums, first = lanes[group], group * ROWS
+            sums[:] = lanes[first]
+            for row in lanes[first + 1 : min(first + ROWS, count)]:
+                for lane in range(LANES):
+                    sums[lane] += row[lane]
+        count = groups
+    total = lanes[0, 0]
+    for lane in range(1, LANES):
+        total += lanes[0, lane]
+    return total
 
 
 # One launch at a time: the workqueue layer aborts the process when two Python threads enter parallel kernels, and on
@@ -88,13 +289,18 @@ _pool_started = False
 _forked_from_pool = False
 
 
-def _launch_on_threads(update, dtype, *arguments):
-    with _one_launch:
-        if _forked_from_pool:
-            _warn_once_that_serial()
-        elif not _pool_started:
-            _start_pool()
-        compiled(update, dtype, parallel=not _forked_from_pool)(*arguments)
+def _on_threads(twin):
+    """`twin(parallel)`, launched on all threads where that is safe."""
+
+    def launch(*arguments):
+        with _one_launch:
+            if _forked_from_pool:
+                _warn_once_that_serial()
+            elif not _pool_started:
+                _start_pool()
+            return twin(not _forked_from_pool)(*arguments)
+
+    return launch
 
 
 def _start_pool():

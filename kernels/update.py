@@ -1,26 +1,34 @@
-"""The element update, written once.
+"""The element update, written once: every stage that a step can have, and the updates that are joined from them.
 
-Adam is Algorithm 1 of Kingma and Ba, arXiv 1412.6980; the decoupled decay is that of Loshchilov and Hutter,
-arXiv 1711.05101. Each stage below holds statements in the common subset of Python and C. `compose` joins
-stages into an `Update`: a Python function, which on NumPy arrays is the in-place reference and under Numba is the
-CPU element, and the same statements as the body of the CUDA kernel.
+Adam is Algorithm 1 of Kingma and Ba, arXiv 1412.6980, AdaMax its Algorithm 2; the decoupled decay is that of
+Loshchilov and Hutter, arXiv 1711.05101; AMSGrad of Reddi, Kale and Kumar, arXiv 1904.09237; NAdam of Dozat (ICLR 2016
+workshop); RAdam of Liu et al., arXiv 1908.03265. The scalars of each stage are made by the stage of the same purpose in
+:mod:`fold <fastadam.kernels.fold>`.
+
+On NumPy arrays the statements are the in-place reference; Numba compiles them as the CPU element; they are the body of
+the CUDA kernel.
 """
 
-import ast
-import inspect
-import linecache
-import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cache
 
-from numpy import sqrt
+from numpy import maximum, minimum, sqrt
 
-BUFFERS = ("p", "g", "m", "v")
+from fastadam.kernels import fold
+from fastadam.kernels.casts import to_bfloat16, to_float16
+from fastadam.kernels.text import Text, block, function, join
+
+# Parameters, gradients, first and second moment; largest second moment, average of the parameters, their 16-bit copy.
+BUFFERS = ("p", "g", "m", "v", "v_max", "ema", "low")
 
 
 def scale_gradient(g, grad_scale):
     g = grad_scale * g
+
+
+def clip_gradient(g, clip_value):
+    g = minimum(maximum(g, -clip_value), clip_value)
 
 
 def couple_decay(p, g, weight_decay):
@@ -28,54 +36,201 @@ def couple_decay(p, g, weight_decay):
     g = g + weight_decay * p
 
 
-def adam(p, g, m, v, decay, blend1, blend2, step_size, eps):
-    # First and second moment, decoupled decay, step.
+def moments(g, m, v, blend1, blend2):
     m += blend1 * (g - m)
     v += blend2 * (g * g - v)
+
+
+def infinity_moments(g, m, v, blend1, decay2, inner_eps):
+    m += blend1 * (g - m)
+    v = maximum(decay2 * v, abs(g) + inner_eps)
+
+
+def decouple_decay(p, decay):
+    # A factor, so that a mask of infinities stays one.
     p *= decay
-    p -= step_size * m / (sqrt(v) + eps)
+
+
+def root_of_v(v):
+    root = sqrt(v)
+
+
+def root_of_shifted_v(v, eps_root):
+    root = sqrt(v + eps_root)
+
+
+def root_of_largest_v(v, v_max, correction2):
+    v_max = maximum(v_max, correction2 * v)
+    root = sqrt(v_max)
+
+
+def root_of_shifted_largest_v(v, v_max, correction2, eps_root):
+    v_max = maximum(v_max, correction2 * v)
+    root = sqrt(v_max + eps_root)
+
+
+def descend(p, m, root, step_size, eps):
+    p -= step_size * m / (root + eps)
+
+
+def descend_nesterov(p, g, m, root, gradient_size, step_size, eps):
+    p -= (gradient_size * g + step_size * m) / (root + eps)
+
+
+def descend_rectified(p, m, root, step_size, eps, least, most):
+    # Not rectified, with least = most = 1: by the first moment alone.
+    p -= step_size * m / maximum(minimum(root + eps, most), least)
+
+
+def descend_infinity(p, m, v, step_size, eps):
+    p -= step_size * m / (v + eps)
+
+
+def average(p, ema, ema_blend):
+    ema += ema_blend * (p - ema)
+
+
+def copy_bfloat16(p, low):
+    low = to_bfloat16(p)
+
+
+def copy_float16(p, low):
+    low = to_float16(p)
+
+
+def zero_gradient(g, zero):
+    g = zero
 
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """One member of the family: `element(p, g, m, v, *scalars) -> (p, m, v)` and the text that it was made from."""
+    """One element update and the fold of its scalars.
+
+    Attributes:
+        name: Of the member of the family.
+        text: The statements of the element.
+        fold: The statements of the fold, float64, once a step and row of hyperparameters.
+        element: `element(*buffers, *scalars) -> written`, the text as a function.
+        fold_row: `fold_row(hyper, carried, grad_scale, table)`, the fold as a function on rows of arrays.
+        sources: The sources of the two functions, for the name of a cache.
+    """
 
     name: str
-    scalars: tuple[str, ...]
-    statements: tuple[str, ...]
-    source: str
-    element: Callable
+    text: Text
+    fold: Text
+    element: Callable = len
+    fold_row: Callable = len
+    sources: str = ""
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """Names of the buffers that are read or written, in the order of `BUFFERS`."""
+        return tuple(name for name in BUFFERS if name in self.text.arguments)
+
+    @property
+    def flats(self) -> tuple[str, ...]:
+        """`buffers` without the gradients, which need not lie in one flat buffer."""
+        return tuple(name for name in self.buffers if name != "g")
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Names of the buffers that are written. Of the gradients only zeros are kept."""
+        kept = ("g",) if "zero" in self.scalars else ()
+        return tuple(name for name in self.flats if name in self.text.assigned) + kept
+
+    @property
+    def scalars(self) -> tuple[str, ...]:
+        """Names of the scalars, in the order of the table's columns."""
+        return tuple(name for name in self.text.arguments if name not in BUFFERS)
 
 
-def compose(name: str, *stages: Callable) -> Update:
-    """Join the statements of `stages`, in order, into the update that the module holds as `name`."""
-    functions = [_syntax_tree(stage) for stage in stages]
-    arguments = [argument.arg for function in functions for argument in function.args.args]
-    scalars = tuple(dict.fromkeys(argument for argument in arguments if argument not in BUFFERS))
-    statements = tuple(ast.unparse(statement) for function in functions for statement in function.body)
-    source = "\n    ".join(
-        [f"def {name.lower()}({', '.join(BUFFERS + scalars)}):", *statements, "return p, m, v\n"],
+def compose(name: str, stages: tuple[Callable, ...], fold_stages: tuple[Callable, ...]) -> Update:
+    """The update `name` of these element stages, whose scalars the fold stages make."""
+    plain = Update(name, join(*stages), join(*fold_stages))
+    assert len(plain.scalars) <= fold.COLUMNS
+    element, fold_row = _element_source(plain), _fold_source(plain)
+    return replace(plain, element=function(element), fold_row=function(fold_row), sources=element + fold_row)
+
+
+def _element_source(update):
+    return block(
+        f"def {update.name}({', '.join(update.buffers + update.scalars)}):",
+        *update.text.statements,
+        f"return {', '.join(update.written)}",
     )
-    return Update(name, scalars, statements, source, _function(name, source))
 
 
-def _syntax_tree(function) -> ast.FunctionDef:
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
-    assert isinstance(tree, ast.FunctionDef)
-    return tree
+def _fold_source(update):
+    text = update.fold
+    needed = {*text.arguments, *update.scalars}
+    return block(
+        "def fold_row(hyper, carried, grad_scale, table):",
+        *(f"{name} = hyper[{index}]" for index, name in enumerate(fold.HYPER) if name in needed),
+        *(f"{name} = carried[{index}]" for index, name in enumerate(fold.CARRIED) if name in needed),
+        *text.statements,
+        *(f"carried[{index}] = {name}" for index, name in enumerate(fold.CARRIED) if name in text.assigned),
+        *(f"table[{index}] = {name}" for index, name in enumerate(update.scalars)),
+    )
 
 
-def _function(name, source) -> Callable:
-    # The function is reachable as `<module>.<name>.element`, and Numba pickles it by that path, not by value: the
-    # keys of its disk cache are then the same in every process. linecache gives tracebacks and Numba the text.
-    filename = f"<{__name__}.{name}>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    namespace: dict[str, Any] = {"sqrt": sqrt, "__name__": __name__}
-    exec(compile(source, filename, "exec"), namespace)
-    element = namespace[name.lower()]
-    element.__qualname__ = f"{name}.element"
-    return element
+@dataclass(frozen=True)
+class Recipe:
+    """What an update is joined from.
+
+    Attributes:
+        member: "adam", "nadam", "adamax" or "radam".
+        convention: Where eps stands, and what AMSGrad is, as in the system of that name.
+        amsgrad: Divide by the root of the largest second moment so far.
+        decay: "none", "coupled" (L2), "decoupled" (times lr) or "free" (not times lr).
+        eps_root: Whether something is added inside the root.
+        clip_value: Whether gradients are clipped by value.
+        ema: Whether an average of the parameters is kept.
+        copy: "bfloat16" or "float16" for a copy of the parameters, or None.
+        zero_grad: Whether the gradients are zeroed.
+    """
+
+    member: str = "adam"
+    convention: str = "torch"
+    amsgrad: bool = False
+    decay: str = "none"
+    eps_root: bool = False
+    clip_value: bool = False
+    ema: bool = False
+    copy: str | None = None
+    zero_grad: bool = False
 
 
-ADAM = compose("ADAM", scale_gradient, adam)
-ADAM_L2 = compose("ADAM_L2", scale_gradient, couple_decay, adam)
+@cache
+def update_of(recipe: Recipe) -> Update:
+    """The update of `recipe`."""
+    return compose(recipe.member, _element_stages(recipe), fold.stages(recipe))
+
+
+_ROOTS = {
+    # amsgrad, eps_root
+    (False, False): root_of_v,
+    (False, True): root_of_shifted_v,
+    (True, False): root_of_largest_v,
+    (True, True): root_of_shifted_largest_v,
+}
+_DESCENTS = {"adam": descend, "nadam": descend_nesterov, "adamax": descend_infinity, "radam": descend_rectified}
+_COPIES = {"bfloat16": copy_bfloat16, "float16": copy_float16}
+
+
+def _element_stages(recipe):
+    stages = [scale_gradient]
+    stages += [clip_gradient] * recipe.clip_value
+    stages += [couple_decay] * (recipe.decay == "coupled")
+    stages += [infinity_moments if recipe.member == "adamax" else moments]
+    stages += [decouple_decay] * (recipe.decay in ("decoupled", "free"))
+    stages += [_ROOTS[recipe.amsgrad, recipe.eps_root]] * (recipe.member != "adamax")
+    stages += [_DESCENTS[recipe.member]]
+    stages += [average] * recipe.ema
+    stages += [_COPIES[recipe.copy]] if recipe.copy else []
+    stages += [zero_gradient] * recipe.zero_grad
+    return tuple(stages)
+
+
+ADAM = update_of(Recipe())
+ADAMW = update_of(Recipe(decay="decoupled"))
+ADAM_L2 = update_of(Recipe(decay="coupled"))

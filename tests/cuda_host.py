@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastadam.kernels import cuda
+from fastadam.kernels import cuda, norm
 
 # What CUDA's compiler has built in and a host compiler has not.
 _SHIMS = """
@@ -35,38 +35,89 @@ unsigned __popcll(unsigned long long) { abort(); }
 
 # Every thread of a launch of 3 blocks of 128, one after the other.
 _LAUNCH = """
-extern "C" void launch(ptrdiff_t size, T* p, const T* g, T* m, T* v, const T* scalars) {{
-  using Flat = CArray<T, 1, 1, 1>;
+extern "C" void launch(ptrdiff_t size, void** arguments, const ptrdiff_t* sizes) {{
   blockDim.x = 128;
   gridDim.x = 3;
   for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x)
     for (threadIdx.x = 0; threadIdx.x < blockDim.x; ++threadIdx.x)
-      {kernel}(Flat(const_cast<T*>(g), &size), {scalars}, Flat(p, &size), Flat(m, &size), Flat(v, &size),
-               CIndexer<1, 1>(&size));
+      {kernel}({arguments}, CIndexer<1, 1>(&size));
 }}
 """
 
 
-def run_on_host(update, p, g, m, v, scalars):
-    """Launch the CUDA kernel of `update` on NumPy arrays, in place, on the CPU."""
-    rounded = np.array(scalars, p.dtype)
-    pointers = [buffer.ctypes.data_as(ctypes.c_void_p) for buffer in (p, g, m, v, rounded)]
-    _library(update, p.dtype).launch(ctypes.c_ssize_t(p.size), *pointers)
+def run_on_host(kernel, *arguments, size=None):
+    """Launch a CuPy elementwise `kernel` on NumPy arrays and numbers, on the CPU; arrays are written in place."""
+    flat = [argument.reshape(-1) if isinstance(argument, np.ndarray) else argument for argument in arguments]
+    arrays = [isinstance(argument, np.ndarray) for argument in flat]
+    if size is None:
+        pairs = zip(flat, cuda.parameters(kernel), strict=True)
+        size = next(a.size for a, parameter in pairs if not parameter.raw and isinstance(a, np.ndarray))
+    key = tuple((argument.dtype if is_array else None) for argument, is_array in zip(flat, arrays, strict=True))
+    library = _library(kernel, key)
+    types = dict(zip((parameter.ctype for parameter in cuda.parameters(kernel)), key, strict=True))
+    held = []
+    for argument, parameter in zip(flat, cuda.parameters(kernel), strict=True):
+        if not isinstance(argument, np.ndarray):
+            argument = np.array(argument, parameter.dtype or types[parameter.ctype] or _template_dtype(kernel, key))
+        held.append(argument)
+    pointers = (ctypes.c_void_p * len(held))(*(argument.ctypes.data for argument in held))
+    sizes = (ctypes.c_ssize_t * len(held))(*(argument.size for argument in held))
+    library.launch(ctypes.c_ssize_t(size), pointers, sizes)
+
+
+def _template_dtype(kernel, key):
+    return next(d for d, p in zip(key, cuda.parameters(kernel), strict=True) if p.dtype is None and d is not None)
 
 
 @cache
-def _library(update, dtype):
+def _library(kernel, key):
+    stand_ins = stand_ins_of(key)
     with tempfile.TemporaryDirectory() as folder:
-        return compile_on_host(cuda.source(update, dtype), update, Path(folder))
+        return compile_on_host(cuda.source(kernel, stand_ins), kernel, stand_ins, Path(folder))
 
 
-def compile_on_host(source, update, folder):
-    """The shared library of a CUDA `source` of `update`, without contraction to fused multiply-adds."""
-    scalars = ", ".join(f"scalars[{index}]" for index in range(len(update.scalars)))
-    launch = _LAUNCH.format(kernel=cuda.elementwise(update).name, scalars=scalars)
+def stand_ins_of(key):
+    """Arguments of the dtypes in `key`; None is a number."""
+    return [0.0 if dtype is None else np.empty(0, dtype) for dtype in key]
+
+
+def compile_on_host(source, kernel, arguments, folder):
+    """The shared library of a CUDA `source` of `kernel`, without contraction to fused multiply-adds."""
+    passed = []
+    for index, (parameter, argument) in enumerate(zip(cuda.parameters(kernel), arguments, strict=True)):
+        pointer = f"static_cast<{parameter.ctype}*>(arguments[{index}])"
+        is_array = isinstance(argument, np.ndarray)
+        passed.append(f"CArray<{parameter.ctype}, 1, 1, 1>({pointer}, &sizes[{index}])" if is_array else f"*{pointer}")
+    launch = _LAUNCH.format(kernel=kernel.name, arguments=", ".join(passed))
     (folder / "kernel.cpp").write_text(_SHIMS + source + launch)
     # CuPy's own headers only: those of the CUDA toolkit are for its compilers.
     include = [option for option in cuda.compiler_options() if option.startswith("-I") and "cupy" in option]
     command = ["g++", "-O2", "-std=c++17", "-ffp-contract=off", "-w", "-shared", "-fPIC", *include]
     subprocess.run([*command, "kernel.cpp", "-o", "kernel.so"], cwd=folder, check=True)
     return ctypes.CDLL(str(folder / "kernel.so"))
+
+
+def launch_on_host(update, flats, gradients, blocks, rows, hyper, carried, table, grad_scale):
+    """What `cuda.launcher` launches, on the CPU. `grad_scale` is a number or a record of `clip_on_host`."""
+    guarded = isinstance(grad_scale, np.ndarray)
+    addresses, (pieces, count) = addresses_of(gradients), cuda.numbered(blocks)
+    run_on_host(cuda.fold_rows(update, guarded), rows, grad_scale, hyper, carried, table)
+    record = (grad_scale,) if guarded else ()
+    run_on_host(cuda.step_rows(update, guarded), addresses, pieces, len(pieces), table, *record, *flats, size=count)
+
+
+def clip_on_host(gradients, grad_scale, max_grad_norm, largest, propagate, record):
+    """What `cuda.sum_squares` and `cuda.clip` launch, on the CPU."""
+    blocks = norm.blocks_of([gradient.size for gradient in gradients])
+    lanes = np.zeros((len(blocks), norm.LANES))
+    run_on_host(cuda.squares(), addresses_of(gradients), blocks, gradients[0], lanes)
+    while len(lanes) > 1:
+        sums = np.zeros((-(-len(lanes) // norm.ROWS), norm.LANES))
+        run_on_host(cuda.row_sums(), lanes, len(lanes), sums)
+        lanes = sums
+    run_on_host(cuda.clip_record(), lanes, grad_scale, max_grad_norm, largest, propagate, record, size=1)
+    return record
+
+
+def addresses_of(gradients):
+    return np.array([gradient.ctypes.data for gradient in gradients], np.int64)

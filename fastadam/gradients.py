@@ -1,0 +1,120 @@
+"""The gradients of a step: checked, and gathered where the kernel can read them."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastadam.arrays import as_array, check_disjoint, check_flat, check_like, namespace
+from fastadam.buffers import Buffers
+from fastadam.plan import Plan
+
+
+class Located(NamedTuple):
+    """Where the gradients of a step lie.
+
+    Attributes:
+        addresses: Of the gradient of each parameter, in the form that the launches take.
+        merged: Whether all lie in one flat array.
+        arrays: The gradients as they were handed over.
+        copied: Those of them that were copied into the gradient buffer.
+    """
+
+    addresses: Any
+    merged: bool
+    arrays: list[Any]
+    copied: list[Any]
+
+
+class Gradients:
+    """The gradients of the parameters of one plan.
+
+    Attributes:
+        views: name -> view of the gradient buffer, empty until the buffer is used.
+    """
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.views: dict[Hashable, Any] = {}
+        self._usual = np.ndarray if isinstance(plan.buffers.p, np.ndarray) else None
+        self._hosted: Any = None
+        self._written: Located | None = None
+
+    def use_buffer(self) -> None:
+        """Allocate the gradient buffer, unless it is there."""
+        if self._hosted is None:
+            plan = self.plan
+            self.views = {name: plan.view_of(name, plan.buffers.g) for name in plan.names}
+            self._hosted = plan.addresses(plan.buffers.g)
+            self._written = Located(plan.kernels.upload(self._hosted), True, list(self.views.values()), [])
+
+    def written(self) -> Located:
+        """The gradients that have been written into the buffer."""
+        if self._written is None:
+            self.use_buffer()
+        return self._written
+
+    def named(self, grads: Mapping[Hashable, Any], all_buffers: Sequence[Buffers], *, zeroed: bool) -> list[Any]:
+        """The gradient of each parameter in `grads`, as arrays of its dtype, shape and device.
+
+        One that lies in a gradient buffer, but for the parameter's own place, is copied: `gather` will write there.
+        """
+        self.use_buffer()
+        gradients: list[Any] = []
+        dtype = self.plan.buffers.p.dtype
+        written, may_share_memory = [flat.g for flat in all_buffers], namespace(self.plan.buffers.p).may_share_memory
+        for name, view in self.views.items():
+            if name not in grads:
+                raise ValueError(f"`grads` must have an entry for every parameter, got none for {name!r}")
+            gradient = grads[name]
+            # The usual case first: the checks below take longer than a small step.
+            if type(gradient) is not self._usual or gradient.dtype is not dtype or gradient.shape != view.shape:
+                label = f"grads[{name!r}]"
+                gradient = as_array(gradient, label)
+                check_like(gradient, view, label, "its parameter")
+            if zeroed:
+                _check_can_be_zeroed(grads[name], gradient, name)
+            if gradient.base is not None and gradient is not view:
+                for flat in written:
+                    if may_share_memory(gradient, flat):
+                        gradient = gradient.copy()
+            gradients.append(gradient)
+        return gradients
+
+    def gather(self, gradients: list[Any], all_buffers: Sequence[Buffers]) -> Located:
+        """Copy small gradients into the buffer, where they share a launch; large ones are read where they lie."""
+        addresses, copied, kernels = None, [], self.plan.kernels
+        for index, (view, gradient) in enumerate(zip(self.views.values(), gradients, strict=True)):
+            if gradient.size >= kernels.DIRECT_FROM and _is_readable(gradient, all_buffers):
+                addresses = self._hosted.copy() if addresses is None else addresses
+                addresses[index] = kernels.address(gradient)
+            elif gradient is not view:
+                view[...] = gradient
+                copied.append(gradient)
+        if addresses is None:
+            return Located(self.written().addresses, True, gradients, copied)
+        return Located(kernels.upload(addresses), False, gradients, copied)
+
+    def flat(self, grads: Any) -> Located:
+        """The gradients in `grads`, a flat array like the buffer."""
+        buffers = self.plan.buffers
+        gradient = as_array(grads, "grads")
+        check_like(gradient, buffers.p, "grads", "the flat buffer of the parameters, `buffers.p`")
+        check_flat(gradient, "grads", written=self.plan.options.zero_grad)
+        for label, flat in {"p": buffers.p, "m": buffers.m, "v": buffers.v}.items():
+            check_disjoint({f"buffers.{label}": flat, "grads": gradient})
+        arrays = [segment.of(gradient) for segment in self.plan.segments]
+        return Located(self.plan.kernels.upload(self.plan.addresses(gradient)), True, arrays, [])
+
+
+def _check_can_be_zeroed(original, gradient, name):
+    if isinstance(original, np.generic) or (isinstance(gradient, np.ndarray) and not gradient.flags.writeable):
+        raise ValueError(f"`grads[{name!r}]` must be a writable array with `zero_grad`, got a read-only one")
+
+
+def _is_readable(gradient, all_buffers) -> bool:
+    """Whether the kernel can read `gradient` where it lies, which must not be where it writes."""
+    if not gradient.flags.c_contiguous or (isinstance(gradient, np.ndarray) and not gradient.flags.aligned):
+        return False
+    written = [array for flat in all_buffers for array in vars(flat).values() if hasattr(array, "dtype")]
+    return not any(namespace(gradient).may_share_memory(gradient, array) for array in written)

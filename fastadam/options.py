@@ -1,0 +1,135 @@
+"""What an optimizer does beside its update, the same for all of its groups; and the presets named after other systems."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from fastadam.arrays import real
+
+
+class Convention(NamedTuple):
+    """The defaults of a system. Where its eps stands, and what its AMSGrad is, is in `fastadam.kernels.fold`.
+
+    Attributes:
+        eps: Its default of `eps`.
+        decoupled: Whether its weight decay is decoupled unless asked otherwise.
+        momentum_decay: NAdam's, as a number for the common formula; None where it has no NAdam.
+        members: Which members of the family it has.
+        amsgrad: Whether it has AMSGrad.
+    """
+
+    eps: float
+    decoupled: bool
+    momentum_decay: float | None
+    members: tuple[str, ...]
+    amsgrad: bool
+
+
+CONVENTIONS = {
+    "torch": Convention(1e-8, False, 4e-3, ("adam", "nadam", "adamax", "radam"), True),
+    "optax": Convention(1e-8, True, float("inf"), ("adam", "nadam", "adamax", "radam"), True),
+    "keras": Convention(1e-7, True, 1.0, ("adam", "nadam", "adamax"), True),
+    "sklearn": Convention(1e-8, False, None, ("adam",), False),
+    "apex": Convention(1e-8, True, None, ("adam",), False),
+}
+NONFINITE = ("propagate", "skip", "raise")
+COPY_DTYPES = ("bfloat16", "float16")
+SPARSE = ("lazy", "exact")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keyword arguments of the optimizer classes that are described in `fastadam.Adam`, checked."""
+
+    member: str
+    convention: str = "torch"
+    eps_root: float = 0.0
+    decouple_lr: bool = False
+    clip_value: float | None = None
+    max_grad_norm: float | None = None
+    nonfinite: str = "propagate"
+    ema_decay: float | None = None
+    copy_dtype: str | None = None
+    zero_grad: bool = False
+    sparse: str = "lazy"
+    exclude_from_weight_decay: Callable[[Hashable], Any] | None = None
+
+    def __post_init__(self):
+        one_of(self.convention, tuple(CONVENTIONS), "convention")
+        one_of(self.nonfinite, NONFINITE, "nonfinite")
+        one_of(self.sparse, SPARSE, "sparse")
+        if self.copy_dtype is not None:
+            one_of(self.copy_dtype, COPY_DTYPES, "copy_dtype")
+        for key in ("decouple_lr", "zero_grad"):
+            object.__setattr__(self, key, flag(getattr(self, key), key))
+        for key in ("clip_value", "max_grad_norm"):
+            if getattr(self, key) is not None:
+                object.__setattr__(self, key, _positive(getattr(self, key), key))
+        object.__setattr__(self, "eps_root", nonnegative(self.eps_root, "eps_root"))
+        if self.ema_decay is not None:
+            object.__setattr__(self, "ema_decay", fraction(self.ema_decay, "ema_decay"))
+        if self.exclude_from_weight_decay is not None and not callable(self.exclude_from_weight_decay):
+            raise TypeError(
+                "`exclude_from_weight_decay` must be a function of a parameter's name, "
+                f"got {self.exclude_from_weight_decay!r}"
+            )
+        self._check_together()
+
+    def _check_together(self):
+        if self.member not in CONVENTIONS[self.convention].members:
+            having = [name for name, convention in CONVENTIONS.items() if self.member in convention.members]
+            raise ValueError(f"`convention` must be one of {having} for this optimizer, got {self.convention!r}")
+        if self.eps_root and self.convention != "optax":
+            raise ValueError(
+                f"`eps_root` must be 0 unless `convention` is 'optax', got {self.eps_root} with {self.convention!r}, "
+                "whose eps stands elsewhere"
+            )
+        if self.eps_root and self.member == "adamax":
+            raise ValueError(f"`eps_root` must be 0 for Adamax, which has no root, got {self.eps_root}")
+        if self.clip_value is not None and self.max_grad_norm is not None:
+            raise ValueError(
+                f"`clip_value` must be None with `max_grad_norm`, got {self.clip_value} and {self.max_grad_norm}: it "
+                "would not be clear which comes first"
+            )
+
+    @property
+    def reduces(self) -> bool:
+        """Whether a step needs the norm of the gradients."""
+        return self.max_grad_norm is not None or self.nonfinite != "propagate"
+
+
+def nonnegative(value: Any, label: str) -> float:
+    """`value` as a float; raise unless it is a finite real number >= 0."""
+    number = real(value, label)
+    if number < 0.0:
+        raise ValueError(f"`{label}` must be >= 0, got {number}")
+    return number
+
+
+def fraction(value: Any, label: str) -> float:
+    """`value` as a float; raise unless it is in [0, 1)."""
+    number = nonnegative(value, label)
+    if number >= 1.0:
+        raise ValueError(f"`{label}` must be in [0, 1), got {number}")
+    return number
+
+
+def flag(value: Any, label: str) -> bool:
+    """`value` as a bool; raise for anything that only counts as true or false."""
+    if type(value).__name__ not in ("bool", "bool_"):
+        raise TypeError(f"`{label}` must be True or False, got {value!r}")
+    return bool(value)
+
+
+def one_of(value: Any, choices: tuple[str, ...], label: str) -> str:
+    """`value`; raise unless it is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"`{label}` must be one of {list(choices)}, got {value!r}")
+    return value
+
+
+def _positive(value, label):
+    number = real(value, label)
+    if number <= 0.0:
+        raise ValueError(f"`{label}` must be > 0, got {number}")
+    return number

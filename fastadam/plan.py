@@ -1,0 +1,148 @@
+"""How one set of flat buffers is stepped: a row of hyperparameters for each group, and a launch for each update text."""
+
+from collections.abc import Hashable
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from fastadam import schedules
+from fastadam.arrays import kernels, zeros
+from fastadam.buffers import Buffers
+from fastadam.groups import ParamGroup
+from fastadam.kernels import fold
+from fastadam.kernels.update import Recipe, Update, update_of
+from fastadam.options import Options
+from fastadam.recipes import LR, MOMENTUM_PRODUCT, STEP, check_together, hyper_of, recipe_of
+
+# Elements `start` to `stop` of the flat buffers, stepped with a row of hyperparameters and the gradient of a parameter,
+# from element `offset` of that gradient on.
+Piece = tuple[int, int, int, int, int]
+
+
+class Plan:
+    """The groups that share one set of flat buffers, what each carries from step to step, and their launches.
+
+    Attributes:
+        names: Of the parameters, in the order of their gradients.
+        segments: Of the parameters, in the same order.
+        calls: How many steps have been asked of each group, those that were skipped included.
+    """
+
+    def __init__(self, buffers: Buffers, groups: list[ParamGroup], options: Options):
+        self.buffers, self.groups, self.options = buffers, groups, options
+        self.kernels: ModuleType = kernels(buffers.p, "params")
+        self.names = [name for group in groups for name in group["params"]]
+        self.segments = [buffers.segments[name] for name in self.names]
+        self.rows = [row for row, group in enumerate(groups) for _ in group["params"]]
+        self.calls = [0] * len(groups)
+        self.hyper = zeros((len(groups), len(fold.HYPER)), np.float64, buffers.p)
+        self.carried = zeros((len(groups), len(fold.CARRIED)), np.float64, buffers.p)
+        self.table = zeros((len(groups), fold.COLUMNS), buffers.p.dtype, buffers.p)
+        self.recipes: list[Recipe | None] = [None] * len(groups)
+        self._launches: dict[bool, list[tuple]] = {}
+        self._scheduled: list[int] = []
+        for row, group in enumerate(groups):
+            self.carry(row, *fold.FIRST_CARRIED)
+            group.changed = partial(self._refresh, row)
+            group.check_together = partial(check_together, options=options)
+            self._refresh(row)
+        if options.copy_dtype:
+            self.kernels.copy_out(buffers.p, buffers.low, options.copy_dtype)
+
+    def _refresh(self, row: int) -> None:
+        group = self.groups[row]
+        recipe = recipe_of(group, self.options)
+        if recipe != self.recipes[row]:
+            # The kernel is compiled at the next step, and not while setting after setting is assigned.
+            self.recipes[row] = recipe
+            self._launches.clear()
+        self._scheduled = [row for row, group in enumerate(self.groups) if callable(group["lr"])]
+        lr = 0.0 if callable(group["lr"]) else group["lr"]
+        self.hyper[row] = self._uploaded(hyper_of(group, self.options, lr))
+
+    def _uploaded(self, values):
+        return self.kernels.upload(np.array(values, np.float64))
+
+    def scheduled_lrs(self) -> list[tuple[int, float]]:
+        """(row, learning rate for the next step) of every group with a schedule."""
+        return [(row, self.lr(row)) for row in self._scheduled]
+
+    def lr(self, row: int) -> float:
+        """The learning rate of a group for its next step."""
+        lr = self.groups[row]["lr"]
+        return schedules.checked(lr, self.calls[row], "lr") if callable(lr) else lr
+
+    def use_lrs(self, lrs: list[tuple[int, float]]) -> None:
+        """Take the next step with these learning rates."""
+        for row, lr in lrs:
+            self.hyper[row, LR] = lr
+
+    def carry(self, row: int, step: float, momentum_product: float) -> None:
+        """Set what a group carries from step to step."""
+        self.carried[row] = self._uploaded([step, momentum_product])
+
+    def state(self, row: int) -> tuple[int, float]:
+        """Steps taken and NAdam's product of momenta of a group. On a GPU this waits for the last step."""
+        values = self.carried[row].tolist()
+        return int(values[STEP]), values[MOMENTUM_PRODUCT]
+
+    def addresses(self, flat: Any) -> np.ndarray:
+        """Where the gradient of each parameter lies in the flat array `flat`."""
+        first = self.kernels.address(flat)
+        return np.array([first + segment.start * flat.itemsize for segment in self.segments], np.int64)
+
+    def launches(self, *, merged: bool) -> list[tuple]:
+        """The launches of a step on all parameters; `merged` if all gradients lie in one flat array."""
+        if merged not in self._launches:
+            pieces = self.pieces(merged=merged)
+            self._launches[merged] = [self.launch(update, rows, pieces) for update, rows in self.updates().items()]
+        return self._launches[merged]
+
+    def updates(self) -> dict[Update, list[int]]:
+        """The update texts of the groups, each with the rows that it steps."""
+        rows: dict[Update, list[int]] = {}
+        for row, recipe in enumerate(self.recipes):
+            assert recipe is not None
+            rows.setdefault(update_of(recipe), []).append(row)
+        return rows
+
+    def pieces(self, *, merged: bool, without: frozenset[int] = frozenset()) -> list[Piece]:
+        """A piece for each parameter, but for those `without` one; if `merged`, neighbours of a group share one.
+
+        Without eps the zeros in the gaps between parameters would become 0 / 0, so nothing is merged then.
+        """
+        pieces: list[Piece] = []
+        for index, (segment, row) in enumerate(zip(self.segments, self.rows, strict=True)):
+            if index in without:
+                continue
+            if merged and pieces and pieces[-1][2] == row and self.groups[row]["eps"] > 0.0:
+                start, _, row, first, _ = pieces.pop()
+                pieces.append((start, segment.stop, row, first, 0))
+            else:
+                pieces.append((segment.start, segment.stop, row, index, 0))
+        return pieces
+
+    def launch(self, update: Update, rows: list[int], pieces: Any) -> tuple:
+        """The launch of `update` on those of `pieces` that are in `rows`: a function and its first arguments."""
+        pieces = np.array(pieces, np.int64).reshape(-1, 5)
+        pieces = pieces[np.isin(pieces[:, 2], rows)]
+        size = int((pieces[:, 1] - pieces[:, 0]).sum())
+        flats = tuple(getattr(self.buffers, name) for name in update.flats)
+        call = self.kernels.launcher(update, self.buffers.p.dtype, size)
+        return call, flats, self.kernels.blocks_of(pieces), self.kernels.upload(np.array(rows, np.int64))
+
+    def run(self, launches: list[tuple], addresses: Any, grad_scale: Any) -> None:
+        """Take a step with gradients at `addresses`, where the kernels can read them."""
+        for call, flats, blocks, rows in launches:
+            call(flats, addresses, blocks, rows, self.hyper, self.carried, self.table, grad_scale)
+
+    def count_call(self) -> None:
+        """Note that a step has been asked for, taken or not."""
+        for row in range(len(self.calls)):
+            self.calls[row] += 1
+
+    def view_of(self, name: Hashable, flat: Any) -> Any:
+        """The view of parameter `name` in one of the flat buffers."""
+        return self.buffers.segments[name].of(flat)

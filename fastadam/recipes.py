@@ -1,0 +1,68 @@
+"""From the settings of a group and the options of an optimizer to an update text and a row of hyperparameters."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fastadam.kernels import fold
+from fastadam.kernels.update import Recipe, Update, update_of
+from fastadam.options import CONVENTIONS, Options
+
+LR = fold.HYPER.index("lr")
+STEP = fold.CARRIED.index("step")
+MOMENTUM_PRODUCT = fold.CARRIED.index("momentum_product")
+
+
+def recipe_of(settings: Mapping[str, Any], options: Options) -> Recipe:
+    """What the update of a group is joined from."""
+    return Recipe(
+        member=options.member,
+        convention=options.convention,
+        amsgrad=settings.get("amsgrad", False),
+        decay=_decay(settings, options),
+        eps_root=options.eps_root > 0.0,
+        clip_value=options.clip_value is not None,
+        ema=options.ema_decay is not None,
+        copy=options.copy_dtype,
+        zero_grad=options.zero_grad,
+    )
+
+
+def _decay(settings, options):
+    if settings["decoupled_weight_decay"]:
+        return "free" if options.decouple_lr else "decoupled"
+    return "coupled" if settings["weight_decay"] > 0.0 else "none"
+
+
+def hyper_of(settings: Mapping[str, Any], options: Options, lr: float) -> list[float]:
+    """The row of hyperparameters of a group, in the order of `fold.HYPER`."""
+    values = {
+        "lr": lr,
+        "beta1": settings["betas"][0],
+        "beta2": settings["betas"][1],
+        "eps": settings["eps"],
+        "weight_decay": settings["weight_decay"],
+        "sign": -1.0 if settings["maximize"] else 1.0,
+        "eps_root": options.eps_root,
+        "momentum_decay": settings.get("momentum_decay", 0.0),
+        "clip_value": options.clip_value or 0.0,
+        "ema_decay": options.ema_decay or 0.0,
+    }
+    return [values[name] for name in fold.HYPER]
+
+
+def update_for(settings: Mapping[str, Any], options: Options | None = None) -> tuple[Update, np.ndarray]:
+    """The update of a group with a number for its learning rate, and its row of hyperparameters."""
+    options = options or Options("adam")
+    return update_of(recipe_of(settings, options)), np.array(hyper_of(settings, options, settings["lr"]))
+
+
+def check_together(settings: Mapping[str, Any], options: Options) -> None:
+    """Raise if the settings of a group contradict the options of the optimizer."""
+    if options.decouple_lr and not settings["decoupled_weight_decay"]:
+        raise ValueError(
+            "`decouple_lr` needs `decoupled_weight_decay`: L2 is a part of the gradient, and so always multiplied by lr"
+        )
+    if settings.get("amsgrad") and not CONVENTIONS[options.convention].amsgrad:
+        raise ValueError(f"`amsgrad` must be False with `convention` {options.convention!r}, which has none, got True")

@@ -1,0 +1,79 @@
+"""Texts in the common subset of Python and C, joined from stages.
+
+A stage is a Python function of plain statements: assignments, + - * / <, and calls of the functions in `FUNCTIONS`.
+`join` concatenates the statements of stages into a `Text`, which NumPy runs as it stands, Numba compiles, and the
+CUDA compiler takes with a `;` after each statement.
+"""
+
+import ast
+import inspect
+import linecache
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import pow
+from typing import Any
+
+from numpy import maximum, minimum, sqrt
+
+from fastadam.kernels.casts import to_bfloat16, to_float16
+
+FUNCTIONS = {
+    "sqrt": sqrt,
+    "pow": pow,
+    "abs": abs,
+    "minimum": minimum,
+    "maximum": maximum,
+    "to_bfloat16": to_bfloat16,
+    "to_float16": to_float16,
+}
+
+
+@dataclass(frozen=True)
+class Text:
+    """The joined statements, the names that they need from outside, and the names that they assign."""
+
+    statements: tuple[str, ...]
+    arguments: tuple[str, ...]
+    assigned: tuple[str, ...]
+
+    @property
+    def locals(self) -> tuple[str, ...]:
+        """Names that are assigned, and are no arguments."""
+        return tuple(name for name in self.assigned if name not in self.arguments)
+
+
+def join(*stages: Callable) -> Text:
+    """The statements of `stages`, in order. An argument that an earlier statement assigned is not needed from outside."""
+    statements, arguments, assigned = [], [], []
+    for stage in stages:
+        for name in inspect.signature(stage).parameters:
+            if name not in assigned and name not in arguments:
+                arguments.append(name)
+        for statement in _body(stage):
+            statements.append(ast.unparse(statement))
+            target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
+            if target.id not in assigned:
+                assigned.append(target.id)
+    return Text(tuple(statements), tuple(arguments), tuple(assigned))
+
+
+def _body(stage) -> list[Any]:
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(stage))).body
+    assert isinstance(tree, ast.FunctionDef)
+    return tree.body
+
+
+def function(source: str, **names: Any) -> Callable:
+    """The function that `source` defines, which sees `FUNCTIONS` and `names`."""
+    # linecache gives tracebacks and Numba the text.
+    filename = f"<{__name__}: {source.partition('(')[0]}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    namespace = {**FUNCTIONS, **names, "__name__": __name__}
+    exec(compile(source, filename, "exec"), namespace)
+    return namespace[ast.parse(source).body[0].name]  # type: ignore[attr-defined]
+
+
+def block(header: str, *lines: str) -> str:
+    """The source of a Python block: `header`, and `lines` below it."""
+    return "\n    ".join([header, *(line.replace("\n", "\n    ") for line in lines)])
