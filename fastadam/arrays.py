@@ -1,8 +1,6 @@
 """Arrays of every library as NumPy or CuPy arrays over the same memory, and the checks on them."""
 
 import importlib
-import math
-import operator
 import sys
 from types import ModuleType
 from typing import Any
@@ -146,29 +144,3 @@ def check_disjoint(named: dict[str, Any]) -> None:
         for other in labels[:position]:
             if namespace(named[label]).may_share_memory(named[label], named[other]):
                 raise ValueError(f"`{label}` must not overlap `{other}`, got arrays that share memory")
-
-
-def real(value: Any, label: str) -> float:
-    """`value` as a float; raise unless it is one finite real number."""
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__") or np.iscomplexobj(value):
-        raise TypeError(f"`{label}` must be a real number, got {value!r}")
-    try:
-        number = float(value)
-    except OverflowError as error:
-        raise ValueError(f"`{label}` must be finite, got a number that is too large for a float") from error
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"`{label}` must be a real number, got {value!r}") from error
-    if not math.isfinite(number):
-        raise ValueError(f"`{label}` must be finite, got {number}")
-    return number
-
-
-def integer(value: Any, label: str, *, least: int) -> int:
-    """`value` as an int; raise unless it is an integer >= `least`."""
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise TypeError(f"`{label}` must be an integer, got {value!r}") from error
-    if number < least:
-        raise ValueError(f"`{label}` must be >= {least}, got {number}")
-    return number

@@ -155,10 +155,11 @@ class AdamW(Adam):
 class NAdam(Optimizer):
     """Adam with Nesterov momentum.
 
-    With m and v as in `Adam`, mu_t = beta1 * (1 - 0.5 * 0.96**(t * momentum_decay)) and the product P_t of mu_1 to mu_t,
-    for every element at step t = 1, 2, ...:
+    With m and v as in `Adam`, mu_t = beta1 * (1 - 0.5 * 0.96**(t * momentum_decay)) and the product P_t of mu_1 to
+    mu_t, for every element at step t = 1, 2, ...:
 
-        p = p - lr * ((1 - mu_t) * g / (1 - P_t) + mu_{t+1} * m / (1 - P_t * mu_{t+1})) / (sqrt(v / (1 - beta2**t)) + eps)
+        m_hat = (1 - mu_t) * g / (1 - P_t) + mu_{t+1} * m / (1 - P_t * mu_{t+1})
+        p     = p - lr * m_hat / (sqrt(v / (1 - beta2**t)) + eps)
 
     Arguments, attributes and errors are those of `Adam`, but for `amsgrad`, which it has not, and
 
@@ -190,7 +191,13 @@ class NAdam(Optimizer):
         maximize: bool = False,
         **options: Any,
     ):
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "momentum_decay": momentum_decay}
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "momentum_decay": momentum_decay,
+        }
         flags = {"maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay}
         super().__init__(params, {**defaults, **flags}, Options("nadam", **options))
 

@@ -52,6 +52,7 @@ class Gradients:
         """The gradients that have been written into the buffer."""
         if self._written is None:
             self.use_buffer()
+        assert self._written is not None
         return self._written
 
     def named(self, grads: Mapping[Hashable, Any], all_buffers: Sequence[Buffers], *, zeroed: bool) -> list[Any]:

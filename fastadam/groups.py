@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
-from fastadam.options import flag, fraction, nonnegative
+from fastadam.checks import flag, fraction, nonnegative
 
 
 def _lr(value, label):

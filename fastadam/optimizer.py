@@ -7,9 +7,10 @@ import numpy as np
 
 from fastadam.arrays import kernels
 from fastadam.buffers import Buffers, Views, as_16_bit
+from fastadam.checks import nonnegative
 from fastadam.gradients import Gradients, Located
 from fastadam.groups import ParamGroup
-from fastadam.options import CONVENTIONS, Options, nonnegative
+from fastadam.options import CONVENTIONS, Options
 from fastadam.parameters import check_together, exclude, parse_group, parse_groups, place, replaced_error
 from fastadam.plan import Plan
 from fastadam.recipes import check_together as check_settings
@@ -27,7 +28,7 @@ class Optimizer:
             "decoupled_weight_decay": preset.decoupled,
             "momentum_decay": preset.momentum_decay,
         }
-        self._defaults = {key: presets[key] if value is None and key in presets else value for key, value in defaults.items()}
+        self._defaults = {key: presets.get(key) if value is None else value for key, value in defaults.items()}
         self._options = options
         self._plans: list[Plan] = []
         # Plan and row of each group, in the order in which the groups were given.
@@ -209,6 +210,7 @@ class Optimizer:
     def _is_refused(self, located) -> bool:
         """Whether this step is not taken, for a gradient that is not finite; raise if that is the policy."""
         policy, reduction = self._options.nonfinite, self._reduction
+        assert reduction is not None
         on_device = not isinstance(self._plans[0].buffers.p, np.ndarray)
         # On a GPU the kernels themselves skip, without waiting for the host.
         if policy == "propagate" or (policy == "skip" and on_device) or reduction.taken:

@@ -1,10 +1,10 @@
-"""What an optimizer does beside its update, the same for all of its groups; and the presets named after other systems."""
+"""What an optimizer does beside its update, the same for all groups; and the presets named after other systems."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fastadam.arrays import real
+from fastadam.checks import flag, fraction, nonnegative, one_of, positive
 
 
 class Convention(NamedTuple):
@@ -55,16 +55,16 @@ class Options:
     exclude_from_weight_decay: Callable[[Hashable], Any] | None = None
 
     def __post_init__(self):
-        one_of(self.convention, tuple(CONVENTIONS), "convention")
-        one_of(self.nonfinite, NONFINITE, "nonfinite")
-        one_of(self.sparse, SPARSE, "sparse")
+        one_of(self.convention, "convention", tuple(CONVENTIONS))
+        one_of(self.nonfinite, "nonfinite", NONFINITE)
+        one_of(self.sparse, "sparse", SPARSE)
         if self.copy_dtype is not None:
-            one_of(self.copy_dtype, COPY_DTYPES, "copy_dtype")
+            one_of(self.copy_dtype, "copy_dtype", COPY_DTYPES)
         for key in ("decouple_lr", "zero_grad"):
             object.__setattr__(self, key, flag(getattr(self, key), key))
         for key in ("clip_value", "max_grad_norm"):
             if getattr(self, key) is not None:
-                object.__setattr__(self, key, _positive(getattr(self, key), key))
+                object.__setattr__(self, key, positive(getattr(self, key), key))
         object.__setattr__(self, "eps_root", nonnegative(self.eps_root, "eps_root"))
         if self.ema_decay is not None:
             object.__setattr__(self, "ema_decay", fraction(self.ema_decay, "ema_decay"))
@@ -96,40 +96,3 @@ class Options:
     def reduces(self) -> bool:
         """Whether a step needs the norm of the gradients."""
         return self.max_grad_norm is not None or self.nonfinite != "propagate"
-
-
-def nonnegative(value: Any, label: str) -> float:
-    """`value` as a float; raise unless it is a finite real number >= 0."""
-    number = real(value, label)
-    if number < 0.0:
-        raise ValueError(f"`{label}` must be >= 0, got {number}")
-    return number
-
-
-def fraction(value: Any, label: str) -> float:
-    """`value` as a float; raise unless it is in [0, 1)."""
-    number = nonnegative(value, label)
-    if number >= 1.0:
-        raise ValueError(f"`{label}` must be in [0, 1), got {number}")
-    return number
-
-
-def flag(value: Any, label: str) -> bool:
-    """`value` as a bool; raise for anything that only counts as true or false."""
-    if type(value).__name__ not in ("bool", "bool_"):
-        raise TypeError(f"`{label}` must be True or False, got {value!r}")
-    return bool(value)
-
-
-def one_of(value: Any, choices: tuple[str, ...], label: str) -> str:
-    """`value`; raise unless it is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"`{label}` must be one of {list(choices)}, got {value!r}")
-    return value
-
-
-def _positive(value, label):
-    number = real(value, label)
-    if number <= 0.0:
-        raise ValueError(f"`{label}` must be > 0, got {number}")
-    return number

@@ -1,4 +1,4 @@
-"""How one set of flat buffers is stepped: a row of hyperparameters for each group, and a launch for each update text."""
+"""How one set of flat buffers is stepped: a row of hyperparameters for each group, a launch for each update text."""
 
 from collections.abc import Hashable
 from functools import partial

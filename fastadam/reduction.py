@@ -75,11 +75,11 @@ def not_finite_error(gradients: Mapping[Hashable, Any], norm: float) -> Floating
             index = tuple(int(axis[0]) for axis in library.nonzero(~finite)) if gradient.ndim else ()
             value = gradient[index]
             return FloatingPointError(
-                f"the gradient of {name!r} must be finite, got {float(value)} at index {index}: nothing has been written"
+                f"the gradient of {name!r} must be finite, got {float(value)} at index {index}; nothing was written"
             )
     sizes = {name: float(abs(gradient).max()) for name, gradient in gradients.items() if gradient.size}
     name = max(sizes, key=sizes.__getitem__)
     return FloatingPointError(
-        f"the squares of the gradients must not overflow, got {sizes[name]} in that of {name!r} and a norm of {norm}: "
-        "nothing has been written"
+        f"the squares of the gradients must not overflow, got {sizes[name]} in that of {name!r} and a norm of {norm}; "
+        "nothing was written"
     )

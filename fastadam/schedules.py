@@ -6,6 +6,13 @@ returns is taken as the number in it. `from_torch` makes a schedule of a torch s
 
 The schedules here are frozen dataclasses: they can be pickled, compared and printed. Arguments have torch's names
 where torch has one, and after its end each schedule stays at its final value.
+
+Example:
+    >>> import numpy as np, fastadam
+    >>> schedule = fastadam.schedules.WarmupCosine(peak_lr=1e-3, warmup_steps=100, total_steps=1000)
+    >>> optimizer = fastadam.AdamW({"w": np.ones(3)}, lr=schedule)
+    >>> schedule(50)
+    0.0005
 """
 
 import importlib
@@ -15,51 +22,35 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar, SupportsFloat
 
-import numpy as np
-
-from fastadam.arrays import integer, real
+from fastadam.checks import flag, integer, nonnegative, one_of, positive, real
 
 Schedule = Callable[[int], SupportsFloat]
 
 
-def _number(requirement, holds):
-    def check(value, label):
-        number = real(value, label)
-        if not holds(number):
-            raise ValueError(f"`{label}` must be {requirement}, got {number}")
-        return number
-
-    return check
+def _rate(value, label):
+    number = real(value, label)
+    if not 0.0 < number <= 1.0:
+        raise ValueError(f"`{label}` must be in (0, 1], got {number}")
+    return number
 
 
-def _word(*words):
-    def check(value, label):
-        if not isinstance(value, str) or value not in words:
-            error = ValueError if isinstance(value, str) else TypeError
-            raise error(f"`{label}` must be one of {', '.join(map(repr, words))}, got {value!r}")
-        return value
-
-    return check
+def _share(value, label):
+    number = real(value, label)
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"`{label}` must be in [0, 1], got {number}")
+    return number
 
 
-def _flag(value, label):
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"`{label}` must be True or False, got {value!r}")
-    return bool(value)
-
-
-_nonnegative = _number(">= 0", lambda number: number >= 0.0)
-_positive = _number("> 0", lambda number: number > 0.0)
-_CHECKS = {
-    **dict.fromkeys(("lr", "peak_lr", "max_lr", "initial_lr", "final_lr"), _nonnegative),
-    **dict.fromkeys(("div_factor", "final_div_factor"), _positive),
+_CHECKS: dict[str, Callable[[Any, str], Any]] = {
+    **dict.fromkeys(("lr", "peak_lr", "max_lr", "initial_lr", "final_lr"), nonnegative),
+    **dict.fromkeys(("div_factor", "final_div_factor"), positive),
     **dict.fromkeys(("warmup_steps", "stable_steps"), partial(integer, least=0)),
     **dict.fromkeys(("decay_steps", "total_steps"), partial(integer, least=1)),
-    "decay_rate": _number("in (0, 1]", lambda rate: 0.0 < rate <= 1.0),
-    "pct_start": _number("in [0, 1]", lambda fraction: 0.0 <= fraction <= 1.0),
-    "staircase": _flag,
-    "anneal_strategy": _word("cos", "linear"),
-    "shape": _word("linear", "cosine", "sqrt"),
+    "decay_rate": _rate,
+    "pct_start": _share,
+    "staircase": flag,
+    "anneal_strategy": partial(one_of, choices=("cos", "linear")),
+    "shape": partial(one_of, choices=("linear", "cosine", "sqrt")),
 }
 
 
@@ -358,7 +349,7 @@ class TorchSchedule:
         if not callable(make_scheduler):
             raise TypeError(f"`make_scheduler` must be a function of a torch optimizer, got {make_scheduler!r}")
         self.make_scheduler = make_scheduler
-        self.lr = _nonnegative(lr, "lr")
+        self.lr = nonnegative(lr, "lr")
         self._restart()
 
     def __call__(self, step: int) -> float:
@@ -434,7 +425,7 @@ def checked(schedule: Schedule, step: int, label: str) -> float:
     """
     value = schedule(step)
     try:
-        return _nonnegative(value, label)
+        return nonnegative(value, label)
     except TypeError as error:
         raise TypeError(f"`{label}` must be a real number, got {value!r} from its schedule at step {step}") from error
     except ValueError as error:

@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.arrays import as_array, check_like, integer, moved, real
+from fastadam.arrays import as_array, check_like, moved
+from fastadam.checks import integer, real
 from fastadam.plan import Plan
 
 
 def dump_state(rows: list[tuple[Plan, int]]) -> dict[str, Any]:
     """Copies of the state of every parameter, and the settings of every group; `rows` are the groups."""
-    state, groups = {}, []
+    state: dict[Any, dict[str, Any]] = {}
+    groups = []
     for plan, row in rows:
         group = plan.groups[row]
         step, momentum_product = plan.state(row)
@@ -28,7 +30,7 @@ def dump_state(rows: list[tuple[Plan, int]]) -> dict[str, Any]:
 
 
 def _arrays(plan, row) -> dict[str, str]:
-    """torch's names of the arrays of a parameter's state, each with the flat buffer that holds it."""
+    """Torch's names of the arrays of a parameter's state, each with the flat buffer that holds it."""
     names = {"exp_avg": "m", "exp_inf" if plan.options.member == "adamax" else "exp_avg_sq": "v"}
     if plan.groups[row].get("amsgrad"):
         names["max_exp_avg_sq"] = "v_max"
@@ -105,7 +107,7 @@ def _entries(state, plan, row, group):
 def _counts(entry, label, plan):
     step = integer(entry["step"], f"{label}['step']", least=0)
     skipped = integer(entry.get("skipped", 0), f"{label}['skipped']", least=0)
-    product = 1.0
+    product: float = 1.0
     if plan.options.member == "nadam":
         if "mu_product" not in entry:
             raise ValueError(f"`{label}` must have the key 'mu_product' for NAdam, got {list(entry)}")

@@ -11,7 +11,8 @@ def to_bfloat16(value):
     value = np.asarray(value, np.float32)
     bits = value.view(np.uint32)
     rounded = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
-    return np.where(np.isnan(value), bits | np.uint32(0x400000), rounded).view(np.uint32).__rshift__(16).astype(np.uint16)
+    quiet = bits | np.uint32(0x400000)
+    return (np.where(np.isnan(value), quiet, rounded) >> np.uint32(16)).astype(np.uint16)
 
 
 def to_float16(value):

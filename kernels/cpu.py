@@ -100,6 +100,10 @@ def twins(update):
     return _compile(update, parallel=False), _compile(update, parallel=True)
 
 
+# What `jit` puts in the place of these names, from the texts.
+_loop = _fold_row = _clip_text = lambda *arguments: None
+
+
 def _one_pass(flats, addresses, blocks, rows, hyper, carried, table, grad_scale):
     for row in rows:
         _fold_row(hyper[row], carried[row], grad_scale, table[row])
@@ -221,7 +225,7 @@ def _to_float16(value):
 
 
 def sum_squares(addresses, blocks, lanes, like):
-    """Level 0 of :mod:`norm <fastadam.kernels.norm>`: the lanes of each of `blocks` of gradients with the dtype of `like`."""
+    """Level 0 of :mod:`norm <fastadam.kernels.norm>`: the lanes of each of `blocks` of gradients like `like`."""
     arguments = addresses, blocks, lanes, like
     if len(blocks) * norm.BLOCK < PARALLEL_FROM:
         _norm_kernel(like.dtype, parallel=False)(*arguments)
@@ -231,10 +235,7 @@ def sum_squares(addresses, blocks, lanes, like):
 
 def clip(lanes, grad_scale, max_grad_norm, largest, propagate, record):
     """Combine the `lanes` of all blocks, and write what follows from the norm into `record`; return the factor."""
-    with np.errstate(all="ignore"):
-        grad_scale, taken, norm = fold.clip(grad_scale, _combine_kernel()(lanes), max_grad_norm, largest, propagate)
-    record[:] = grad_scale, taken, norm, record[3] + 1.0 - taken
-    return float(grad_scale)
+    return _clip_kernel()(lanes, grad_scale, max_grad_norm, largest, propagate, record)
 
 
 @cache
@@ -245,8 +246,11 @@ def _norm_kernel(dtype, *, parallel):
 
 
 @cache
-def _combine_kernel():
-    return jit(_combine, "combine").compile((types.Array(types.float64, 2, "C"),))
+def _clip_kernel():
+    lanes, record, number = types.Array(types.float64, 2, "C"), types.Array(types.float64, 1, "C"), types.float64
+    names = {"_clip_text": register_jitable(fold.clip)}
+    kernel = jit(_clip, "clip", "".join(fold.CLIP.statements), names)
+    return kernel.compile((lanes, number, number, number, number, record))
 
 
 def _sum_squares(addresses, blocks, lanes, like):
@@ -265,6 +269,14 @@ def _square_lanes(gradient, sums):
             sums[lane] += value * value
 
 
+def _clip(lanes, grad_scale, max_grad_norm, largest, propagate, record):
+    grad_scale, taken, norm = _clip_text(grad_scale, _combine(lanes), max_grad_norm, largest, propagate)
+    record[0], record[1], record[2] = grad_scale, taken, norm
+    record[3] += 1.0 - taken
+    return grad_scale
+
+
+@register_jitable
 def _combine(lanes):
     count = lanes.shape[0]
     while count > 1:

@@ -73,7 +73,7 @@ def radam(lr, root2, bias1, bias2, step, beta2):
     # Length of the approximated moving average, and its limit; below 5 the step is not rectified.
     limit = 2.0 / (1.0 - beta2) - 1.0
     length = limit - 2.0 * step * pow(beta2, step) / bias2
-    rectified = 1.0 * (5.0 < length)
+    rectified = 1.0 * (length > 5.0)
     length = maximum(length, 5.0)
     limit = maximum(limit, 5.0)
     variance = (length - 4.0) * (length - 2.0) * limit / ((limit - 4.0) * (limit - 2.0) * length)

@@ -6,7 +6,7 @@ from fastadam.kernels import fold
 
 
 def launcher(update, dtype, size):
-    """`launch(flats, gradients, blocks, rows, hyper, carried, table, grad_scale)`, for buffers of any size and dtype."""
+    """`launch(flats, gradients, blocks, rows, hyper, carried, table, grad_scale)`, for any size and dtype."""
 
     def launch(flats, gradients, blocks, rows, hyper, carried, table, grad_scale):
         with np.errstate(all="ignore"):

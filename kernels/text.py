@@ -44,7 +44,7 @@ class Text:
 
 
 def join(*stages: Callable) -> Text:
-    """The statements of `stages`, in order. An argument that an earlier statement assigned is not needed from outside."""
+    """The statements of `stages`, in order; what an earlier one assigned is no argument."""
     statements, arguments, assigned = [], [], []
     for stage in stages:
         for name in inspect.signature(stage).parameters:

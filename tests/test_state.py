@@ -78,6 +78,7 @@ def test_layout_is_that_of_torch():
             "betas": (0.8, 0.9),
             "eps": 1e-8,
             "weight_decay": 0.0,
+            "amsgrad": False,
             "maximize": False,
             "decoupled_weight_decay": False,
         }

@@ -1,0 +1,73 @@
+"""Checks of arguments that are no arrays: each returns the value as a plain one, or raises and names the argument."""
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+
+
+def real(value: Any, label: str) -> float:
+    """`value` as a float; raise unless it is one finite real number."""
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__") or np.iscomplexobj(value):
+        raise TypeError(f"`{label}` must be a real number, got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise ValueError(f"`{label}` must be finite, got a number that is too large for a float") from error
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{label}` must be a real number, got {value!r}") from error
+    if not math.isfinite(number):
+        raise ValueError(f"`{label}` must be finite, got {number}")
+    return number
+
+
+def integer(value: Any, label: str, *, least: int) -> int:
+    """`value` as an int; raise unless it is an integer >= `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"`{label}` must be an integer, got {value!r}") from error
+    if number < least:
+        raise ValueError(f"`{label}` must be >= {least}, got {number}")
+    return number
+
+
+def nonnegative(value: Any, label: str) -> float:
+    """`value` as a float; raise unless it is a finite real number >= 0."""
+    number = real(value, label)
+    if number < 0.0:
+        raise ValueError(f"`{label}` must be >= 0, got {number}")
+    return number
+
+
+def fraction(value: Any, label: str) -> float:
+    """`value` as a float; raise unless it is in [0, 1)."""
+    number = nonnegative(value, label)
+    if number >= 1.0:
+        raise ValueError(f"`{label}` must be in [0, 1), got {number}")
+    return number
+
+
+def flag(value: Any, label: str) -> bool:
+    """`value` as a bool; raise for anything that only counts as true or false."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"`{label}` must be True or False, got {value!r}")
+    return bool(value)
+
+
+def one_of(value: Any, label: str, choices: tuple[str, ...]) -> str:
+    """`value`; raise unless it is one of `choices`."""
+    if not isinstance(value, str):
+        raise TypeError(f"`{label}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    if value not in choices:
+        raise ValueError(f"`{label}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def positive(value: Any, label: str) -> float:
+    """`value` as a float; raise unless it is a finite real number > 0."""
+    number = real(value, label)
+    if number <= 0.0:
+        raise ValueError(f"`{label}` must be > 0, got {number}")
+    return number
