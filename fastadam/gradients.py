@@ -8,6 +8,7 @@ import numpy as np
 from fastadam.arrays import as_array, check_disjoint, check_flat, check_like, namespace
 from fastadam.buffers import Buffers
 from fastadam.plan import Plan
+from fastadam.sparse import Rows, SparseRows, checked_rows
 
 
 class Located(NamedTuple):
@@ -18,12 +19,14 @@ class Located(NamedTuple):
         merged: Whether all lie in one flat array.
         arrays: The gradients as they were handed over.
         copied: Those of them that were copied into the gradient buffer.
+        sparse: Position of a parameter -> its gradient, for those with a gradient of rows.
     """
 
     addresses: Any
     merged: bool
     arrays: list[Any]
     copied: list[Any]
+    sparse: dict[int, Rows]
 
 
 class Gradients:
@@ -39,6 +42,8 @@ class Gradients:
         self._usual = np.ndarray if isinstance(plan.buffers.p, np.ndarray) else None
         self._hosted: Any = None
         self._written: Located | None = None
+        self._sent: Any = None
+        self._direct: Any = None
 
     def use_buffer(self) -> None:
         """Allocate the gradient buffer, unless it is there."""
@@ -46,7 +51,7 @@ class Gradients:
             plan = self.plan
             self.views = {name: plan.view_of(name, plan.buffers.g) for name in plan.names}
             self._hosted = plan.addresses(plan.buffers.g)
-            self._written = Located(plan.kernels.upload(self._hosted), True, list(self.views.values()), [])
+            self._written = Located(plan.kernels.upload(self._hosted), True, list(self.views.values()), [], {})
 
     def written(self) -> Located:
         """The gradients that have been written into the buffer."""
@@ -68,6 +73,9 @@ class Gradients:
             if name not in grads:
                 raise ValueError(f"`grads` must have an entry for every parameter, got none for {name!r}")
             gradient = grads[name]
+            if isinstance(gradient, SparseRows):
+                gradients.append(checked_rows(gradient, view, f"grads[{name!r}]", copied=zeroed))
+                continue
             # The usual case first: the checks below take longer than a small step.
             if type(gradient) is not self._usual or gradient.dtype is not dtype or gradient.shape != view.shape:
                 label = f"grads[{name!r}]"
@@ -85,16 +93,23 @@ class Gradients:
     def gather(self, gradients: list[Any], all_buffers: Sequence[Buffers]) -> Located:
         """Copy small gradients into the buffer, where they share a launch; large ones are read where they lie."""
         addresses, copied, kernels = None, [], self.plan.kernels
+        sparse = {index: gradient for index, gradient in enumerate(gradients) if isinstance(gradient, Rows)}
         for index, (view, gradient) in enumerate(zip(self.views.values(), gradients, strict=True)):
-            if gradient.size >= kernels.DIRECT_FROM and _is_readable(gradient, all_buffers):
+            if index in sparse or (gradient.size >= kernels.DIRECT_FROM and _is_readable(gradient, all_buffers)):
                 addresses = self._hosted.copy() if addresses is None else addresses
-                addresses[index] = kernels.address(gradient)
+                addresses[index] = kernels.address(gradient.values if index in sparse else gradient)
             elif gradient is not view:
                 view[...] = gradient
                 copied.append(gradient)
         if addresses is None:
-            return Located(self.written().addresses, True, gradients, copied)
-        return Located(kernels.upload(addresses), False, gradients, copied)
+            return Located(self.written().addresses, True, gradients, copied, {})
+        return Located(self._uploaded(addresses), False, gradients, copied, sparse)
+
+    def _uploaded(self, addresses):
+        # Gradients mostly lie where they lay at the last step.
+        if not np.array_equal(addresses, self._sent):
+            self._sent, self._direct = addresses, self.plan.kernels.upload(addresses)
+        return self._direct
 
     def flat(self, grads: Any) -> Located:
         """The gradients in `grads`, a flat array like the buffer."""
@@ -105,7 +120,7 @@ class Gradients:
         for label, flat in {"p": buffers.p, "m": buffers.m, "v": buffers.v}.items():
             check_disjoint({f"buffers.{label}": flat, "grads": gradient})
         arrays = [segment.of(gradient) for segment in self.plan.segments]
-        return Located(self.plan.kernels.upload(self.plan.addresses(gradient)), True, arrays, [])
+        return Located(self.plan.kernels.upload(self.plan.addresses(gradient)), True, arrays, [], {})
 
 
 def _check_can_be_zeroed(original, gradient, name):

@@ -1,6 +1,6 @@
 """What all optimizer classes share: check, gather, reduce, launch."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from fastadam.parameters import check_together, exclude, parse_group, parse_grou
 from fastadam.plan import Plan
 from fastadam.recipes import check_together as check_settings
 from fastadam.reduction import Reduction, not_finite_error
+from fastadam.sparse import Past, row_indices, sparse_pieces
 from fastadam.state import dump_state, load_state
 
 
@@ -34,6 +35,7 @@ class Optimizer:
         # Plan and row of each group, in the order in which the groups were given.
         self._rows: list[tuple[Plan, int]] = []
         self._gradients: list[Gradients] = []
+        self._pasts: list[Past | None] = []
         self._bindings: list[tuple] = []
         self._grads: Views | None = None
         self._reduction: Reduction | None = None
@@ -59,6 +61,7 @@ class Optimizer:
             home.update({id(group): (plan, row) for row, group in enumerate(members)})
             self._plans.append(plan)
             self._gradients.append(Gradients(plan))
+            self._pasts.append(Past(plan) if self._options.sparse == "exact" else None)
         self._rows += [home[id(group)] for group in checked]
         self._bindings += bindings
         self._params = self._views("p")
@@ -180,12 +183,21 @@ class Optimizer:
         located = self._located(grads)
         scale: Any = grad_scale
         if self._reduction is not None:
-            scale = self._reduction.clip([gradients.addresses for gradients in located], grad_scale)
+            scale = self._reduction.clip(located, grad_scale)
             if self._is_refused(located):
                 return
-        for plan, gradients, rates in zip(self._plans, located, lrs, strict=True):
+        for plan, past, gradients, rates in zip(self._plans, self._pasts, located, lrs, strict=True):
             plan.use_lrs(rates)
-            plan.run(plan.launches(merged=gradients.merged), gradients.addresses, scale)
+            if past is not None:
+                past.before_step(gradients.sparse)
+            if gradients.sparse:
+                pieces = sparse_pieces(plan, gradients.sparse)
+                launches = [plan.launch(update, rows, pieces) for update, rows in plan.updates().items()]
+            else:
+                launches = plan.launches(merged=gradients.merged)
+            plan.run(launches, gradients.addresses, scale)
+            if past is not None:
+                past.after_step(gradients.sparse)
             plan.count_call()
         if self._options.zero_grad:
             # Where the kernel read a gradient, it has zeroed it.
@@ -212,8 +224,9 @@ class Optimizer:
         policy, reduction = self._options.nonfinite, self._reduction
         assert reduction is not None
         on_device = not isinstance(self._plans[0].buffers.p, np.ndarray)
-        # On a GPU the kernels themselves skip, without waiting for the host.
-        if policy == "propagate" or (policy == "skip" and on_device) or reduction.taken:
+        # On a GPU the kernels themselves skip, without waiting for the host, unless that must keep a history.
+        skipped_by_kernels = policy == "skip" and on_device and self._options.sparse == "lazy"
+        if policy == "propagate" or skipped_by_kernels or reduction.taken:
             return False
         if policy == "raise":
             reduction.skipped = 0
@@ -225,6 +238,28 @@ class Optimizer:
         if self._options.zero_grad:
             _zero(array for gradients in located for array in gradients.arrays)
         return True
+
+    def catch_up(self, name: Hashable = None, indices: Any = None) -> None:
+        """With `sparse="exact"`, bring rows up to date that have missed steps for want of a gradient.
+
+        Call it before those rows are read: before the forward pass, with the rows of the batch. A step does it for the
+        rows of its gradients, and `state_dict` for all; up-to-date rows stay as they are. Without `sparse="exact"` no
+        row is ever behind.
+
+        Args:
+            name: Of a parameter; None for all parameters.
+            indices: Rows of the parameter, integers, shape (k,); None for all rows.
+
+        Raises:
+            TypeError, ValueError: an unknown name, rows that are no integers or out of range. Nothing has been written.
+        """
+        if name is not None and name not in self.params:
+            raise ValueError(f"`name` must be a parameter's name, got {name!r}")
+        for plan, past in zip(self._plans, self._pasts, strict=True):
+            for index, own in enumerate(plan.names):
+                if past is not None and name in (None, own):
+                    rows = None if indices is None else row_indices(indices, self.params[own], "indices")
+                    past.catch_up(index, None if rows is None else np.unique(rows))
 
     def zero_grad(self) -> None:
         """Fill `grads` with zeros, in place."""
@@ -239,6 +274,7 @@ class Optimizer:
         (`amsgrad`), "mu_product" (NAdam), "ema" (`ema_decay`), "skipped" (steps that were skipped, `nonfinite`).
         Adamax has "exp_inf" in place of "exp_avg_sq". The parameters are not part of it: save `params` too.
         """
+        self.catch_up()
         return dump_state(self._rows)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -249,7 +285,11 @@ class Optimizer:
         Raises:
             TypeError, ValueError: names, groups, shapes, dtypes or values do not fit. Nothing has been written then.
         """
+        self.catch_up()
         load_state(self._rows, state_dict)
+        for past in self._pasts:
+            if past is not None:
+                past.forget()
         if self._reduction is not None:
             self._reduction.skipped = max(plan.calls[row] - plan.state(row)[0] for plan, row in self._rows)
 

@@ -126,12 +126,20 @@ class Plan:
 
     def launch(self, update: Update, rows: list[int], pieces: Any) -> tuple:
         """The launch of `update` on those of `pieces` that are in `rows`: a function and its first arguments."""
-        pieces = np.array(pieces, np.int64).reshape(-1, 5)
-        pieces = pieces[np.isin(pieces[:, 2], rows)]
+        pieces = np.asarray(pieces, np.int64).reshape(-1, 5)
+        if len(rows) < len(self.groups):
+            pieces = pieces[np.isin(pieces[:, 2], rows)]
         size = int((pieces[:, 1] - pieces[:, 0]).sum())
         flats = tuple(getattr(self.buffers, name) for name in update.flats)
         call = self.kernels.launcher(update, self.buffers.p.dtype, size)
         return call, flats, self.kernels.blocks_of(pieces), self.kernels.upload(np.array(rows, np.int64))
+
+    def scalars(self, row: int) -> dict[str, float]:
+        """The scalars of the last step of a group, by name. On a GPU this waits for the step."""
+        recipe = self.recipes[row]
+        assert recipe is not None
+        names = update_of(recipe).scalars
+        return dict(zip(names, self.table[row].tolist(), strict=False))
 
     def run(self, launches: list[tuple], addresses: Any, grad_scale: Any) -> None:
         """Take a step with gradients at `addresses`, where the kernels can read them."""

@@ -64,5 +64,17 @@ def check_together(settings: Mapping[str, Any], options: Options) -> None:
         raise ValueError(
             "`decouple_lr` needs `decoupled_weight_decay`: L2 is a part of the gradient, and so always multiplied by lr"
         )
+    if options.sparse == "exact" and not _is_exactly_sparse(settings, options):
+        raise ValueError(
+            "`sparse` must be 'lazy' unless the optimizer is Adam, AdamW or NAdam without amsgrad, eps_root, L2 decay, "
+            "ema_decay and copy_dtype, got 'exact'"
+        )
     if settings.get("amsgrad") and not CONVENTIONS[options.convention].amsgrad:
         raise ValueError(f"`amsgrad` must be False with `convention` {options.convention!r}, which has none, got True")
+
+
+def _is_exactly_sparse(settings, options):
+    """Whether missed steps can be made up for: `fastadam.kernels.catch_up` knows only Adam's own form."""
+    recipe = recipe_of(settings, options)
+    plain = recipe.member in ("adam", "nadam") and recipe.decay != "coupled"
+    return plain and not (recipe.amsgrad or recipe.eps_root or recipe.ema or recipe.copy)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from fastadam.arrays import namespace, zeros
+from fastadam.gradients import Located
 from fastadam.kernels import fold, norm
 from fastadam.options import Options
 from fastadam.plan import Plan
@@ -19,12 +20,9 @@ class Reduction:
     def __init__(self, plans: list[Plan], options: Options, skipped: int = 0):
         self._plans, like = plans, plans[0].buffers.p
         self._kernels = plans[0].kernels
-        counts = [len(norm.blocks_of(self._sizes(plan))) for plan in plans]
-        self._blocks = [plan.kernels.upload(norm.blocks_of(self._sizes(plan))) for plan in plans]
-        # An empty model has one block of zeros.
-        self._lanes = zeros((max(1, sum(counts)), norm.LANES), np.float64, like)
-        ends = np.cumsum(counts)
-        self._cuts = [slice(end - count, end) for count, end in zip(counts, ends.tolist(), strict=True)]
+        self._dense = [self._blocks(plan, {}) for plan in plans]
+        # An empty model has one block of zeros. Gradients of rows have no more blocks than dense ones.
+        self._lanes = zeros((max(1, sum(map(len, self._dense))), norm.LANES), np.float64, like)
         self._record = zeros((len(fold.RECORD),), np.float64, like)
         self._record[_SKIPPED] = skipped
         self._max_grad_norm = options.max_grad_norm or float("inf")
@@ -34,17 +32,23 @@ class Reduction:
         self._largest = float(min(np.finfo(plan.buffers.p.dtype).max for plan in plans)) if unbounded else float("inf")
 
     @staticmethod
-    def _sizes(plan):
-        return [segment.stop - segment.start for segment in plan.segments]
+    def _blocks(plan, sparse):
+        sizes = [segment.stop - segment.start for segment in plan.segments]
+        sizes = [sparse[index].size if index in sparse else size for index, size in enumerate(sizes)]
+        return plan.kernels.upload(norm.blocks_of(sizes))
 
-    def clip(self, addresses: list[Any], grad_scale: float) -> Any:
-        """The factor on the gradients at `addresses`, one entry a plan, in the form that the launches take."""
-        for plan, blocks, cut, where in zip(self._plans, self._blocks, self._cuts, addresses, strict=True):
-            if cut.start < cut.stop:
-                plan.kernels.sum_squares(where, blocks, self._lanes[cut], plan.buffers.p)
-        return self._kernels.clip(
-            self._lanes, grad_scale, self._max_grad_norm, self._largest, self._propagate, self._record
-        )
+    def clip(self, located: list[Located], grad_scale: float) -> Any:
+        """The factor on the gradients, those of each plan `located`, in the form that the launches take."""
+        stop = 0
+        for plan, gradients, dense in zip(self._plans, located, self._dense, strict=True):
+            blocks = self._blocks(plan, gradients.sparse) if gradients.sparse else dense
+            start, stop = stop, stop + len(blocks)
+            if start < stop:
+                plan.kernels.sum_squares(gradients.addresses, blocks, self._lanes[start:stop], plan.buffers.p)
+        lanes = self._lanes[: max(1, stop)]
+        if not stop:
+            lanes[...] = 0.0
+        return self._kernels.clip(lanes, grad_scale, self._max_grad_norm, self._largest, self._propagate, self._record)
 
     @property
     def taken(self) -> bool:

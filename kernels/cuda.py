@@ -6,6 +6,7 @@ import cupy
 import numpy as np
 from cupy._core import _carray, _kernel, _scalar, core
 
+from fastadam.kernels import catch_up as catching_up
 from fastadam.kernels import fold
 from fastadam.kernels.norm import LANES, ROWS
 
@@ -46,17 +47,32 @@ T g = {gradient};
 {stores}
 """
 
-# Thread i works on the element that lies i elements after the first in the pieces, which is found by halving.
-_ROWS = """
+# Thread i works on the element that lies i elements after the first in the pieces; the piece is found by halving.
+_FIND = """
 ptrdiff_t piece = 0, above = count;
 #pragma unroll 1
 while (above - piece > 1) {{
   ptrdiff_t middle = (piece + above) / 2;
-  if (pieces[6 * middle + 5] <= i) piece = middle; else above = middle;
+  if (pieces[{width} * middle + {width} - 1] <= i) piece = middle; else above = middle;
 }}
-ptrdiff_t inside = i - pieces[6 * piece + 5], k = pieces[6 * piece] + inside, row = {columns} * pieces[6 * piece + 2];
-T* gradient = reinterpret_cast<T*>(addresses[pieces[6 * piece + 3]]) + pieces[6 * piece + 4] + inside;
+piece *= {width};
+ptrdiff_t inside = i - pieces[piece + {width} - 1], k = pieces[piece] + inside;
+"""
+
+_ROWS = """
+ptrdiff_t row = {columns} * pieces[piece + 2];
+T* gradient = reinterpret_cast<T*>(addresses[pieces[piece + 3]]) + pieces[piece + 4] + inside;
 {element}
+"""
+
+_CATCH_UP = """
+{loads}
+for (ptrdiff_t row = starts[pieces[piece + 2]]; row < starts[pieces[piece + 2] + 1]; ++row) {{
+  {scalars}
+  {locals}
+  {statements}
+}}
+{stores}
 """
 
 _FOLD = """
@@ -137,13 +153,20 @@ def upload(array):
 
 def blocks_of(pieces):
     """`pieces` (start, stop, row, parameter, offset), in the form that `launch` takes."""
-    pieces, count = numbered(pieces)
+    pieces, count = numbered(np.asarray(pieces, np.int64).reshape(-1, 5))
     return upload(pieces), count
+
+
+def catch_up(flats, blocks, table, starts):
+    """Make up for missed steps: blocks (start, stop, slot), each by rows `starts[slot]` to `starts[slot + 1]`."""
+    pieces, count = numbered(blocks)
+    with flats[0].device:
+        catch_up_rows()(upload(pieces), len(pieces), upload(table), upload(starts), *flats, size=count)
 
 
 def numbered(pieces):
     """`pieces`, each with how many elements lie in those before it, and how many lie in all."""
-    pieces = np.asarray(pieces, np.int64).reshape(-1, 5)
+    pieces = np.asarray(pieces, np.int64)
     sizes = pieces[:, 1] - pieces[:, 0]
     return np.column_stack([pieces, np.cumsum(sizes) - sizes]), int(sizes.sum())
 
@@ -180,7 +203,7 @@ def step_rows(update, guarded):
         f"fastadam_{update.name}_rows",
         [*raw, *(["raw float64 record"] if guarded else [])],
         [f"raw {parameter}" for parameter in _flat_parameters(update)],
-        _ROWS.format(columns=fold.COLUMNS, element=element),
+        _FIND.format(width=6) + _ROWS.format(columns=fold.COLUMNS, element=element),
     )
 
 
@@ -224,6 +247,23 @@ def fold_rows(update, guarded):
 
 
 @cache
+def catch_up_rows():
+    """Every row of the table that belongs to an element, one after the other."""
+    update = catching_up.CATCH_UP
+    scalars = [f"T {name} = table[{catching_up.COLUMNS} * row + {k}];" for k, name in enumerate(update.scalars)]
+    body = _CATCH_UP.format(
+        loads=_loads(update, "k"),
+        scalars=" ".join(scalars),
+        locals=_declared("T", update.text.locals),
+        statements=_statements(update.text),
+        stores=_stores(update, "k"),
+    )
+    inputs = ["raw int64 pieces", "int64 count", "raw T table", "raw int64 starts"]
+    outputs = [f"raw {parameter}" for parameter in _flat_parameters(update)]
+    return _kernel_of("fastadam_catch_up", inputs, outputs, _FIND.format(width=4) + body)
+
+
+@cache
 def squares():
     """A lane of a block: the sum of the squares of its column."""
     inputs = ["raw int64 addresses", "raw int64 blocks", "raw T like"]
@@ -252,16 +292,19 @@ def _kernel_of(name, inputs, outputs, body):
 
 
 def _element(update, gradient, scalars, stores, index=None):
-    kinds = {"low": "unsigned short"}
-    loads = [f"{kinds.get(name, 'T')} {name} = {_in_flat(name, index)};" for name in update.flats]
     return _ELEMENT.format(
         gradient=gradient,
-        loads=" ".join(loads),
+        loads=_loads(update, index),
         scalars=scalars,
         locals=_declared("T", [name for name in update.text.locals if name != "g"]),
         statements=_statements(update.text),
         stores=stores,
     )
+
+
+def _loads(update, index):
+    kinds = {"low": "unsigned short"}
+    return " ".join(f"{kinds.get(name, 'T')} {name} = {_in_flat(name, index)};" for name in update.flats)
 
 
 def _flat_parameters(update):

@@ -1,0 +1,210 @@
+"""Gradients of single rows, for embedding tables: only those rows are read and written."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastadam.arrays import as_array, check_like, kernels, namespace
+from fastadam.kernels import catch_up
+from fastadam.plan import Plan
+
+
+class SparseRows(NamedTuple):
+    """The gradient of a parameter that is zero but for some rows.
+
+    Args:
+        indices: Rows of the parameter (of its first axis), integers, shape (k,). A row may occur more than once.
+        values: Their gradients, shape (k, ...) with the shape of the parameter's rows, of its dtype and device. The
+            values of a row that occurs more than once are added up, in the order in which they stand.
+
+    Example:
+        >>> import numpy as np, fastadam
+        >>> params = {"table": np.zeros((1000, 2), np.float32)}
+        >>> opt = fastadam.Adam(params, lr=0.1)
+        >>> opt.step({"table": fastadam.SparseRows([3, 7], np.array([[1, -1], [2, 0]], np.float32))})
+        >>> params["table"][3]
+        array([-0.1,  0.1], dtype=float32)
+    """
+
+    indices: Any
+    values: Any
+
+
+class Rows(NamedTuple):
+    """A checked `SparseRows`: distinct rows in ascending order.
+
+    Attributes:
+        indices: The rows, on the host.
+        offsets: Where the gradient of each begins in `values`, in elements.
+        values: The gradients, flat.
+    """
+
+    indices: np.ndarray
+    offsets: np.ndarray
+    values: Any
+
+    @property
+    def size(self) -> int:
+        """How many elements the gradients have."""
+        return self.values.size
+
+
+def checked_rows(rows: SparseRows, view: Any, label: str, *, copied: bool) -> Rows:
+    """`rows` as the gradient of the parameter `view`; `copied` if the values will be written over."""
+    if view.ndim == 0:
+        raise ValueError(f"`{label}` must be an array for a parameter without rows, got SparseRows")
+    indices = row_indices(rows.indices, view, f"{label}.indices")
+    values = as_array(rows.values, f"{label}.values")
+    rows_of_view = namespace(view).broadcast_to(view[:1], (len(indices), *view.shape[1:]))
+    check_like(values, rows_of_view, f"{label}.values", f"{len(indices)} rows of its parameter")
+    values = namespace(values).ascontiguousarray(values)
+    if isinstance(values, np.ndarray) and not values.flags.aligned:
+        values = values.copy()
+    ascending, order = _sorted(indices)
+    first = _is_first(ascending)
+    width = view.size // view.shape[0] if view.shape[0] else 0
+    if first.all():
+        values = values.copy() if copied else values
+        return Rows(ascending, order * width, values.reshape(-1))
+    starts = np.flatnonzero(first)
+    # On a GPU the sums are made on the host: an atomic addition there would add in any order.
+    host = values if isinstance(values, np.ndarray) else values.get()
+    sums = np.add.reduceat(host[order], starts, axis=0)
+    return Rows(ascending[starts], np.arange(len(starts)) * width, namespace(values).asarray(sums).reshape(-1))
+
+
+def row_indices(indices: Any, view: Any, label: str) -> np.ndarray:
+    """`indices` as int64 on the host; raise unless they are rows of `view`."""
+    array = as_array(indices if hasattr(indices, "__dlpack__") else np.asarray(indices), label)
+    array = array if isinstance(array, np.ndarray) else array.get()
+    if array.size == 0 and array.dtype == np.float64:  # an empty list
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"`{label}` must be integers, got {array.dtype}")
+    if array.ndim != 1:
+        raise ValueError(f"`{label}` must be 1-D, got shape {array.shape}")
+    outside = (array < 0) | (array >= view.shape[0])
+    if outside.any():
+        raise ValueError(f"`{label}` must be in [0, {view.shape[0]}), got {int(array[outside][0])}")
+    return array.astype(np.int64, copy=False)
+
+
+def _sorted(values):
+    """`values`, integers >= 0, in ascending order, and where each stood; equal ones keep their order.
+
+    Numbers and positions are sorted as one integer, which is several times as fast as `argsort`.
+    """
+    bits = max(1, len(values) - 1).bit_length()
+    keys = np.sort(values << bits | np.arange(len(values)))
+    return keys >> bits, keys & ((1 << bits) - 1)
+
+
+def _distinct(values):
+    """The distinct `values`, and for each value which of them it is."""
+    ascending, order = _sorted(values)
+    first = _is_first(ascending)
+    places = np.empty(len(values), np.int64)
+    places[order] = np.cumsum(first) - 1
+    return ascending[first], places
+
+
+def _is_first(ascending):
+    """Where a new value begins."""
+    first = np.ones(len(ascending), bool)
+    np.not_equal(ascending[1:], ascending[:-1], out=first[1:])
+    return first
+
+
+def sparse_pieces(plan: Plan, sparse: dict[int, Rows]) -> np.ndarray:
+    """The pieces of a step in which some parameters have a gradient of rows only: a piece a row."""
+    pieces = [np.array(plan.pieces(merged=False, without=frozenset(sparse)), np.int64).reshape(-1, 5)]
+    for index, rows in sparse.items():
+        spans = _spans(plan, index, rows.indices)
+        constant = [np.full(len(spans), value) for value in (plan.rows[index], index)]
+        pieces.append(np.column_stack([spans, *constant, rows.offsets]))
+    return np.concatenate(pieces)
+
+
+def _spans(plan, index, indices):
+    """Where rows of a parameter begin and end in the flat buffers."""
+    segment = plan.segments[index]
+    width = (segment.stop - segment.start) // max(1, segment.shape[0])
+    starts = segment.start + width * indices
+    return np.column_stack([starts, starts + width])
+
+
+class Past:
+    """What exact sparse rows need to know of the past of a plan: its steps, and when each row was last stepped.
+
+    Rows whose gradient is zero are not touched. Before a row is read again, `catch_up` makes up for what dense Adam
+    would have done to it meanwhile.
+    """
+
+    def __init__(self, plan: Plan):
+        self._plan = plan
+        # Group row -> what is in `catch_up.HISTORY` of each step since the first sparse one, and the running totals.
+        self._history: dict[int, np.ndarray] = {}
+        self._totals: dict[int, np.ndarray] = {}
+        self._steps: dict[int, int] = {}
+        # Parameter -> how many of these steps each of its rows has been taken through.
+        self._last: dict[int, np.ndarray] = {}
+
+    def before_step(self, sparse: dict[int, Rows]) -> None:
+        """Bring up to date what the next step reads: the rows of `sparse`, and all of the other parameters."""
+        for index, rows in sparse.items():
+            self._begin(index)
+            self.catch_up(index, rows.indices)
+        for index in self._last.keys() - sparse.keys():
+            self.catch_up(index)
+
+    def after_step(self, sparse: dict[int, Rows]) -> None:
+        """Note the step that has been taken."""
+        for row in self._steps:
+            self._note(row)
+        for index, last in self._last.items():
+            now = self._steps[self._plan.rows[index]]
+            last[sparse[index].indices if index in sparse else slice(None)] = now
+
+    def forget(self) -> None:
+        """Take every row as up to date: a state has been loaded."""
+        for kept in (self._history, self._totals, self._steps, self._last):
+            kept.clear()
+
+    def catch_up(self, index: int, indices: np.ndarray | None = None) -> None:
+        """Bring rows of a parameter up to date, all of them without `indices`."""
+        if index not in self._last:
+            return
+        plan, last = self._plan, self._last[index]
+        now = self._steps[plan.rows[index]]
+        indices = np.arange(len(last)) if indices is None else indices
+        behind = indices[last[indices] < now]
+        if not behind.size:
+            return
+        lasts, slots = _distinct(last[behind])
+        history, totals = self._history[plan.rows[index]], self._totals[plan.rows[index]]
+        host = kernels(history, "params")
+        table, starts = host.catch_up_table(lasts, now, history, totals, plan.buffers.p.dtype)
+        flats = plan.buffers.p, plan.buffers.m, plan.buffers.v
+        blocks = np.column_stack([_spans(plan, index, behind), slots])
+        plan.kernels.catch_up(flats, blocks, table, starts)
+        last[behind] = now
+
+    def _begin(self, index):
+        row = self._plan.rows[index]
+        if row not in self._steps:
+            self._steps[row] = 0
+            self._history[row] = np.zeros((64, len(catch_up.HISTORY)))
+            self._totals[row] = np.zeros((65, catch_up.TOTALS))
+        if index not in self._last:
+            self._last[index] = np.full(self._plan.segments[index].shape[0], self._steps[row])
+
+    def _note(self, row):
+        scalars = self._plan.scalars(row)
+        step = [scalars.get(name, 1.0) for name in catch_up.HISTORY]
+        count = self._steps[row]
+        if count == len(self._history[row]):
+            self._history[row] = np.concatenate([self._history[row], np.zeros_like(self._history[row])])
+            self._totals[row] = np.concatenate([self._totals[row], np.zeros((count, catch_up.TOTALS))])
+        self._history[row][count] = step
+        catch_up.add_logs(self._totals[row][count], step, self._totals[row][count + 1])
+        self._steps[row] = count + 1
