@@ -5,11 +5,10 @@ from functools import partial
 import numpy as np
 from interleave import interleave, timed
 
-from fastadam.kernels import cpu
-from fastadam.kernels.fold import fold
+from fastadam.kernels import cpu, fold
 from fastadam.kernels.update import ADAM
 
-SCALARS = fold(1e-3, 0.9, 0.999, 1e-8, 0.0)(1, 1.0)
+HYPER = np.array([[1e-3, 0.9, 0.999, 1e-8] + [0.0] * (len(fold.HYPER) - 4)])
 
 
 def crossover() -> None:
@@ -18,9 +17,13 @@ def crossover() -> None:
     print(f"{'elements':>10} {'serial us':>10} {'parallel':>10} {'copy':>10}")
     for size in (1_000, 4_000, 8_000, 16_000, 24_000, 32_000, 48_000, 64_000, 128_000, 256_000):
         p, g, m, v, own = (np.ones(size, np.float32) for _ in range(5))
+        addresses, blocks = np.array([cpu.address(g)]), cpu.blocks_of([(0, size, 0, 0, 0)])
+        rows, table = np.zeros(1, np.int64), np.zeros((1, fold.COLUMNS), np.float32)
+        carried = np.array([fold.FIRST_CARRIED])
+        arguments = (p, m, v), addresses, blocks, rows, HYPER, carried, table, 1.0
         turns = {
-            "serial": timed(partial(serial, p, g, m, v, SCALARS)),
-            "parallel": timed(partial(parallel, p, g, m, v, SCALARS)),
+            "serial": timed(partial(serial, *arguments)),
+            "parallel": timed(partial(parallel, *arguments)),
             "copy": timed(partial(np.copyto, g, own)),
         }
         row = [timing.median * 1e6 for timing in interleave(turns, rounds=51).values()]

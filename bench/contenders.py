@@ -8,17 +8,21 @@ import numpy as np
 from workloads import Workload
 
 import fastadam
-from fastadam.kernels import cpu, reference
-from fastadam.kernels.fold import fold
-from fastadam.kernels.update import ADAM, compose
+from fastadam.kernels import fold, reference
+from fastadam.kernels.update import compose
+from fastadam.recipes import update_for
 from fastadam.textbook import TextbookAdam
 
 
 class Contender(NamedTuple):
-    """`step()` takes one Adam step with the same gradients each time; `params()` gives the parameters as they are."""
+    """`step()` takes one Adam step with the same gradients each time; `params()` gives the parameters as they are.
+
+    `prepare()` is called, outside of the time taken, before every few steps: it restores gradients that a step zeroes.
+    """
 
     step: Callable[[], Any]
     params: Callable[[], dict[str, np.ndarray]]
+    prepare: Callable[[], Any] | None = None
 
 
 def textbook(params, grads) -> Contender:
@@ -43,7 +47,11 @@ def fastadam_written(params, grads) -> Contender:
 
 
 def _written(params, grads):
-    optimizer = fastadam.Adam(params)
+    return fill(fastadam.Adam(params), grads)
+
+
+def fill(optimizer, grads):
+    """`optimizer`, with gradients written where it keeps them."""
     for name, grad in grads.items():
         optimizer.grads[name] = grad
     return optimizer
@@ -51,15 +59,12 @@ def _written(params, grads):
 
 def numpy_in_place(params, grads) -> Contender:
     """The update text on NumPy arrays, in place on flat buffers."""
-    flat = _written(params, grads).buffers
-    launch = reference.launcher(ADAM, flat.p.size, flat.p.dtype)
-    scalars, count = fold(1e-3, 0.9, 0.999, 1e-8, 0.0), [0]
-
-    def step():
-        count[0] += 1
-        launch(flat.p, flat.g, flat.m, flat.v, scalars(count[0], 1.0))
-
-    return Contender(step, lambda: params)
+    optimizer = _written(params, grads)
+    flat = optimizer.buffers
+    update, hyper = update_for(optimizer.param_groups[0])
+    carried = np.array(fold.FIRST_CARRIED)
+    flats = flat.p, flat.m, flat.v
+    return Contender(lambda: reference.launch_flat(update, flats, flat.g, hyper, carried, 1.0), lambda: params)
 
 
 def torch_fused(params, grads) -> Contender:
@@ -82,21 +87,28 @@ def _torch(params, grads, **settings):
     return Contender(optimizer.step, lambda: {name: tensor.detach().numpy() for name, tensor in tensors.items()})
 
 
-def touch(p, g, m, v, grad_scale, decay, blend1, blend2, step_size, eps):
+def touch(p, g, m, v):
     p += g
     m += g
     v += g
 
 
-TOUCH = compose("TOUCH", touch)
+TOUCH = compose("touch", (touch,), ())
 
 
 def limit(params, grads) -> Contender:
     """No Adam: the kernel's own loop with three additions for arithmetic, so the same loads and stores."""
-    buffers = _written(params, grads).buffers
-    launch = cpu.launcher(TOUCH, buffers.p.size, buffers.p.dtype)
-    scalars = fold(1e-3, 0.9, 0.999, 1e-8, 0.0)(1, 1.0)
-    return Contender(lambda: launch(buffers.p, buffers.g, buffers.m, buffers.v, scalars), lambda: params)
+    return Contender(launch_of(_written(params, grads), TOUCH), lambda: params)
+
+
+def launch_of(optimizer, update) -> Callable[[], Any]:
+    """The launch of `update` in place of the optimizer's own, on all that has been written into its buffers."""
+    (plan,) = optimizer._plans
+    (launch,) = [plan.launch(update, rows, plan.pieces(merged=True)) for rows in plan.updates().values()]
+    addresses = optimizer._gradients[0].written().addresses
+    call, *arguments = launch
+    flats, blocks, rows = arguments
+    return lambda: call(flats, addresses, blocks, rows, plan.hyper, plan.carried, plan.table, 1.0)
 
 
 CONTENDERS = {

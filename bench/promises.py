@@ -1,5 +1,6 @@
 """What the project promises of its speed, and what a run measured of it."""
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,6 @@ from workloads import MLP, flat
 
 import fastadam
 from fastadam.kernels import cpu
-from fastadam.kernels.fold import fold
 from fastadam.kernels.update import ADAM
 
 
@@ -66,9 +66,12 @@ def call_cost() -> float:
     """`Adam.step()` on 100 parameters, in bare calls of the compiled serial kernel."""
     optimizer = fastadam.Adam({"w": np.ones(100, np.float32)})
     optimizer.grads["w"] = np.ones(100, np.float32)
-    buffers, scalars = optimizer.buffers, fold(1e-3, 0.9, 0.999, 1e-8, 0.0)(1, 1.0)
+    (plan,) = optimizer._plans
     serial, _ = cpu.twins(ADAM)
-    p, g, m, v = buffers.p, buffers.g, buffers.m, buffers.v
-    calls = {"bare": timed(lambda: serial(p, g, m, v, scalars)), "step": timed(lambda: optimizer.step())}
+    ((_, *arguments),) = plan.launches(True)
+    flats, blocks, rows = arguments
+    addresses = optimizer._gradients[0].written().addresses
+    bare = partial(serial, flats, addresses, blocks, rows, plan.hyper, plan.carried, plan.table, 1.0)
+    calls = {"bare": timed(bare), "step": timed(lambda: optimizer.step())}
     timings = interleave(calls, rounds=201)
     return timings["step"].median / timings["bare"].median

@@ -27,7 +27,8 @@ class Plan:
     Attributes:
         names: Of the parameters, in the order of their gradients.
         segments: Of the parameters, in the same order.
-        calls: How many steps have been asked of each group, those that were skipped included.
+        scheduled: Rows of the groups whose learning rate is a schedule.
+        asked: How many steps have been asked of it.
     """
 
     def __init__(self, buffers: Buffers, groups: list[ParamGroup], options: Options):
@@ -36,13 +37,14 @@ class Plan:
         self.names = [name for group in groups for name in group["params"]]
         self.segments = [buffers.segments[name] for name in self.names]
         self.rows = [row for row, group in enumerate(groups) for _ in group["params"]]
-        self.calls = [0] * len(groups)
+        self.asked = 0
+        self._earlier = [0] * len(groups)
         self.hyper = zeros((len(groups), len(fold.HYPER)), np.float64, buffers.p)
         self.carried = zeros((len(groups), len(fold.CARRIED)), np.float64, buffers.p)
         self.table = zeros((len(groups), fold.COLUMNS), buffers.p.dtype, buffers.p)
         self.recipes: list[Recipe | None] = [None] * len(groups)
         self._launches: dict[bool, list[tuple]] = {}
-        self._scheduled: list[int] = []
+        self.scheduled: list[int] = []
         for row, group in enumerate(groups):
             self.carry(row, *fold.FIRST_CARRIED)
             group.changed = partial(self._refresh, row)
@@ -58,7 +60,7 @@ class Plan:
             # The kernel is compiled at the next step, and not while setting after setting is assigned.
             self.recipes[row] = recipe
             self._launches.clear()
-        self._scheduled = [row for row, group in enumerate(self.groups) if callable(group["lr"])]
+        self.scheduled = [row for row, group in enumerate(self.groups) if callable(group["lr"])]
         lr = 0.0 if callable(group["lr"]) else group["lr"]
         self.hyper[row] = self._uploaded(hyper_of(group, self.options, lr))
 
@@ -67,12 +69,12 @@ class Plan:
 
     def scheduled_lrs(self) -> list[tuple[int, float]]:
         """(row, learning rate for the next step) of every group with a schedule."""
-        return [(row, self.lr(row)) for row in self._scheduled]
+        return [(row, self.lr(row)) for row in self.scheduled]
 
     def lr(self, row: int) -> float:
         """The learning rate of a group for its next step."""
         lr = self.groups[row]["lr"]
-        return schedules.checked(lr, self.calls[row], "lr") if callable(lr) else lr
+        return schedules.checked(lr, self.calls(row), "lr") if callable(lr) else lr
 
     def use_lrs(self, lrs: list[tuple[int, float]]) -> None:
         """Take the next step with these learning rates."""
@@ -93,7 +95,7 @@ class Plan:
         first = self.kernels.address(flat)
         return np.array([first + segment.start * flat.itemsize for segment in self.segments], np.int64)
 
-    def launches(self, *, merged: bool) -> list[tuple]:
+    def launches(self, merged: bool) -> list[tuple]:
         """The launches of a step on all parameters; `merged` if all gradients lie in one flat array."""
         if merged not in self._launches:
             pieces = self.pieces(merged=merged)
@@ -141,15 +143,13 @@ class Plan:
         names = update_of(recipe).scalars
         return dict(zip(names, self.table[row].tolist(), strict=False))
 
-    def run(self, launches: list[tuple], addresses: Any, grad_scale: Any) -> None:
-        """Take a step with gradients at `addresses`, where the kernels can read them."""
-        for call, flats, blocks, rows in launches:
-            call(flats, addresses, blocks, rows, self.hyper, self.carried, self.table, grad_scale)
+    def calls(self, row: int) -> int:
+        """How many steps have been asked of a group, those that were skipped included."""
+        return self.asked + self._earlier[row]
 
-    def count_call(self) -> None:
-        """Note that a step has been asked for, taken or not."""
-        for row in range(len(self.calls)):
-            self.calls[row] += 1
+    def set_calls(self, row: int, count: int) -> None:
+        """Set how many steps have been asked of a group."""
+        self._earlier[row] = count - self.asked
 
     def view_of(self, name: Hashable, flat: Any) -> Any:
         """The view of parameter `name` in one of the flat buffers."""

@@ -115,14 +115,15 @@ def _is_first(ascending):
     return first
 
 
-def sparse_pieces(plan: Plan, sparse: dict[int, Rows]) -> np.ndarray:
-    """The pieces of a step in which some parameters have a gradient of rows only: a piece a row."""
+def sparse_launches(plan: Plan, sparse: dict[int, Rows]) -> list[tuple]:
+    """The launches of a step in which some parameters have a gradient of rows only: a piece a row."""
     pieces = [np.array(plan.pieces(merged=False, without=frozenset(sparse)), np.int64).reshape(-1, 5)]
     for index, rows in sparse.items():
         spans = _spans(plan, index, rows.indices)
         constant = [np.full(len(spans), value) for value in (plan.rows[index], index)]
         pieces.append(np.column_stack([spans, *constant, rows.offsets]))
-    return np.concatenate(pieces)
+    together = np.concatenate(pieces)
+    return [plan.launch(update, rows, together) for update, rows in plan.updates().items()]
 
 
 def _spans(plan, index, indices):

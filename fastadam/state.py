@@ -24,7 +24,7 @@ def dump_state(rows: list[tuple[Plan, int]]) -> dict[str, Any]:
             if plan.options.member == "nadam":
                 state[name]["mu_product"] = momentum_product
             if plan.options.nonfinite == "skip":
-                state[name]["skipped"] = plan.calls[row] - step
+                state[name]["skipped"] = plan.calls(row) - step
         groups.append({**group, "params": list(group["params"])})
     return {"state": state, "param_groups": groups}
 
@@ -61,7 +61,7 @@ def load_state(rows: list[tuple[Plan, int]], state_dict: Mapping[str, Any]) -> N
     for (plan, row), (settings, (step, momentum_product, skipped, arrays)) in zip(rows, loaded, strict=True):
         plan.groups[row].update(settings)
         plan.carry(row, step, momentum_product)
-        plan.calls[row] = step + skipped
+        plan.set_calls(row, step + skipped)
         for view, value in arrays:
             view[...] = value
 

@@ -213,6 +213,7 @@ def _loop_of(update):
             f"    {', '.join(f'{name}[i]' for name in update.written)} = "
             f"element({', '.join((*elements, *update.scalars))})",
         ),
+        callees=update.sources,
         element=register_jitable(update.element),
     )
 
@@ -230,10 +231,10 @@ def _cut_overload(flats, start, stop):
 
 @register_jitable
 def _fetch_ahead(flats, blocks, index):
-    """Fetch the first lines of a later block: rows of a table lie where the processor does not expect them."""
-    if index + AHEAD < blocks.shape[0]:
-        start, stop = blocks[index + AHEAD, 0], blocks[index + AHEAD, 1]
-        line = 64 // flats[0].itemsize
+    """Fetch the first lines of a later block if it lies where the processor does not expect it: a row of a table."""
+    ahead, line = index + AHEAD, 64 // flats[0].itemsize
+    if ahead < blocks.shape[0] and blocks[ahead, 0] - blocks[ahead - 1, 1] > line:
+        start, stop = blocks[ahead, 0], blocks[ahead, 1]
         for element in range(start, min(stop, start + LINES * line), line):
             _prefetch_each(flats, element)
 

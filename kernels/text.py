@@ -11,6 +11,7 @@ import linecache
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from math import pow
 from typing import Any
 
@@ -64,14 +65,20 @@ def _body(stage) -> list[Any]:
     return tree.body
 
 
-def function(source: str, **names: Any) -> Callable:
-    """The function that `source` defines, which sees `FUNCTIONS` and `names`."""
+def function(source: str, callees: str = "", **names: Any) -> Callable:
+    """The function that `source` defines, which sees `FUNCTIONS` and `names`, with `callees` for their sources."""
+    name = source.removeprefix("def ").partition("(")[0]
+    # Numba names compiled functions by module and name. Machine code of two processes meets when it is loaded from the
+    # cache, and of two functions with one name only one would be linked: so the name tells all that is called, too.
+    unique = f"{name}_{sha256((source + callees).encode()).hexdigest()[:16]}"
     # linecache gives tracebacks and Numba the text.
-    filename = f"<{__name__}: {source.partition('(')[0]}>"
+    filename = f"<{__name__}: {unique}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     namespace = {**FUNCTIONS, **names, "__name__": __name__}
     exec(compile(source, filename, "exec"), namespace)
-    return namespace[ast.parse(source).body[0].name]  # type: ignore[attr-defined]
+    named = namespace[name]
+    named.__name__ = named.__qualname__ = unique
+    return named
 
 
 def block(header: str, *lines: str) -> str:

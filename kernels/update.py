@@ -170,6 +170,7 @@ def _fold_source(update):
         *text.statements,
         *(f"carried[{index}] = {name}" for index, name in enumerate(fold.CARRIED) if name in text.assigned),
         *(f"table[{index}] = {name}" for index, name in enumerate(update.scalars)),
+        "return",
     )
 
 

@@ -145,3 +145,24 @@ def test_torch_keeps_its_thread_count():
     pytest.importorskip("torch")
     code = "import torch; torch.set_num_threads(7)" + LONG_STEP + "step(); print(torch.get_num_threads())"
     assert run(code) == "7"
+
+
+def test_updates_that_are_loaded_from_the_cache_do_not_meet_each_others_code(tmp_path):
+    # Numba links by name: the second process loads machine code that several processes compiled, each on its own.
+    code = """
+import sys, numpy as np
+from fastadam.kernels import cpu, fold, reference
+from fastadam.kernels.update import Recipe, update_of
+recipes = [Recipe(), Recipe(decay="coupled"), Recipe(amsgrad=True), Recipe(member="nadam"), Recipe(clip_value=True)]
+for recipe in [recipes[int(index)] for index in sys.argv[1:]]:
+    update, results = update_of(recipe), []
+    for kernels in (reference, cpu):
+        flats, gradient = tuple(np.full(50, 0.5) for _ in update.flats), np.full(50, 2.0)
+        hyper = np.array([{"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "sign": 1.0}.get(name, 0.25) for name in fold.HYPER])
+        kernels.launch_flat(update, flats, gradient, hyper, np.array(fold.FIRST_CARRIED), 1.0)
+        results.append(np.array(flats))
+    np.testing.assert_array_equal(*results)
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    for indices in ("0", "1", "2", "3", "4", "01234", "43210"):
+        subprocess.run([sys.executable, "-c", code, *indices], env=environment, check=True)
