@@ -32,9 +32,9 @@ DIRECT_FROM = PARALLEL_FROM
 # Elements that a thread takes at a time. From 4,096 to 262,144 they make no difference beyond 5% (bench/constants.py).
 BLOCK = 16_384
 
-# Blocks from one to the one that is fetched meanwhile, and how many lines of it. On rows of 256 bytes all over a table,
-# that takes 0.42 ms for 10,000 rows where 0.72 ms were taken without; on long blocks it makes no difference.
-AHEAD, LINES = 8, 4
+# Blocks from one to the one that is fetched meanwhile, and how many elements of it. On rows of 256 bytes all over a
+# table, 10,000 rows take 0.42 ms in place of 0.72 ms.
+AHEAD, FETCHED = 8, 64
 
 _HERE = Path(__file__).parent
 _OWN_SOURCES = b"".join((_HERE / name).read_bytes() for name in ("cpu.py", "casts.py", "norm.py", "catch_up.py"))
@@ -108,17 +108,20 @@ def twins(update):
 
 
 # What `jit` puts in the place of these names, from the texts.
-_loop = _fold_row = _clip_text = _nodes = lambda *arguments: None
+_loop = _fetch = _fold_row = _clip_text = _nodes = lambda *arguments: None
 
 
 def _one_pass(flats, addresses, blocks, rows, hyper, carried, table, grad_scale):
     for row in rows:
         _fold_row(hyper[row], carried[row], grad_scale, table[row])
     for index in prange(blocks.shape[0]):
-        _fetch_ahead(flats, blocks, index)
+        ahead = index + AHEAD
+        if ahead < blocks.shape[0] and _is_far(blocks[ahead - 1, 1], blocks[ahead, 0]):
+            for element in range(blocks[ahead, 0], min(blocks[ahead, 1], blocks[ahead, 0] + FETCHED), 8):
+                _fetch(flats, element)
         start, stop, row, parameter, offset = blocks[index]
         gradient = _gradient(addresses[parameter], offset, stop - start, flats[0])
-        _loop(table[row], gradient, *_cut(flats, start, stop))
+        _loop(table[row], gradient, flats, start, stop)
 
 
 def catch_up(flats, blocks, table, starts):
@@ -147,7 +150,7 @@ def catch_up_table(lasts, now, history, totals, dtype):
 @cache
 def _catch_up_kernel(dtype, *, parallel):
     update, element = catching_up.CATCH_UP, numba.from_dtype(dtype)
-    names = {"_loop": register_jitable(_loop_of(update))}
+    names = _names_of(update)
     flat, integers = types.Array(element, 1, "C"), types.Array(types.int64, 1, "C")
     blocks, table = types.Array(types.int64, 2, "C"), types.Array(element, 2, "C")
     name = f"catch_up_{'parallel' if parallel else 'serial'}"
@@ -168,11 +171,13 @@ def _nodes_kernel(*, parallel):
 
 def _catch_up(flats, blocks, table, starts):
     for index in prange(blocks.shape[0]):
-        _fetch_ahead(flats, blocks, index)
+        ahead = index + AHEAD
+        if ahead < blocks.shape[0] and _is_far(blocks[ahead - 1, 1], blocks[ahead, 0]):
+            for element in range(blocks[ahead, 0], min(blocks[ahead, 1], blocks[ahead, 0] + FETCHED), 8):
+                _fetch(flats, element)
         start, stop, slot = blocks[index]
-        cut = _cut(flats, start, stop)
         for row in range(starts[slot], starts[slot + 1]):
-            _loop(table[row], cut[0], *cut)
+            _loop(table[row], flats[0], flats, start, stop)
 
 
 def _all_nodes(lasts, now, history, totals, tolerance, cutoff, table, starts, counts):
@@ -182,7 +187,7 @@ def _all_nodes(lasts, now, history, totals, tolerance, cutoff, table, starts, co
 
 
 def _compile(update, *, parallel):
-    names = {"_loop": register_jitable(_loop_of(update)), "_fold_row": register_jitable(update.fold_row)}
+    names = {**_names_of(update), "_fold_row": register_jitable(update.fold_row)}
     twin = "parallel" if parallel else "serial"
     return jit(_one_pass, f"{update.name}_{twin}", update.sources, names, parallel=parallel)
 
@@ -202,12 +207,18 @@ def jit(template, name, sources="", names=None, *, parallel=False):
     return kernel
 
 
+def _names_of(update):
+    """The generated functions that a pass over the flat buffers of `update` calls, under the names of `jit`."""
+    return {"_loop": register_jitable(_loop_of(update)), "_fetch": register_jitable(_fetch_of(update))}
+
+
 def _loop_of(update):
     """The loop over the elements of a block. It names every buffer: tuples of arrays would not vectorise."""
     elements = [f"{name}[i]" for name in update.buffers]
     return function(
         block(
-            f"def loop(table, g, {', '.join(update.flats)}):",
+            "def loop(table, g, flats, start, stop):",
+            *(f"{name} = flats[{index}][start:stop]" for index, name in enumerate(update.flats)),
             *(f"{name} = table[{index}]" for index, name in enumerate(update.scalars)),
             "for i in range(p.size):",
             f"    {', '.join(f'{name}[i]' for name in update.written)} = "
@@ -218,41 +229,10 @@ def _loop_of(update):
     )
 
 
-def _cut(flats, start, stop):
-    """The slice of each of `flats`."""
-
-
-@overload(_cut)
-def _cut_overload(flats, start, stop):
-    if len(flats) == 1:
-        return lambda flats, start, stop: (flats[0][start:stop],)
-    return lambda flats, start, stop: (flats[0][start:stop],) + _cut(flats[1:], start, stop)  # noqa: RUF005 (Numba)
-
-
-@register_jitable
-def _fetch_ahead(flats, blocks, index):
-    """Fetch the first lines of a later block if it lies where the processor does not expect it: a row of a table."""
-    ahead, line = index + AHEAD, 64 // flats[0].itemsize
-    if ahead < blocks.shape[0] and blocks[ahead, 0] - blocks[ahead - 1, 1] > line:
-        start, stop = blocks[ahead, 0], blocks[ahead, 1]
-        for element in range(start, min(stop, start + LINES * line), line):
-            _prefetch_each(flats, element)
-
-
-def _prefetch_each(flats, element):
-    """Prefetch `element` of each of `flats`."""
-
-
-@overload(_prefetch_each)
-def _prefetch_each_overload(flats, element):
-    if len(flats) == 1:
-        return lambda flats, element: _prefetch(flats[0], element)
-
-    def each(flats, element):
-        _prefetch(flats[0], element)
-        _prefetch_each(flats[1:], element)
-
-    return each
+def _fetch_of(update):
+    """The prefetch of element `i` of every buffer."""
+    fetches = [f"prefetch(flats[{index}], i)" for index in range(len(update.flats))]
+    return function(block("def fetch(flats, i):", *fetches), prefetch=_prefetch)
 
 
 @intrinsic
@@ -268,6 +248,12 @@ def _prefetch(_, array, element):
         return context.get_dummy_value()
 
     return types.void(array, element), generate
+
+
+@register_jitable
+def _is_far(stop, start):
+    """Whether a block that starts at `start` lies where the processor does not expect it, after one up to `stop`."""
+    return start - stop > 64 or start < stop
 
 
 @register_jitable
