@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from contenders import build
+from catalogue import build
 from interleave import Turn, timed
 from workloads import Workload
 
@@ -55,7 +55,8 @@ def _reply(connection):
 
 def _serve(connection, name, workload):
     try:
-        turn = timed(build(name, workload).step)
+        contender = build(name, workload)
+        turn = timed(contender.step, contender.prepare)
         connection.send(0.0)
         while True:
             connection.send(turn(connection.recv()))

@@ -1,6 +1,7 @@
 """What all optimizer classes share: check, gather, reduce, launch."""
 
 from collections.abc import Hashable, Mapping
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -171,7 +172,7 @@ class Optimizer:
             FloatingPointError: a gradient is not finite, with `nonfinite="raise"`. Parameters, moments and step counts
                 are as before.
         """
-        if grad_scale != 1.0 or type(grad_scale) is not float:
+        if type(grad_scale) is not float or not 0.0 <= grad_scale < inf:
             grad_scale = nonnegative(grad_scale, "grad_scale")
         try:
             for container, key, view in self._bindings:

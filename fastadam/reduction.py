@@ -20,9 +20,11 @@ class Reduction:
     def __init__(self, plans: list[Plan], options: Options, skipped: int = 0):
         self._plans, like = plans, plans[0].buffers.p
         self._kernels = plans[0].kernels
-        self._dense = [self._blocks(plan, {}) for plan in plans]
-        # An empty model has one block of zeros. Gradients of rows have no more blocks than dense ones.
-        self._lanes = zeros((max(1, sum(map(len, self._dense))), norm.LANES), np.float64, like)
+        counts = [len(norm.blocks_of([segment.stop - segment.start for segment in plan.segments])) for plan in plans]
+        # Gradients of rows have no more blocks than dense ones.
+        self._lanes = zeros((max(1, sum(counts)), norm.LANES), np.float64, like)
+        starts = [sum(counts[:index]) for index in range(len(plans))]
+        self._dense = [self._launch(plan, {}, start) for plan, start in zip(plans, starts, strict=True)]
         self._record = zeros((len(fold.RECORD),), np.float64, like)
         self._record[_SKIPPED] = skipped
         self._max_grad_norm = options.max_grad_norm or float("inf")
@@ -31,23 +33,27 @@ class Reduction:
         unbounded = options.clip_value is None
         self._largest = float(min(np.finfo(plan.buffers.p.dtype).max for plan in plans)) if unbounded else float("inf")
 
-    @staticmethod
-    def _blocks(plan, sparse):
+    def _launch(self, plan, sparse, start):
+        """The launch for the gradients of a plan, whose lanes begin at `start`: a function and its arguments."""
         sizes = [segment.stop - segment.start for segment in plan.segments]
         sizes = [sparse[index].size if index in sparse else size for index, size in enumerate(sizes)]
-        return plan.kernels.upload(norm.blocks_of(sizes))
+        blocks = norm.blocks_of(sizes)
+        call = plan.kernels.squares_launcher(plan.buffers.p.dtype, sum(sizes))
+        return call, plan.kernels.upload(blocks), self._lanes[start : start + len(blocks)], plan.buffers.p
 
     def clip(self, located: list[Located], grad_scale: float) -> Any:
         """The factor on the gradients, those of each plan `located`, in the form that the launches take."""
-        stop = 0
-        for plan, gradients, dense in zip(self._plans, located, self._dense, strict=True):
-            blocks = self._blocks(plan, gradients.sparse) if gradients.sparse else dense
-            start, stop = stop, stop + len(blocks)
-            if start < stop:
-                plan.kernels.sum_squares(gradients.addresses, blocks, self._lanes[start:stop], plan.buffers.p)
-        lanes = self._lanes[: max(1, stop)]
-        if not stop:
-            lanes[...] = 0.0
+        lanes, launches = self._lanes, self._dense
+        if any(gradients.sparse for gradients in located):
+            launches, stop = [], 0
+            for plan, gradients in zip(self._plans, located, strict=True):
+                launches.append(self._launch(plan, gradients.sparse, stop))
+                stop += len(launches[-1][1])
+            # Without any gradient, the norm is that of a block of zeros.
+            lanes = lanes[:stop] if stop else zeros((1, norm.LANES), np.float64, lanes)
+        for gradients, (call, blocks, own, like) in zip(located, launches, strict=True):
+            if len(blocks):
+                call(gradients.addresses, blocks, own, like)
         return self._kernels.clip(lanes, grad_scale, self._max_grad_norm, self._largest, self._propagate, self._record)
 
     @property

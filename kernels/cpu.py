@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import carray, njit, prange, types
 from numba.extending import intrinsic, overload, register_jitable
 
-from fastadam.kernels import casts, fold, norm
+from fastadam.kernels import casts, fold
 from fastadam.kernels import catch_up as catching_up
 from fastadam.kernels.norm import LANES, ROWS
 from fastadam.kernels.text import block, function
@@ -197,7 +197,7 @@ def jit(template, name, sources="", names=None, *, parallel=False):
     # Numba's cache file bears the function's name and nothing of what is inlined. The digest of every text that is
     # compiled here keeps an edited one away from old machine code; the twin's name keeps the twins apart.
     digest = sha256(_OWN_SOURCES + sources.encode()).hexdigest()[:16]
-    body = python_types.FunctionType(template.__code__, {**globals(), **(names or {})}, f"{name}_{digest}")
+    body = python_types.FunctionType(template.__code__, {**template.__globals__, **(names or {})}, f"{name}_{digest}")
     body.__qualname__ = body.__name__
     # Python's error model would test each division for zero, which stops vectorisation: 4 times slower.
     kernel = njit(parallel=parallel, error_model="numpy")(body)
@@ -320,13 +320,14 @@ def _to_float16(value):
     return cast
 
 
-def sum_squares(addresses, blocks, lanes, like):
-    """Level 0 of :mod:`norm <fastadam.kernels.norm>`: the lanes of each of `blocks` of gradients like `like`."""
-    arguments = addresses, blocks, lanes, like
-    if len(blocks) * norm.BLOCK < PARALLEL_FROM:
-        _norm_kernel(like.dtype, parallel=False)(*arguments)
-    else:
-        _on_threads(lambda parallel: _norm_kernel(like.dtype, parallel=parallel))(*arguments)
+def squares_launcher(dtype, size):
+    """`launch(addresses, blocks, lanes, like)`: level 0 of :mod:`norm <fastadam.kernels.norm>`.
+
+    It writes the lanes of each of `blocks` of gradients, `size` elements in all, which are of `dtype`, as is `like`.
+    """
+    if size < PARALLEL_FROM:
+        return _squares_kernel(np.dtype(dtype), parallel=False)
+    return _on_threads(lambda parallel: _squares_kernel(np.dtype(dtype), parallel=parallel))
 
 
 def clip(lanes, grad_scale, max_grad_norm, largest, propagate, record):
@@ -335,7 +336,7 @@ def clip(lanes, grad_scale, max_grad_norm, largest, propagate, record):
 
 
 @cache
-def _norm_kernel(dtype, *, parallel):
+def _squares_kernel(dtype, *, parallel):
     lanes, integers = types.Array(types.float64, 2, "C"), types.Array(types.int64, 2, "C")
     signature = types.Array(types.int64, 1, "C"), integers, lanes, types.Array(numba.from_dtype(dtype), 1, "C")
     return jit(_sum_squares, f"norm_{'parallel' if parallel else 'serial'}", parallel=parallel).compile(signature)

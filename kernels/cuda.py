@@ -171,10 +171,14 @@ def numbered(pieces):
     return np.column_stack([pieces, np.cumsum(sizes) - sizes]), int(sizes.sum())
 
 
-def sum_squares(addresses, blocks, lanes, like):
-    """Level 0 of :mod:`norm <fastadam.kernels.norm>`: the lanes of each of `blocks` of gradients like `like`."""
-    with lanes.device:
-        squares()(addresses, blocks, like, lanes)
+def squares_launcher(dtype, size):
+    """`launch(addresses, blocks, lanes, like)`: level 0 of :mod:`norm <fastadam.kernels.norm>`."""
+
+    def launch(addresses, blocks, lanes, like):
+        with lanes.device:
+            squares()(addresses, blocks, like, lanes)
+
+    return launch
 
 
 def clip(lanes, grad_scale, max_grad_norm, largest, propagate, record):

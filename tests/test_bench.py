@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from contenders import CONTENDERS, MISSING, build
+from catalogue import build
+from contenders import CONTENDERS, MISSING
 from interleave import interleave, timed
+from sequence import SEQUENCE
 from workloads import MLP
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +25,7 @@ def test_pytest_benchmark_records_a_contender(tmp_path):
     assert entry["stats"]["median"] > 0
 
 
-@pytest.mark.parametrize("name", [name for name in CONTENDERS if name not in MISSING])
+@pytest.mark.parametrize("name", [name for name in (*CONTENDERS, *SEQUENCE) if name not in MISSING])
 def test_every_contender_gives_the_right_parameters(name):
     build(name, MLP)
 
