@@ -12,11 +12,13 @@ from pathlib import Path
 
 import startup
 from contenders import CONTENDERS, MISSING
-from promises import Promise, promises
-from results import COLUMNS, RUNS, Results, machine
+from passes import PASS_COLUMNS, pass_rows, time_passes
+from promises import Promise, launch_promises, sequence_promises, step_promises
+from results import COLUMNS, RUNS, SEQUENCE_RUNS, Results, machine
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from sequence import SEQUENCE
 
 README = Path(__file__).parent.parent / "README.md"
 # The workloads that the README shows, and the contender that it compares the others with.
@@ -34,14 +36,21 @@ def main() -> int:
     seconds = startup.measure(names, rounds=7)
     for run in track(RUNS, "workloads", console=console, transient=True):
         results.run(*run)
-    kept = promises(results, seconds)
+    full = Results(SEQUENCE)
+    for run in track(SEQUENCE_RUNS, "full steps", console=console, transient=True):
+        full.run(*run)
+    with console.status("passes, groups, rows"):
+        passes = pass_rows(time_passes())
+        kept = [*step_promises(results, seconds), *sequence_promises(full), *launch_promises()]
     console.print(_table("A step", COLUMNS, results.rows()))
     first_steps = [[name, f"{value:.2f}"] for name, value in seconds.items()]
     console.print(_table("From import to the end of the first step", ["process", "seconds"], first_steps))
+    console.print(_table("The full step of a training loop", ["contender", *_names(full)], _compared(full, *_FULL)))
+    console.print(_table("What is in the step", PASS_COLUMNS, passes))
     console.print(_table("Promises", ["figure", "measured", "promised", ""], [_row(promise) for promise in kept]))
     console.print(machine(), *(f"Not installed: {package} ({name})." for name, package in MISSING.items()))
     if write_readme:
-        _write_readme(results, kept)
+        _write_readme(results, full, passes, kept)
     return int(any(promise.verdict == "BROKEN" for promise in kept))
 
 
@@ -58,11 +67,17 @@ def _table(title, columns, rows):
     return table
 
 
-def _write_readme(results: Results, kept: list[Promise]) -> None:
+def _write_readme(results: Results, full: Results, passes: list[list[str]], kept: list[Promise]) -> None:
     text = README.read_text(encoding="utf-8")
     source = f"Medians of one run, all contenders in turns, {datetime.date.today()}: {machine()}."
     blocks = {
-        "benchmark": [*_markdown(["float32, time of a step", *SHOWN], _summary(results)), "", source],
+        "benchmark": [
+            *_markdown(["float32, time of a step", *SHOWN], _compared(results, CONTENDERS, OURS, SHOWN)),
+            "",
+            source,
+        ],
+        "full step": _markdown(["float32, time of the full step", *_names(full)], _compared(full, *_FULL)),
+        "passes": _markdown(PASS_COLUMNS, passes),
         "promises": _markdown(["figure", "measured", "promised", ""], map(_row, kept)),
     }
     for name, lines in blocks.items():
@@ -72,16 +87,23 @@ def _write_readme(results: Results, kept: list[Promise]) -> None:
     README.write_text(text, encoding="utf-8")
 
 
-def _summary(results):
-    """A row for each contender: the time of a step of each workload shown, and its ratio to that of fastadam."""
-    for name in CONTENDERS:
-        timings = [results.timings[workload].get(name) for workload in SHOWN]
-        ours = [results.timings[workload][OURS].median for workload in SHOWN]
+_FULL = SEQUENCE, "fastadam, one step()", [workload.name for workload, _ in SEQUENCE_RUNS]
+
+
+def _names(results):
+    return list(results.timings)
+
+
+def _compared(results, contenders, reference, workloads):
+    """A row for each contender: the time of a step of each workload, and its ratio to that of `reference`."""
+    for name in contenders:
+        timings = [results.timings[workload].get(name) for workload in workloads]
+        ours = [results.timings[workload][reference].median for workload in workloads]
         cells = [
-            f"{_duration(timing.median)} ({timing.median / reference:.2f})" if timing else "-"
-            for timing, reference in zip(timings, ours, strict=True)
+            f"{_duration(timing.median)} ({timing.median / median:.2f})" if timing else "-"
+            for timing, median in zip(timings, ours, strict=True)
         ]
-        yield [f"**{name}**" if name == OURS else name, *cells]
+        yield [f"**{name}**" if name == reference else name, *cells]
 
 
 def _duration(seconds):

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 
 import numba
@@ -27,22 +28,28 @@ RUNS: list[tuple[Workload, int, tuple[str, ...]]] = [
 ]
 
 
-class Results:
-    """Timings by workload and contender."""
+# The full step of a training loop.
+SEQUENCE_RUNS: list[tuple[Workload, int]] = [(MLP, 101), (flat(10_000_000), 31)]
 
-    def __init__(self):
+
+class Results:
+    """Timings by workload and contender, of some of the contenders."""
+
+    def __init__(self, contenders: Iterable[str] = CONTENDERS):
+        self._contenders = contenders
         self.timings: dict[str, dict[str, Timing]] = {}
 
-    def run(self, workload: Workload, rounds: int, left_out: tuple[str, ...]) -> None:
+    def run(self, workload: Workload, rounds: int, left_out: tuple[str, ...] = ()) -> None:
         """Time every installed contender on `workload`, each checked first."""
-        names = [name for name in CONTENDERS if name not in MISSING and name not in left_out]
+        names = [name for name in self._contenders if name not in MISSING and name not in left_out]
         with contenders_at_work(names, workload) as turns:
             self.timings[workload.name] = interleave(turns, rounds, pause=SETTLE)
 
     def ratio(self, workload: Workload, slower: str, faster: str) -> float:
         """How many times as long `slower` takes as `faster`, of the medians; NaN where it was not timed."""
         timings = self.timings[workload.name]
-        return timings[slower].median / timings[faster].median if slower in timings else float("nan")
+        there = slower in timings and faster in timings
+        return timings[slower].median / timings[faster].median if there else float("nan")
 
     def rows(self) -> list[list[str]]:
         """One row for each workload and contender, in the order of `COLUMNS`."""
