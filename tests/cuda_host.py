@@ -1,14 +1,18 @@
 """The CUDA source, unmodified, compiled by g++ and run thread by thread on the CPU."""
 
+import contextlib
 import ctypes
+import shutil
 import subprocess
 import tempfile
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from fastadam.kernels import cuda, norm
+
+HAS_COMPILER = shutil.which("g++") is not None
 
 # What CUDA's compiler has built in and a host compiler has not.
 _SHIMS = """
@@ -58,11 +62,60 @@ def run_on_host(kernel, *arguments, size=None):
     held = []
     for argument, parameter in zip(flat, cuda.parameters(kernel), strict=True):
         if not isinstance(argument, np.ndarray):
-            argument = np.array(argument, parameter.dtype or types[parameter.ctype] or _template_dtype(kernel, key))
+            dtype = parameter.dtype or types[parameter.ctype] or _template_dtype(kernel, key)
+            with np.errstate(over="ignore"):
+                argument = np.array(argument, dtype)
         held.append(argument)
     pointers = (ctypes.c_void_p * len(held))(*(argument.ctypes.data for argument in held))
     sizes = (ctypes.c_ssize_t * len(held))(*(argument.size for argument in held))
     library.launch(ctypes.c_ssize_t(size), pointers, sizes)
+
+
+def by_host(guarded):
+    """The function that runs a launch of `members.Launch` on the CPU, in place."""
+
+    def run(launch):
+        grad_scale = np.array([launch.grad_scale, 1.0, 0.0, 0.0]) if guarded else launch.grad_scale
+        flats, rest = launch.flats.values(), (launch.hyper, launch.carried, launch.table, grad_scale)
+        launch_on_host(launch.update, flats, launch.gradients, launch.pieces, launch.rows, *rest)
+
+    return run
+
+
+def stand_ins_for(kernel, dtype, numbers):
+    """Arguments like those that `kernel` is launched with on parameters of `dtype`; `numbers` are passed by value."""
+    return [
+        0.0 if parameter.name in numbers else np.empty(0, parameter.dtype or dtype)
+        for parameter in cuda.parameters(kernel)
+    ]
+
+
+class OnHost(np.ndarray):
+    """A NumPy array in the place of CuPy's, for the functions of `cuda` that launch kernels."""
+
+    device = contextlib.nullcontext()
+
+
+def on_host(array):
+    """`array` as `OnHost`, over the same memory."""
+    return array.view(OnHost)
+
+
+def patch_cuda(monkeypatch):
+    """Let the functions of `cuda` launch their kernels on the CPU, on arrays `OnHost`."""
+    for name in ("step_rows", "step_flat", "fold_rows", "squares", "row_sums", "clip_record"):
+        monkeypatch.setattr(cuda, name, partial(_host_launch, getattr(cuda, name)))
+    monkeypatch.setattr(cuda, "upload", lambda array: array)
+    monkeypatch.setattr(cuda.cupy, "empty", np.empty)
+
+
+def patch_copy_out(monkeypatch):
+    """The same for `cuda.copy_out`, which makes a kernel at each call."""
+    monkeypatch.setattr(cuda, "_kernel_of", partial(_host_launch, cuda._kernel_of))
+
+
+def _host_launch(kernel_of, *arguments):
+    return partial(run_on_host, kernel_of(*arguments))
 
 
 def _template_dtype(kernel, key):
@@ -100,7 +153,8 @@ def compile_on_host(source, kernel, arguments, folder):
 def launch_on_host(update, flats, gradients, blocks, rows, hyper, carried, table, grad_scale):
     """What `cuda.launcher` launches, on the CPU. `grad_scale` is a number or a record of `clip_on_host`."""
     guarded = isinstance(grad_scale, np.ndarray)
-    addresses, (pieces, count) = addresses_of(gradients), cuda.numbered(blocks)
+    addresses = addresses_of(gradients)
+    pieces, count = cuda.numbered(np.asarray(blocks, np.int64).reshape(-1, 5))
     run_on_host(cuda.fold_rows(update, guarded), rows, grad_scale, hyper, carried, table)
     record = (grad_scale,) if guarded else ()
     run_on_host(cuda.step_rows(update, guarded), addresses, pieces, len(pieces), table, *record, *flats, size=count)
@@ -109,8 +163,10 @@ def launch_on_host(update, flats, gradients, blocks, rows, hyper, carried, table
 def clip_on_host(gradients, grad_scale, max_grad_norm, largest, propagate, record):
     """What `cuda.sum_squares` and `cuda.clip` launch, on the CPU."""
     blocks = norm.blocks_of([gradient.size for gradient in gradients])
-    lanes = np.zeros((len(blocks), norm.LANES))
-    run_on_host(cuda.squares(), addresses_of(gradients), blocks, gradients[0], lanes)
+    # Gradients without elements have one block of zeros.
+    lanes = np.zeros((max(1, len(blocks)), norm.LANES))
+    if len(blocks):
+        run_on_host(cuda.squares(), addresses_of(gradients), blocks, gradients[0], lanes)
     while len(lanes) > 1:
         sums = np.zeros((-(-len(lanes) // norm.ROWS), norm.LANES))
         run_on_host(cuda.row_sums(), lanes, len(lanes), sums)

@@ -15,6 +15,54 @@ def exact_adam(p, g, m, v, *, step, lr, betas, eps, l2=0.0, decoupled=0.0, grad_
     return p - lr * decoupled * p - lr * m_hat / (np.sqrt(v_hat) + eps), m, v
 
 
+def exact_member(
+    member,
+    p,
+    g,
+    m,
+    v,
+    v_max=None,
+    *,
+    step,
+    lr,
+    betas,
+    eps,
+    convention="torch",
+    eps_root=0.0,
+    momentum_decay=0.0,
+    l2=0.0,
+    decoupled=0.0,
+):
+    """New (p, m, v, v_max) of a member of the family in float64, by the formulas of its paper and its conventions."""
+    p, g, m, v = (np.asarray(x, np.float64) for x in (p, g, m, v))
+    beta1, beta2 = betas
+    unbias1, unbias2 = 1 / (1 - beta1**step), 1 / (1 - beta2**step)
+    g = g + l2 * p
+    m = beta1 * m + (1 - beta1) * g
+    if member == "adamax":
+        outside = convention == "keras"
+        v = np.maximum(beta2 * v, np.abs(g) + (0.0 if outside else eps))
+        return p - lr * (decoupled * p + m * unbias1 / (v + outside * eps)), m, v, v_max
+    v = beta2 * v + (1 - beta2) * g**2
+    v_hat = v * unbias2
+    if v_max is not None:
+        v_max = np.maximum(v_max, v_hat if convention == "optax" else v)
+        v_hat = v_max if convention == "optax" else v_max * unbias2
+    unbiased_eps = (member, convention) in {("adam", "keras"), ("adam", "sklearn"), ("radam", "torch")}
+    root = np.sqrt(v_hat + eps_root) + eps * (unbias2**0.5 if unbiased_eps else 1.0)
+    m_hat = m * unbias1
+    if member == "nadam":
+        momenta = beta1 * (1 - 0.5 * 0.96 ** (np.arange(1.0, step + 2) * momentum_decay))
+        products = np.cumprod(momenta)
+        m_hat = (1 - momenta[-2]) / (1 - products[-2]) * g + momenta[-1] / (1 - products[-1]) * m
+    if member == "radam":
+        limit = 2 / (1 - beta2) - 1
+        length = limit - 2 * step * beta2**step / (1 - beta2**step)
+        rectifier = ((length - 4) * (length - 2) * limit) / ((limit - 4) * (limit - 2) * length)
+        root = root / np.sqrt(rectifier) if length > 5 else 1.0
+    return p - lr * (decoupled * p + m_hat / root), m, v, v_max
+
+
 def random_state(size, dtype=np.float32, seed=0):
     """Non-zero (p, g, m, v) of a run under way."""
     rng = np.random.default_rng(seed)
@@ -47,3 +95,18 @@ def assert_same_bits(actual, expected):
         unsigned = np.dtype(f"u{left.itemsize}")
         numbers = ~np.isnan(left)
         np.testing.assert_array_equal(left[numbers].view(unsigned), right[numbers].view(unsigned), err_msg=name)
+
+
+def bits(arrays):
+    """Name -> the bytes of the array."""
+    return {name: np.asarray(array).tobytes() for name, array in arrays.items()}
+
+
+def memory(opt):
+    """The bytes of all that a step of `opt` writes but for the gradients, and its counts of steps."""
+    state = opt.state_dict()["state"]
+    flats = [
+        {key: flat for key, flat in vars(flats).items() if key not in ("g", "segments")} for flats in opt.all_buffers
+    ]
+    counts = [(entry["step"], entry.get("mu_product")) for entry in state.values()]
+    return [bits(named) for named in flats], counts

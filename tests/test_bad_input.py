@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from gpu import device_problem
+from oracle import memory
 
 import fastadam
 
@@ -108,9 +109,157 @@ def test_hyperparameter_of_adam_step(key, value, error, message):
     assert_adam_step_refuses({key: value}, error, message)
 
 
-def test_unknown_argument():
-    with pytest.raises(TypeError, match="beta1"):
-        fastadam.Adam(np.ones(3), beta1=0.9)
+# --- options of the classes
+
+CONVENTIONS = "'torch', 'optax', 'keras', 'sklearn', 'apex'"
+EPS_ROOT = "`eps_root` must be 0 unless `convention` is 'optax', got 0.5 with '{}', whose eps stands elsewhere"
+NO_AMSGRAD = "`amsgrad` must be False with `convention` '{}', which has none, got True"
+FREE = "`decouple_lr` needs `decoupled_weight_decay`: L2 is a part of the gradient, and so always multiplied by lr"
+ALL, NO_APEX = (
+    ("Adam", "AdamW", "NAdam", "Adamax", "RAdam"),
+    "`convention` must be one of {} for this optimizer, got '{}'",
+)
+OPTIONS = [
+    (ALL, {"convention": "jax"}, ValueError, f"`convention` must be one of {CONVENTIONS}, got 'jax'"),
+    (ALL, {"convention": None}, TypeError, f"`convention` must be one of {CONVENTIONS}, got None"),
+    (["NAdam", "Adamax"], {"convention": "apex"}, ValueError, NO_APEX.format(["torch", "optax", "keras"], "apex")),
+    (["RAdam"], {"convention": "keras"}, ValueError, NO_APEX.format(["torch", "optax"], "keras")),
+    (ALL, {"eps_root": 0.5}, ValueError, EPS_ROOT.format("torch")),
+    (["Adam", "AdamW"], {"eps_root": 0.5, "convention": "keras"}, ValueError, EPS_ROOT.format("keras")),
+    (ALL, {"eps_root": -0.5, "convention": "optax"}, ValueError, "`eps_root` must be >= 0, got -0.5"),
+    (
+        ["Adamax"],
+        {"eps_root": 0.5, "convention": "optax"},
+        ValueError,
+        "`eps_root` must be 0 for Adamax, which has no root, got 0.5",
+    ),
+    (
+        ALL,
+        {"clip_value": 1, "max_grad_norm": 2.0},
+        ValueError,
+        "`clip_value` must be None with `max_grad_norm`, got 1.0 and 2.0: it would not be clear which comes first",
+    ),
+    (["Adam", "AdamW"], {"amsgrad": True, "convention": "sklearn"}, ValueError, NO_AMSGRAD.format("sklearn")),
+    (["Adam", "AdamW"], {"amsgrad": True, "convention": "apex"}, ValueError, NO_AMSGRAD.format("apex")),
+    (["Adam", "AdamW"], {"amsgrad": 1}, TypeError, "`amsgrad` must be True or False, got 1"),
+    (["Adam", "NAdam", "Adamax", "RAdam"], {"decouple_lr": True}, ValueError, FREE),
+    (["Adam"], {"decouple_lr": True, "convention": "sklearn", "weight_decay": 0.1}, ValueError, FREE),
+    (["NAdam"], {"momentum_decay": -1}, ValueError, "`momentum_decay` must be >= 0, got -1.0"),
+    (["NAdam"], {"momentum_decay": NAN}, ValueError, "`momentum_decay` must be finite, got nan"),
+    (["NAdam"], {"momentum_decay": "1"}, TypeError, "`momentum_decay` must be a real number, got '1'"),
+    (["NAdam"], {"momentum_decay": [1, 2]}, TypeError, "`momentum_decay` must be a real number, got [1, 2]"),
+    (["NAdam"], {"momentum_decay": np.ones(1)}, TypeError, "`momentum_decay` must be a real number, got array([1.])"),
+    (
+        ["NAdam"],
+        {"momentum_decay": np.ones(2)},
+        TypeError,
+        "`momentum_decay` must be a real number, got array([1., 1.])",
+    ),
+    (ALL, {"clip_value": 0.0}, ValueError, "`clip_value` must be > 0, got 0.0"),
+    (ALL, {"clip_value": "1"}, TypeError, "`clip_value` must be a real number, got '1'"),
+    (ALL, {"max_grad_norm": -1}, ValueError, "`max_grad_norm` must be > 0, got -1.0"),
+    (ALL, {"max_grad_norm": INF}, ValueError, "`max_grad_norm` must be finite, got inf"),
+    (ALL, {"nonfinite": "ignore"}, ValueError, "`nonfinite` must be one of 'propagate', 'skip', 'raise', got 'ignore'"),
+    (ALL, {"nonfinite": None}, TypeError, "`nonfinite` must be one of 'propagate', 'skip', 'raise', got None"),
+    (ALL, {"ema_decay": 1.0}, ValueError, "`ema_decay` must be in [0, 1), got 1.0"),
+    (ALL, {"ema_decay": -0.1}, ValueError, "`ema_decay` must be >= 0, got -0.1"),
+    (ALL, {"copy_dtype": "float32"}, ValueError, "`copy_dtype` must be one of 'bfloat16', 'float16', got 'float32'"),
+    (ALL, {"zero_grad": 1}, TypeError, "`zero_grad` must be True or False, got 1"),
+    (ALL, {"decouple_lr": "yes"}, TypeError, "`decouple_lr` must be True or False, got 'yes'"),
+    (ALL, {"sparse": "fast"}, ValueError, "`sparse` must be one of 'lazy', 'exact', got 'fast'"),
+    (
+        ALL,
+        {"exclude_from_weight_decay": ["b"]},
+        TypeError,
+        "`exclude_from_weight_decay` must be a function of a parameter's name, got ['b']",
+    ),
+]
+
+
+@pytest.mark.parametrize(("names", "options", "error", "message"), OPTIONS, ids=[str(row[1]) for row in OPTIONS])
+def test_option_of_the_classes(names, options, error, message):
+    for name in names:
+        params = {"w": np.ones((3, 4), F4), "b": np.ones((), F4)}
+        before = dict(params)
+        with pytest.raises(error) as raised:
+            getattr(fastadam, name)(params, **options)
+        assert str(raised.value) == message
+        assert all(params[key] is array for key, array in before.items())
+        getattr(fastadam, name)(params)
+
+
+@pytest.mark.parametrize("name", ["NAdam", "Adamax", "RAdam"])
+def test_amsgrad_of_a_member_without_it(name):
+    kind, params = getattr(fastadam, name), {"w": np.ones(3)}
+    optimizer = kind({"w": np.ones(3)})
+    attempts = [
+        lambda: kind(params, amsgrad=True),
+        lambda: kind([{"params": params, "amsgrad": True}]),
+        lambda: optimizer.param_groups[0].update(amsgrad=True),
+        lambda: optimizer.add_param_group({"params": {"v": np.ones(2)}, "amsgrad": True}),
+    ]
+    for attempt in attempts:
+        with pytest.raises((TypeError, ValueError), match="amsgrad"):
+            attempt()
+
+
+@pytest.mark.parametrize("key", ["momentum_decay", "beta1", "member"])
+def test_argument_that_a_class_has_not(key):
+    with pytest.raises(TypeError, match=rf"^Adam\(\) got an unexpected keyword argument '{key}'$"):
+        fastadam.Adam(np.ones(3), **{key: 0.5})
+
+
+GROUPED = [
+    ({"convention": "sklearn"}, "amsgrad", True, NO_AMSGRAD.format("sklearn")),
+    ({"convention": "apex"}, "amsgrad", True, NO_AMSGRAD.format("apex")),
+    ({"decouple_lr": True, "decoupled_weight_decay": True}, "decoupled_weight_decay", False, FREE),
+]
+
+
+@pytest.mark.parametrize(("options", "key", "value", "message"), GROUPED)
+def test_setting_of_a_group_that_contradicts_an_option(options, key, value, message):
+    optimizer, added = fastadam.Adam({"w": np.ones(4, F4)}, **options), {"added": np.ones(2, F4)}
+    array, before = added["added"], dict(optimizer.param_groups[0])
+    state = optimizer.state_dict()
+    state["param_groups"][0][key] = value
+    attempts = [
+        lambda: optimizer.param_groups[0].update({key: value}),
+        lambda: optimizer.add_param_group({"params": added, key: value}),
+        lambda: optimizer.load_state_dict(state),
+        lambda: fastadam.Adam([{"params": added, key: value}], **options),
+    ]
+    for attempt in attempts:
+        with pytest.raises(ValueError, match="`") as raised:
+            attempt()
+        assert str(raised.value) == message
+    assert added["added"] is array
+    assert dict(optimizer.param_groups[0]) == before
+    assert len(optimizer.param_groups) == 1
+    optimizer.step({"w": np.ones(4, F4)})
+
+
+OF_ADAM_STEP = {
+    "no v_max": ({"amsgrad": True}, TypeError, "`v_max` must be an array with amsgrad=True and None without, got None"),
+    "v_max": ({"v_max": np.ones(4, F4)}, TypeError, "`v_max` must be .* None without, got ndarray"),
+    "no ema": ({"ema_decay": 0.5}, TypeError, "`ema` must be an array with ema_decay and None without, got NoneType"),
+    "ema": ({"ema": np.ones(4, F4)}, TypeError, "`ema` must be .* None without, got ndarray"),
+    "size of ema": ({"ema": np.ones(5, F4), "ema_decay": 0.5}, ValueError, r"`ema` must have shape \(4,\) like `p`"),
+    "read-only v_max": ({"v_max": read_only(np.ones(4, F4)), "amsgrad": True}, ValueError, "`v_max` must be writable"),
+    "read-only g": ({"g": read_only(np.ones(4, F4)), "zero_grad": True}, ValueError, "`g` must be writable"),
+    "amsgrad in apex": (
+        {"amsgrad": True, "v_max": np.ones(4, F4), "convention": "apex"},
+        ValueError,
+        "`amsgrad` must be",
+    ),
+    "free L2": ({"decouple_lr": True}, ValueError, "`decouple_lr` needs `decoupled_weight_decay`"),
+    "norm": ({"max_grad_norm": 1.0}, TypeError, r"adam_step\(\) got an unexpected keyword argument 'max_grad_norm'"),
+    "schedule": ({"lr": lambda step: 0.1}, TypeError, "`lr` must be a real number"),
+}
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), table(OF_ADAM_STEP))
+def test_option_of_adam_step(changes, error, message):
+    assert_adam_step_refuses(changes, error, message)
 
 
 # --- params
@@ -267,15 +416,14 @@ def test_gradients(make, error, message):
     assert_step_refuses(make(), {}, error, message)
 
 
-@pytest.mark.parametrize("flat", ["p", "m", "v"])
+@pytest.mark.parametrize("flat", ["p", "m", "v", "v_max", "ema"])
 def test_flat_gradient_over_a_buffer_that_a_step_writes(flat):
-    optimizer = fastadam.Adam(np.ones(20, F4))
+    optimizer = fastadam.Adam(np.ones(20, F4), amsgrad=True, ema_decay=0.5)
     buffer = getattr(optimizer.buffers, flat)
-    before = [buffer.copy() for buffer in (optimizer.buffers.p, optimizer.buffers.m, optimizer.buffers.v)]
+    before = memory(optimizer)
     with pytest.raises(ValueError, match=f"`grads` must not overlap `buffers.{flat}`"):
         optimizer.step(buffer)
-    for after, expected in zip((optimizer.buffers.p, optimizer.buffers.m, optimizer.buffers.v), before, strict=True):
-        np.testing.assert_array_equal(after, expected)
+    assert memory(optimizer) == before
 
 
 @pytest.mark.parametrize(
