@@ -3,7 +3,6 @@
 from typing import Any
 
 from fastadam.optimizer import Optimizer
-from fastadam.options import Options
 from fastadam.schedules import Schedule
 
 
@@ -119,7 +118,7 @@ class Adam(Optimizer):
     ):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
         flags = {"maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay}
-        super().__init__(params, {**defaults, **flags}, Options("adam", **options))
+        super().__init__(params, "adam", {**defaults, **flags}, options)
 
 
 class AdamW(Adam):
@@ -199,7 +198,7 @@ class NAdam(Optimizer):
             "momentum_decay": momentum_decay,
         }
         flags = {"maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay}
-        super().__init__(params, {**defaults, **flags}, Options("nadam", **options))
+        super().__init__(params, "nadam", {**defaults, **flags}, options)
 
 
 class Adamax(Optimizer):
@@ -238,7 +237,7 @@ class Adamax(Optimizer):
     ):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         flags = {"maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay}
-        super().__init__(params, {**defaults, **flags}, Options("adamax", **options))
+        super().__init__(params, "adamax", {**defaults, **flags}, options)
 
 
 class RAdam(Optimizer):
@@ -279,4 +278,4 @@ class RAdam(Optimizer):
     ):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         flags = {"maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay}
-        super().__init__(params, {**defaults, **flags}, Options("radam", **options))
+        super().__init__(params, "radam", {**defaults, **flags}, options)

@@ -7,6 +7,7 @@ import numpy as np
 
 from fastadam.arrays import as_array, check_disjoint, check_flat, check_like, namespace
 from fastadam.buffers import Buffers
+from fastadam.parameters import bounds
 from fastadam.plan import Plan
 from fastadam.sparse import Rows, SparseRows, checked_rows
 
@@ -42,6 +43,8 @@ class Gradients:
         self._usual = np.ndarray if isinstance(plan.buffers.p, np.ndarray) else None
         self._hosted: Any = None
         self._written: Located | None = None
+        # Gradients that lie in a gradient buffer, of which copies are read.
+        self._originals: list[Any] = []
         self._sent: Any = None
         self._direct: Any = None
 
@@ -66,6 +69,7 @@ class Gradients:
         One that lies in a gradient buffer, but for the parameter's own place, is copied: `gather` will write there.
         """
         self.use_buffer()
+        self._originals = []
         gradients: list[Any] = []
         dtype = self.plan.buffers.p.dtype
         written, may_share_memory = [flat.g for flat in all_buffers], namespace(self.plan.buffers.p).may_share_memory
@@ -86,16 +90,21 @@ class Gradients:
             if gradient.base is not None and gradient is not view:
                 for flat in written:
                     if may_share_memory(gradient, flat):
+                        self._originals.append(gradient)
                         gradient = gradient.copy()
             gradients.append(gradient)
         return gradients
 
     def gather(self, gradients: list[Any], all_buffers: Sequence[Buffers]) -> Located:
         """Copy small gradients into the buffer, where they share a launch; large ones are read where they lie."""
-        addresses, copied, kernels = None, [], self.plan.kernels
+        addresses, copied, kernels = None, self._originals, self.plan.kernels
         sparse = {index: gradient for index, gradient in enumerate(gradients) if isinstance(gradient, Rows)}
+        shared = _shared(gradients) if self.plan.options.zero_grad else ()
         for index, (view, gradient) in enumerate(zip(self.views.values(), gradients, strict=True)):
-            if index in sparse or (gradient.size >= kernels.DIRECT_FROM and _is_readable(gradient, all_buffers)):
+            if index in shared:
+                view[...] = gradient
+                copied.append(gradient)
+            elif index in sparse or (gradient.size >= kernels.DIRECT_FROM and _is_readable(gradient, all_buffers)):
                 addresses = self._hosted.copy() if addresses is None else addresses
                 addresses[index] = kernels.address(gradient.values if index in sparse else gradient)
             elif gradient is not view:
@@ -117,8 +126,9 @@ class Gradients:
         gradient = as_array(grads, "grads")
         check_like(gradient, buffers.p, "grads", "the flat buffer of the parameters, `buffers.p`")
         check_flat(gradient, "grads", written=self.plan.options.zero_grad)
-        for label, flat in {"p": buffers.p, "m": buffers.m, "v": buffers.v}.items():
-            check_disjoint({f"buffers.{label}": flat, "grads": gradient})
+        for label, flat in vars(buffers).items():
+            if label not in ("g", "segments"):
+                check_disjoint({f"buffers.{label}": flat, "grads": gradient})
         arrays = [segment.of(gradient) for segment in self.plan.segments]
         return Located(self.plan.kernels.upload(self.plan.addresses(gradient)), True, arrays, [], {})
 
@@ -134,3 +144,16 @@ def _is_readable(gradient, all_buffers) -> bool:
         return False
     written = [array for flat in all_buffers for array in vars(flat).values() if hasattr(array, "dtype")]
     return not any(namespace(gradient).may_share_memory(gradient, array) for array in written)
+
+
+def _shared(gradients) -> set[int]:
+    """Positions of dense gradients that share memory with another one, which would be zeroed before it is read."""
+    dense = [(index, array) for index, array in enumerate(gradients) if not isinstance(array, Rows) and array.size]
+    spans = sorted((*bounds(array), index) for index, array in dense)
+    shared, above, holder = set(), -1, -1
+    for low, high, index in spans:
+        if low < above:
+            shared |= {index, holder}
+        if high > above:
+            above, holder = high, index
+    return shared

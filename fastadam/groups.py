@@ -18,7 +18,7 @@ def _betas(value, label):
 
 def _momentum_decay(value, label):
     # Infinite: the momentum is beta1 at every step.
-    return value if value == float("inf") else nonnegative(value, label)
+    return value if isinstance(value, float) and value == float("inf") else nonnegative(value, label)
 
 
 _CHECKS = {

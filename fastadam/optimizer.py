@@ -11,7 +11,7 @@ from fastadam.buffers import Buffers, Views, as_16_bit
 from fastadam.checks import nonnegative
 from fastadam.gradients import Gradients, Located
 from fastadam.groups import ParamGroup
-from fastadam.options import CONVENTIONS, Options
+from fastadam.options import CONVENTIONS, OPTION_NAMES, Options
 from fastadam.parameters import check_together, exclude, parse_group, parse_groups, place, replaced_error
 from fastadam.plan import Plan
 from fastadam.recipes import check_together as check_settings
@@ -23,7 +23,11 @@ from fastadam.state import dump_state, load_state
 class Optimizer:
     """A member of the Adam family; see `fastadam.Adam` for arguments, attributes and errors."""
 
-    def __init__(self, params: Any, defaults: dict[str, Any], options: Options):
+    def __init__(self, params: Any, member: str, defaults: dict[str, Any], options: dict[str, Any]):
+        unknown = sorted(options.keys() - OPTION_NAMES)
+        if unknown:
+            raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {unknown[0]!r}")
+        self._options = options = Options(member, **options)
         preset = CONVENTIONS[options.convention]
         presets = {
             "eps": preset.eps,
@@ -31,7 +35,6 @@ class Optimizer:
             "momentum_decay": preset.momentum_decay,
         }
         self._defaults = {key: presets.get(key) if value is None else value for key, value in defaults.items()}
-        self._options = options
         self._plans: list[Plan] = []
         # Plan and row of each group, in the order in which the groups were given.
         self._rows: list[tuple[Plan, int]] = []
@@ -41,9 +44,8 @@ class Optimizer:
         self._grads: Views | None = None
         self._reduction: Reduction | None = None
         groups = parse_groups(params)
-        if options.exclude_from_weight_decay is not None:
-            groups = exclude(groups, options.exclude_from_weight_decay)
-        self._add(groups)
+        predicate = self._options.exclude_from_weight_decay
+        self._add(groups if predicate is None else exclude(groups, predicate, required=True))
 
     def _add(self, groups):
         check_together([parameter for parameters, _ in groups for parameter in parameters], list(self.all_buffers))
@@ -93,7 +95,8 @@ class Optimizer:
         if self._grads is None:
             for gradients in self._gradients:
                 gradients.use_buffer()
-            self._grads = self._views("g")
+            views = {name: view for gradients in self._gradients for name, view in gradients.views.items()}
+            self._grads = Views({name: views[name] for name in self._params})
         return self._grads
 
     @property
@@ -145,6 +148,7 @@ class Optimizer:
     def add_param_group(self, param_group: Mapping[str, Any]) -> None:
         """Add a group, `{"params": ..., "lr": ..., ...}`, whose steps count from 1.
 
+        `exclude_from_weight_decay` applies to it, so that it may become two groups.
         Its parameters get flat buffers of their own, so that no view of the earlier ones goes stale.
 
         Raises:
@@ -153,7 +157,9 @@ class Optimizer:
         if not isinstance(param_group, Mapping) or "params" not in param_group:
             raise TypeError(f"`param_group` must be a dict with the key 'params', got {type(param_group).__name__}")
         unnamed = sum(isinstance(name, int) for name in self.params)
-        self._add([parse_group(param_group, "param_group['params']", unnamed)])
+        groups = [parse_group(param_group, "param_group['params']", unnamed)]
+        predicate = self._options.exclude_from_weight_decay
+        self._add(groups if predicate is None else exclude(groups, predicate, required=False))
 
     def step(self, grads: Any = None, *, grad_scale: float = 1.0) -> None:
         """Update parameters and moments in place.
@@ -229,14 +235,15 @@ class Optimizer:
         if policy == "propagate" or skipped_by_kernels or reduction.taken:
             return False
         if policy == "raise":
-            reduction.skipped = 0
+            reduction.skipped -= 1
             pairs = zip(self._plans, located, strict=True)
             named = {n: a for plan, found in pairs for n, a in zip(plan.names, found.arrays, strict=True)}
             raise not_finite_error(named, reduction.norm)
         for plan in self._plans:
             plan.asked += 1
         if self._options.zero_grad:
-            _zero(array for gradients in located for array in gradients.arrays)
+            _zero(array for gradients in located for array in (*gradients.arrays, *gradients.copied))
+            _zero(buffers.g for buffers in self.all_buffers if "g" in vars(buffers))
         return True
 
     def catch_up(self, name: Hashable = None, indices: Any = None) -> None:

@@ -1,7 +1,7 @@
 """What an optimizer does beside its update, the same for all groups; and the presets named after other systems."""
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from fastadam.checks import flag, fraction, nonnegative, one_of, positive
@@ -96,3 +96,6 @@ class Options:
     def reduces(self) -> bool:
         """Whether a step needs the norm of the gradients."""
         return self.max_grad_norm is not None or self.nonfinite != "propagate"
+
+
+OPTION_NAMES = {field.name for field in fields(Options)} - {"member"}

@@ -74,12 +74,15 @@ def _parameter(name, label, container, key):
     return Parameter(name, label, container[key], array, container, key)
 
 
-def exclude(groups: list[Group], predicate: Callable[[Hashable], Any]) -> list[Group]:
-    """`groups`, with the parameters for whose name `predicate` is true in groups of their own, without weight decay."""
+def exclude(groups: list[Group], predicate: Callable[[Hashable], Any], *, required: bool) -> list[Group]:
+    """`groups`, with the parameters for whose name `predicate` is true in groups of their own, without weight decay.
+
+    If `required`, there must be one at least.
+    """
     split: list[Group] = []
     names = [parameter.name for parameters, _ in groups for parameter in parameters]
     excluded = {name for name in names if predicate(name)}
-    if not excluded:
+    if required and not excluded:
         raise ValueError(f"`exclude_from_weight_decay` must be true for a parameter at least, got none of {names}")
     for parameters, settings in groups:
         decayed = [parameter for parameter in parameters if parameter.name not in excluded]
@@ -116,7 +119,7 @@ def check_together(parameters: list[Parameter], existing: list[Buffers]) -> None
 
 
 def _check_no_shared_memory(labelled):
-    occupied = [(*_bounds(array), position, array) for position, (_, array) in enumerate(labelled) if array.size]
+    occupied = [(*bounds(array), position, array) for position, (_, array) in enumerate(labelled) if array.size]
     open_ended: list[tuple] = []
     for low, high, position, array in sorted(occupied, key=itemgetter(0)):
         open_ended = [entry for entry in open_ended if entry[0] > low]
@@ -130,7 +133,8 @@ def _check_no_shared_memory(labelled):
         open_ended.append((high, position, array))
 
 
-def _bounds(array):
+def bounds(array: Any) -> tuple[int, int]:
+    """Addresses of the first byte of `array` and of the first one after it."""
     start = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
     reach = [stride * (length - 1) for stride, length in zip(array.strides, array.shape, strict=True)]
     return (

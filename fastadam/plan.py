@@ -50,6 +50,8 @@ class Plan:
             group.changed = partial(self._refresh, row)
             group.check_together = partial(check_together, options=options)
             self._refresh(row)
+        if options.ema_decay is not None:
+            assert buffers.ema is not None  # allocated, as a copy of the parameters, here
         if options.copy_dtype:
             self.kernels.copy_out(buffers.p, buffers.low, options.copy_dtype)
 

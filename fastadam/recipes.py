@@ -26,6 +26,8 @@ def recipe_of(settings: Mapping[str, Any], options: Options) -> Recipe:
         ema=options.ema_decay is not None,
         copy=options.copy_dtype,
         zero_grad=options.zero_grad,
+        short1=settings["betas"][0] < 0.5,
+        short2=settings["betas"][1] < 0.5 and options.member != "adamax",
     )
 
 
@@ -64,6 +66,8 @@ def check_together(settings: Mapping[str, Any], options: Options) -> None:
         raise ValueError(
             "`decouple_lr` needs `decoupled_weight_decay`: L2 is a part of the gradient, and so always multiplied by lr"
         )
+    if settings.get("amsgrad") and options.member != "adam":
+        raise ValueError("`amsgrad` must be False for this optimizer, which has none, got True")
     if options.sparse == "exact" and not _is_exactly_sparse(settings, options):
         raise ValueError(
             "`sparse` must be 'lazy' unless the optimizer is Adam, AdamW or NAdam without amsgrad, eps_root, L2 decay, "

@@ -201,7 +201,8 @@ class Past:
 
     def _note(self, row):
         scalars = self._plan.scalars(row)
-        step = [scalars.get(name, 1.0) for name in catch_up.HISTORY]
+        blends = [1.0 - beta for beta in self._plan.groups[row]["betas"]]
+        step = [scalars["step_size"], scalars["eps"], scalars.get("decay", 1.0), *blends]
         count = self._steps[row]
         if count == len(self._history[row]):
             self._history[row] = np.concatenate([self._history[row], np.zeros_like(self._history[row])])

@@ -19,20 +19,20 @@ def dump_state(rows: list[tuple[Plan, int]]) -> dict[str, Any]:
         step, momentum_product = plan.state(row)
         for name in group["params"]:
             state[name] = {"step": step}
-            for key, flat in _arrays(plan, row).items():
+            for key, flat in _arrays(plan, group).items():
                 state[name][key] = plan.view_of(name, getattr(plan.buffers, flat)).copy()
             if plan.options.member == "nadam":
                 state[name]["mu_product"] = momentum_product
-            if plan.options.nonfinite == "skip":
+            if plan.options.nonfinite == "skip" or plan.calls(row) != step:
                 state[name]["skipped"] = plan.calls(row) - step
         groups.append({**group, "params": list(group["params"])})
     return {"state": state, "param_groups": groups}
 
 
-def _arrays(plan, row) -> dict[str, str]:
+def _arrays(plan, settings) -> dict[str, str]:
     """Torch's names of the arrays of a parameter's state, each with the flat buffer that holds it."""
     names = {"exp_avg": "m", "exp_inf" if plan.options.member == "adamax" else "exp_avg_sq": "v"}
-    if plan.groups[row].get("amsgrad"):
+    if settings.get("amsgrad"):
         names["max_exp_avg_sq"] = "v_max"
     if plan.options.ema_decay is not None:
         names["ema"] = "ema"
@@ -88,7 +88,7 @@ def _entries(state, plan, row, group):
     for name in plan.groups[row]["params"]:
         label, entry = f"state_dict['state'][{name!r}]", state[name]
         _check_kind(entry, Mapping, label, "a dict")
-        flats = _arrays(plan, row)
+        flats = _arrays(plan, {**plan.groups[row], **group})
         if not {"step", *flats} <= entry.keys():
             wanted = ", ".join(map(repr, ["step", *flats]))
             raise ValueError(f"`{label}` must have the keys {wanted}, got {list(entry)}")

@@ -8,7 +8,8 @@ import numpy as np
 
 
 def to_bfloat16(value):
-    value = np.asarray(value, np.float32)
+    with np.errstate(over="ignore"):
+        value = np.asarray(value, np.float32)
     bits = value.view(np.uint32)
     rounded = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
     quiet = bits | np.uint32(0x400000)

@@ -82,8 +82,7 @@ def radam(lr, root2, bias1, bias2, step, beta2):
     most = 1.0 + rectified * 1e300
 
 
-def adamax(lr, bias1, beta2):
-    decay2 = beta2
+def adamax(lr, bias1):
     step_size = lr / bias1
 
 

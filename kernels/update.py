@@ -36,14 +36,25 @@ def couple_decay(p, g, weight_decay):
     g = g + weight_decay * p
 
 
-def moments(g, m, v, blend1, blend2):
+def first_moment(g, m, blend1):
     m += blend1 * (g - m)
+
+
+def short_first_moment(g, m, beta1):
+    # With beta1 < 0.5 the form above would subtract m from itself.
+    m = g + beta1 * (m - g)
+
+
+def second_moment(g, v, blend2):
     v += blend2 * (g * g - v)
 
 
-def infinity_moments(g, m, v, blend1, decay2, inner_eps):
-    m += blend1 * (g - m)
-    v = maximum(decay2 * v, abs(g) + inner_eps)
+def short_second_moment(g, v, beta2):
+    v = g * g + beta2 * (v - g * g)
+
+
+def infinity_moment(g, v, beta2, inner_eps):
+    v = maximum(beta2 * v, abs(g) + inner_eps)
 
 
 def decouple_decay(p, decay):
@@ -188,6 +199,8 @@ class Recipe:
         ema: Whether an average of the parameters is kept.
         copy: "bfloat16" or "float16" for a copy of the parameters, or None.
         zero_grad: Whether the gradients are zeroed.
+        short1: Whether beta1 is below 0.5.
+        short2: Whether beta2 is.
     """
 
     member: str = "adam"
@@ -199,6 +212,8 @@ class Recipe:
     ema: bool = False
     copy: str | None = None
     zero_grad: bool = False
+    short1: bool = False
+    short2: bool = False
 
 
 @cache
@@ -222,7 +237,11 @@ def _element_stages(recipe):
     stages = [scale_gradient]
     stages += [clip_gradient] * recipe.clip_value
     stages += [couple_decay] * (recipe.decay == "coupled")
-    stages += [infinity_moments if recipe.member == "adamax" else moments]
+    stages += [short_first_moment if recipe.short1 else first_moment]
+    if recipe.member == "adamax":
+        stages += [infinity_moment]
+    else:
+        stages += [short_second_moment if recipe.short2 else second_moment]
     stages += [decouple_decay] * (recipe.decay in ("decoupled", "free"))
     stages += [_ROOTS[recipe.amsgrad, recipe.eps_root]] * (recipe.member != "adamax")
     stages += [_DESCENTS[recipe.member]]
