@@ -119,19 +119,21 @@ def sparse_launches(plan: Plan, sparse: dict[int, Rows]) -> list[tuple]:
     """The launches of a step in which some parameters have a gradient of rows only: a piece a row."""
     pieces = [np.array(plan.pieces(merged=False, without=frozenset(sparse)), np.int64).reshape(-1, 5)]
     for index, rows in sparse.items():
-        spans = _spans(plan, index, rows.indices)
-        constant = [np.full(len(spans), value) for value in (plan.rows[index], index)]
-        pieces.append(np.column_stack([spans, *constant, rows.offsets]))
+        of_rows = np.empty((len(rows.indices), 5), np.int64)
+        _write_spans(plan, index, rows.indices, of_rows)
+        of_rows[:, 2], of_rows[:, 3], of_rows[:, 4] = plan.rows[index], index, rows.offsets
+        pieces.append(of_rows)
     together = np.concatenate(pieces)
     return [plan.launch(update, rows, together) for update, rows in plan.updates().items()]
 
 
-def _spans(plan, index, indices):
-    """Where rows of a parameter begin and end in the flat buffers."""
+def _write_spans(plan, index, indices, target):
+    """Write where rows of a parameter begin and end in the flat buffers into the first two columns of `target`."""
     segment = plan.segments[index]
     width = (segment.stop - segment.start) // max(1, segment.shape[0])
-    starts = segment.start + width * indices
-    return np.column_stack([starts, starts + width])
+    np.multiply(indices, width, out=target[:, 0])
+    target[:, 0] += segment.start
+    np.add(target[:, 0], width, out=target[:, 1])
 
 
 class Past:
@@ -178,15 +180,19 @@ class Past:
         plan, last = self._plan, self._last[index]
         now = self._steps[plan.rows[index]]
         indices = np.arange(len(last)) if indices is None else indices
-        behind = indices[last[indices] < now]
-        if not behind.size:
+        steps = last[indices]
+        late = steps < now
+        if not late.any():
             return
-        lasts, slots = _distinct(last[behind])
+        behind, steps = (indices, steps) if late.all() else (indices[late], steps[late])
+        lasts, slots = _distinct(steps)
         history, totals = self._history[plan.rows[index]], self._totals[plan.rows[index]]
         host = kernels(history, "params")
         table, starts = host.catch_up_table(lasts, now, history, totals, plan.buffers.p.dtype)
         flats = plan.buffers.p, plan.buffers.m, plan.buffers.v
-        blocks = np.column_stack([_spans(plan, index, behind), slots])
+        blocks = np.empty((len(behind), 3), np.int64)
+        _write_spans(plan, index, behind, blocks)
+        blocks[:, 2] = slots
         plan.kernels.catch_up(flats, blocks, table, starts)
         last[behind] = now
 
