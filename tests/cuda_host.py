@@ -161,7 +161,7 @@ def launch_on_host(update, flats, gradients, blocks, rows, hyper, carried, table
 
 
 def clip_on_host(gradients, grad_scale, max_grad_norm, largest, propagate, record):
-    """What `cuda.sum_squares` and `cuda.clip` launch, on the CPU."""
+    """What `cuda.squares_launcher` and `cuda.clip` launch, on the CPU."""
     blocks = norm.blocks_of([gradient.size for gradient in gradients])
     # Gradients without elements have one block of zeros.
     lanes = np.zeros((max(1, len(blocks)), norm.LANES))

@@ -66,17 +66,25 @@ def test_fold_makes_every_scalar_from_hyperparameters_and_what_is_carried(member
 @pytest.mark.parametrize(
     ("member", "stages"),
     [
-        (ADAM, (update.scale_gradient, update.moments, update.root_of_v, update.descend)),
+        (ADAM, (update.scale_gradient, update.first_moment, update.second_moment, update.root_of_v, update.descend)),
         (
             ADAM_L2,
-            (update.scale_gradient, update.couple_decay, update.moments, update.root_of_v, update.descend),
+            (
+                update.scale_gradient,
+                update.couple_decay,
+                update.first_moment,
+                update.second_moment,
+                update.root_of_v,
+                update.descend,
+            ),
         ),
         (
             MEMBERS["everything"],
             (
                 update.scale_gradient,
                 update.clip_gradient,
-                update.moments,
+                update.first_moment,
+                update.second_moment,
                 update.decouple_decay,
                 update.root_of_shifted_largest_v,
                 update.descend,
