@@ -81,7 +81,7 @@ def special_state(dtype=np.float32):
 
 def misaligned(array, elements):
     """A copy of `array` that starts `elements` elements past a 64-byte boundary."""
-    memory = np.zeros(array.nbytes + 128, np.uint8)
+    memory = np.zeros(array.nbytes + 64 + elements * array.itemsize, np.uint8)
     start = -memory.ctypes.data % 64 + elements * array.itemsize
     copy = memory[start : start + array.nbytes].view(array.dtype)
     copy[...] = array

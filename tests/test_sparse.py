@@ -3,34 +3,14 @@
 import numpy as np
 import pytest
 from oracle import assert_same_bits
+from row_model import ROWS, WIDTH, dense, draw_rows, model
 from training import LARGE
 
 import fastadam
 from fastadam import SparseRows
-from fastadam.kernels import catch_up, cpu
 
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 modes = pytest.mark.parametrize("sparse", ["lazy", "exact"])
-ROWS, WIDTH = 60, 7
-
-
-def draw_rows(rng, dtype, count=4, rows=ROWS, width=WIDTH, scale=1.0):
-    """Row indices, some of them twice, and their gradients."""
-    return rng.integers(0, rows, count), (scale * rng.standard_normal((count, width))).astype(dtype)
-
-
-def dense(indices, values, rows=ROWS):
-    gradient = np.zeros((rows, *values.shape[1:]), values.dtype)
-    np.add.at(gradient, indices, values)
-    return gradient
-
-
-def model(dtype, seed=0):
-    rng = np.random.default_rng(seed)
-    return {"table": rng.standard_normal((ROWS, WIDTH)).astype(dtype), "bias": np.ones(5, dtype)}
-
-
-# --- lazy
 
 
 @dtypes
@@ -104,130 +84,6 @@ def test_rows_named_twice_are_added_up_in_order(dtype, sparse):
     total = ((values[0] + values[1]) + values[2])[None]
     other.step({"t": SparseRows([0, 4], np.concatenate([values[3:], total]))})
     assert_same_bits((opt.buffers.p, opt.buffers.m, opt.buffers.v), (other.buffers.p, other.buffers.m, other.buffers.v))
-
-
-# --- exact
-
-
-@dtypes
-@pytest.mark.parametrize(
-    ("cls", "options"),
-    [
-        (fastadam.Adam, {}),
-        (fastadam.AdamW, {"weight_decay": 0.1}),
-        (fastadam.AdamW, {"weight_decay": 1e-3, "decouple_lr": True}),
-        (fastadam.Adam, {"convention": "keras", "eps": 1e-4}),
-        (fastadam.NAdam, {"weight_decay": 0.05, "decoupled_weight_decay": True}),
-        (fastadam.Adam, {"betas": (0.5, 0.9)}),
-        (fastadam.Adam, {"betas": (0.0, 0.99), "maximize": True}),
-    ],
-    ids=str,
-)
-def test_exact_is_dense_adam_to_rounding(cls, options, dtype):
-    lr = fastadam.schedules.WarmupCosine(1e-2, 20, 300)
-    there, here = model(dtype), model(dtype)
-    expected, opt = cls(there, lr=lr, **options), cls(here, lr=lr, sparse="exact", **options)
-    rng = np.random.default_rng(2)
-    for _ in range(300):
-        # Gradients of a row from far below eps to far above it.
-        indices, values = draw_rows(rng, dtype, count=3, scale=10.0 ** rng.uniform(-10, 0))
-        bias = rng.standard_normal(5).astype(dtype)
-        expected.step({"table": dense(indices, values), "bias": bias})
-        opt.step({"table": SparseRows(indices, values), "bias": bias})
-    opt.catch_up()
-    unit, tiny, flats = np.finfo(dtype).eps, np.finfo(dtype).tiny, expected.buffers
-    scale = {"p": 1 + np.abs(flats.p), "m": np.abs(flats.m) + np.sqrt(flats.v) + tiny, "v": flats.v + tiny}
-    for name, size in scale.items():
-        errors = np.abs(getattr(opt.buffers, name).astype(float) - getattr(flats, name)) / (size * unit)
-        assert errors.max() <= 60, (name, errors.max())
-
-
-@dtypes
-@pytest.mark.parametrize("missed", [1, 2, 30, 700])
-def test_quadrature_of_missed_steps(dtype, missed):
-    """One row after steps that it missed, for every size of v, against the sum over these steps in float64."""
-    v = np.logspace(-24, 0, 200).astype(dtype)
-    m = np.sqrt(v)
-    p = np.ones(200, dtype)
-    steps = np.arange(1, missed + 1)
-    eps = 1e-8 * np.sqrt(1 - 0.999**steps)
-    history = np.column_stack(
-        [np.full(missed, 1e-3), eps, np.full(missed, 1 - 1e-5), np.full(missed, 0.1), np.full(missed, 1e-3)]
-    )
-    totals = np.zeros((missed + 1, catch_up.TOTALS))
-    for j, step in enumerate(history):
-        catch_up.add_logs(totals[j], step, totals[j + 1])
-    expected_p, root = p.astype(np.float64), np.sqrt(v.astype(np.float64))
-    for j, (size, eps_j, decay, _, _) in enumerate(history, start=1):
-        expected_p = expected_p * decay - size * m * 0.9**j / (root * 0.999 ** (j / 2) + eps_j)
-    expected = expected_p, m * 0.9**missed, v * 0.999**missed
-    table, starts = cpu.catch_up_table(np.array([0]), missed, history, totals, p.dtype)
-    cpu.catch_up((p, m, v), np.array([[0, 200, 0]]), table, starts)
-    unit = np.finfo(dtype).eps
-    for actual, exact in zip((p, m, v), expected, strict=True):
-        np.testing.assert_allclose(actual, exact, rtol=(4 + 2 * len(table)) * unit, atol=np.finfo(dtype).tiny)
-
-
-@dtypes
-def test_runs_of_steps_are_made_up_for_in_few(dtype):
-    opt = fastadam.Adam(model(dtype), sparse="exact")
-    for row in (0, *[1] * 500):
-        opt.step({"table": SparseRows([row], np.ones((1, WIDTH), dtype)), "bias": np.ones(5, dtype)})
-    past = opt._pasts[0]
-    history, totals = past._history[0], past._totals[0]
-    table, _ = cpu.catch_up_table(np.array([1]), 500, history, totals, np.dtype(dtype))
-    late, _ = cpu.catch_up_table(np.array([300]), 500, history, totals, np.dtype(dtype))
-    assert [len(table), len(late)] == ([20, 4] if dtype is np.float32 else [209, 100])
-
-
-def test_dense_and_sparse_gradients_may_take_turns():
-    there, here = model(np.float64), model(np.float64)
-    expected, opt = fastadam.AdamW(there), fastadam.AdamW(here, sparse="exact")
-    rng = np.random.default_rng(3)
-    for step in range(40):
-        indices, values = draw_rows(rng, np.float64)
-        gradient = dense(indices, values)
-        expected.step({"table": gradient, "bias": np.ones(5)})
-        rows = SparseRows(indices, values)
-        opt.step({"table": gradient if step % 7 == 3 else rows, "bias": np.ones(5)})
-    opt.catch_up()
-    np.testing.assert_allclose(here["table"], there["table"], rtol=1e-13, atol=1e-15)
-
-
-def test_catching_up_twice_is_catching_up_once_and_rows_can_be_chosen():
-    params = model(np.float32)
-    opt = fastadam.AdamW(params, sparse="exact")
-    for row in (7, 8, 9):
-        opt.step({"table": SparseRows([row], np.ones((1, WIDTH), np.float32)), "bias": np.ones(5, np.float32)})
-    before = params["table"].copy()
-    opt.catch_up("table", [7, 7, 9])
-    changed = np.flatnonzero((params["table"] != before).any(axis=1))
-    assert changed.tolist() == [7]
-    once = params["table"].copy()
-    opt.catch_up("table", np.array([7]))
-    np.testing.assert_array_equal(params["table"], once)
-    opt.catch_up()
-    assert (params["table"][8] != once[8]).all()
-
-
-@modes
-def test_resume_is_the_same_run(sparse):
-    def run(opt, steps):
-        for seed in steps:
-            rng = np.random.default_rng(seed)
-            opt.step({"table": SparseRows(*draw_rows(rng, np.float64)), "bias": rng.standard_normal(5)})
-
-    params = model(np.float64)
-    straight = fastadam.AdamW(params, sparse=sparse)
-    run(straight, range(20))
-    state, copies = straight.state_dict(), {name: view.copy() for name, view in params.items()}
-    run(straight, range(20, 40))
-    resumed = fastadam.AdamW(copies, sparse=sparse)
-    resumed.load_state_dict(state)
-    run(resumed, range(20, 40))
-    straight.catch_up()
-    resumed.catch_up()
-    np.testing.assert_array_equal(copies["table"], params["table"])
 
 
 # --- with the rest of a step
@@ -321,32 +177,3 @@ def test_a_parameter_without_rows_is_refused():
     opt = fastadam.Adam({"scalar": np.zeros((), F4)})
     with pytest.raises(ValueError, match=r"`grads\['scalar'\]` must be an array for a parameter without rows"):
         opt.step({"scalar": SparseRows([0], np.ones(1, F4))})
-
-
-def test_catch_up_checks_its_arguments():
-    opt = fastadam.Adam(model(F4), sparse="exact")
-    with pytest.raises(ValueError, match="`name` must be a parameter's name, got 'x'"):
-        opt.catch_up("x")
-    with pytest.raises(ValueError, match=r"`indices` must be in \[0, 60\), got 99"):
-        opt.catch_up("table", [99])
-
-
-@pytest.mark.parametrize(
-    ("cls", "options"),
-    [
-        (fastadam.Adam, {"amsgrad": True}),
-        (fastadam.Adam, {"weight_decay": 0.1}),
-        (fastadam.Adam, {"ema_decay": 0.9}),
-        (fastadam.Adam, {"copy_dtype": "float16"}),
-        (fastadam.Adam, {"convention": "optax", "eps_root": 1e-8}),
-        (fastadam.Adamax, {}),
-        (fastadam.RAdam, {}),
-    ],
-    ids=str,
-)
-def test_exact_rows_need_adam_itself(cls, options):
-    params = model(F4)
-    table = params["table"]
-    with pytest.raises(ValueError, match=r"`sparse` must be 'lazy' unless .* got 'exact'"):
-        cls(params, sparse="exact", **options)
-    assert params["table"] is table
