@@ -8,7 +8,7 @@ from interleave import interleave, timed
 from memory import megabytes_grown
 from passes import SIZE, group_ratio, sparse_ratios
 from results import BASELINE, Results
-from workloads import MLP, flat
+from workloads import MLP, RESNET50, flat
 
 import fastadam
 from fastadam.kernels import cpu
@@ -64,14 +64,16 @@ def step_promises(results: Results, seconds: dict[str, float]) -> list[Promise]:
 
 
 def sequence_promises(results: Results) -> list[Promise]:
-    """What is promised of the full step of a training loop."""
+    """What is promised of the full step of a training loop: where memory is the limit, bytes are 44 against torch's 68."""
     ours, large = "fastadam, one step()", flat(10_000_000)
     text = "full step, {}: times as fast as {}"
     rows = [
         Promise(text.format(workload.name, baseline), results.ratio(workload, baseline, ours), "at least", bound)
         for workload, baseline, bound in (
-            (large, "torch, fastest of each", 1.8),
+            (large, "torch, fastest of each", 1.5),
+            (RESNET50, "torch, fastest of each", 1.7),
             (large, "torch, loops", 2.8),
+            (RESNET50, "torch, loops", 2.8),
             (MLP, "torch, fastest of each", 12),
         )
     ]
@@ -87,7 +89,7 @@ def launch_promises() -> list[Promise]:
         Promise("twenty groups, 10,000,000 parameters, in terms of one", group_ratio(SIZE, 31), "at most", 1.1),
         Promise("twenty groups, 4,481 parameters, in terms of one", group_ratio(4_481, 201), "at most", 2),
         Promise(text.format("lazy"), lazy, "at least", 20),
-        Promise(text.format("exact"), exact, "at least", 1),
+        Promise(text.format("exact"), exact, "at least", 10),
     ]
 
 

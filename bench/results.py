@@ -11,7 +11,7 @@ import numpy as np
 from contenders import CONTENDERS, MISSING
 from interleave import Timing, interleave
 from workers import SETTLE, contenders_at_work
-from workloads import MLP, Workload, flat
+from workloads import MLP, RESNET50, Workload, flat
 
 import fastadam
 
@@ -29,7 +29,7 @@ RUNS: list[tuple[Workload, int, tuple[str, ...]]] = [
 
 
 # The full step of a training loop.
-SEQUENCE_RUNS: list[tuple[Workload, int]] = [(MLP, 101), (flat(10_000_000), 31)]
+SEQUENCE_RUNS: list[tuple[Workload, int]] = [(MLP, 101), (flat(10_000_000), 31), (RESNET50, 21)]
 
 
 class Results:
