@@ -56,7 +56,7 @@ PASSES = [
 
 
 def time_passes(rounds: int = 21) -> dict[str, Timing]:
-    """Every pass on the same number of parameters, in turns, after a step that is checked against plain Adam."""
+    """Every pass on the same number of parameters, in turns, each after a step that is checked in float64."""
     workload = flat(SIZE)
     grads = workload.random(seed=1)
     turns = {}
@@ -64,10 +64,21 @@ def time_passes(rounds: int = 21) -> dict[str, Timing]:
         optimizer = getattr(fastadam, each.optimizer)(workload.random(seed=0), **each.options)
         restore = partial(fill, optimizer, grads)
         restore()
+        _check_step(each, optimizer)
+        restore()
         turns[each.text] = timed(optimizer.step, restore if "zero_grad" in each.options else None)
     limit = fill(fastadam.Adam(workload.random(seed=0)), grads)
     turns[LIMIT] = timed(launch_of(limit, TOUCH))
     return interleave(turns, rounds)
+
+
+def _check_step(each, optimizer):
+    """Take the first step: lr times the sign of the gradient for Adam, Adamax and RAdam's first moment is the gradient."""
+    before, gradient = optimizer.params["flat"][:1_000].astype(np.float64), optimizer.grads["flat"][:1_000].copy()
+    optimizer.step()
+    moved = before - optimizer.params["flat"][:1_000]
+    decayed = before * optimizer.param_groups[0]["weight_decay"] * optimizer.param_groups[0]["lr"]
+    assert np.all(np.sign(moved - decayed) == np.sign(gradient)), each.text
 
 
 def pass_rows(timings: dict[str, Timing]) -> list[list[str]]:

@@ -68,6 +68,15 @@ class Buffers:
     def low(self) -> Any:  # noqa: D102 (described above)
         return _zeros(self.p.size, self.p, np.uint16)
 
+    def allocate(self, *names: str) -> None:
+        """Allocate buffers that are there only where they are needed."""
+        for name in names:
+            getattr(self, name)
+
+    def arrays(self) -> list[Any]:
+        """All flat arrays that have been allocated."""
+        return [value for name, value in vars(self).items() if name != "segments"]
+
     def views(self, flat: Any) -> dict[Hashable, Any]:
         """Name -> view of its segment in `flat`, which is one of the buffers."""
         return {name: segment.of(flat) for name, segment in self.segments.items()}

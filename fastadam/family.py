@@ -44,7 +44,7 @@ class Adam(Optimizer):
             * a list of arrays, re-bound in the same way and named by position;
             * one flat array: 1-D, contiguous, writable. It is adopted: trained where it lies, without a copy;
             * a list of groups as in torch, `{"params": <one of the above>, "lr": ..., ...}`. However many there are,
-              they are stepped in one launch.
+              those that are packed together are stepped in one launch for each update text.
 
             Arrays are NumPy or CuPy arrays, or of any library that speaks DLPack (re-bound as arrays of that library).
         lr: Learning rate, >= 0, or a schedule: a callable of the number of steps before this one, of
@@ -69,8 +69,10 @@ class Adam(Optimizer):
         ema_decay: Keep an exponential moving average of the parameters with this decay, in [0, 1), in `ema`. It starts
             at the parameters.
         copy_dtype: "bfloat16" or "float16": write the parameters, rounded to nearest even, to `copies` as well.
-        zero_grad: Zero the gradients in the same pass, wherever they lie; also those of a step that is skipped.
-        sparse: "lazy" or "exact": what a `SparseRows` gradient does for the rows that it does not name.
+        zero_grad: Zero the gradients in the same pass, wherever they lie; also those of a step that is skipped, but not
+            the values of `SparseRows`.
+        sparse: "lazy" or "exact": whether rows that a `SparseRows` gradient does not name stay as they are, or are
+            brought to where dense Adam would have taken them when they are named again; see `catch_up`.
         exclude_from_weight_decay: A function of a parameter's name: those for which it is true get a group of their own
             with `weight_decay` 0. `lambda name: name.endswith("bias")`, say.
 

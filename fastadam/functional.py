@@ -9,7 +9,7 @@ from fastadam.checks import flag, integer, nonnegative
 from fastadam.groups import ParamGroup
 from fastadam.kernels import fold
 from fastadam.options import Options
-from fastadam.recipes import STEP, check_together, update_for
+from fastadam.recipes import STEP, check_settings, update_for
 
 
 def adam_step(
@@ -76,7 +76,7 @@ def adam_step(
     numbers = {"lr": nonnegative(lr, "lr"), "betas": betas, "eps": eps, "weight_decay": weight_decay}
     flags = {"amsgrad": amsgrad, "maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay}
     group = ParamGroup((), {**numbers, **flags})
-    check_together(group, chosen)
+    check_settings(group, chosen)
     given = {"p": p, "g": g, "m": m, "v": v}
     given |= _extra("v_max", v_max, flag(amsgrad, "amsgrad"), "amsgrad=True")
     given |= _extra("ema", ema, chosen.ema_decay is not None, "ema_decay")

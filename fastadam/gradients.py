@@ -1,6 +1,6 @@
 """The gradients of a step: checked, and gathered where the kernel can read them."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,7 +54,9 @@ class Gradients:
             plan = self.plan
             self.views = {name: plan.view_of(name, plan.buffers.g) for name in plan.names}
             self._hosted = plan.addresses(plan.buffers.g)
-            self._written = Located(plan.kernels.upload(self._hosted), True, list(self.views.values()), [], {})
+            self._written = Located(
+                plan.kernels.upload(self._hosted, plan.buffers.p), True, list(self.views.values()), [], {}
+            )
 
     def written(self) -> Located:
         """The gradients that have been written into the buffer."""
@@ -78,7 +80,12 @@ class Gradients:
                 raise ValueError(f"`grads` must have an entry for every parameter, got none for {name!r}")
             gradient = grads[name]
             if isinstance(gradient, SparseRows):
-                gradients.append(checked_rows(gradient, view, f"grads[{name!r}]", copied=zeroed))
+                rows = checked_rows(gradient, view, f"grads[{name!r}]")
+                if zeroed or any(
+                    may_share_memory(rows.values, array) for flat in all_buffers for array in flat.arrays()
+                ):
+                    rows = rows._replace(values=rows.values.copy())
+                gradients.append(rows)
                 continue
             # The usual case first: the checks below take longer than a small step.
             if type(gradient) is not self._usual or gradient.dtype is not dtype or gradient.shape != view.shape:
@@ -95,13 +102,15 @@ class Gradients:
             gradients.append(gradient)
         return gradients
 
-    def gather(self, gradients: list[Any], all_buffers: Sequence[Buffers]) -> Located:
-        """Copy small gradients into the buffer, where they share a launch; large ones are read where they lie."""
+    def gather(self, gradients: list[Any], all_buffers: Sequence[Buffers], shared: set[int]) -> Located:
+        """Copy small gradients into the buffer, where they share a launch; large ones are read where they lie.
+
+        Those whose `id` is in `shared` are copied too.
+        """
         addresses, copied, kernels = None, self._originals, self.plan.kernels
         sparse = {index: gradient for index, gradient in enumerate(gradients) if isinstance(gradient, Rows)}
-        shared = _shared(gradients) if self.plan.options.zero_grad else ()
         for index, (view, gradient) in enumerate(zip(self.views.values(), gradients, strict=True)):
-            if index in shared:
+            if id(gradient) in shared:
                 view[...] = gradient
                 copied.append(gradient)
             elif index in sparse or (gradient.size >= kernels.DIRECT_FROM and _is_readable(gradient, all_buffers)):
@@ -117,7 +126,7 @@ class Gradients:
     def _uploaded(self, addresses):
         # Gradients mostly lie where they lay at the last step.
         if not np.array_equal(addresses, self._sent):
-            self._sent, self._direct = addresses, self.plan.kernels.upload(addresses)
+            self._sent, self._direct = addresses, self.plan.kernels.upload(addresses, self.plan.buffers.p)
         return self._direct
 
     def flat(self, grads: Any) -> Located:
@@ -130,7 +139,7 @@ class Gradients:
             if label not in ("g", "segments"):
                 check_disjoint({f"buffers.{label}": flat, "grads": gradient})
         arrays = [segment.of(gradient) for segment in self.plan.segments]
-        return Located(self.plan.kernels.upload(self.plan.addresses(gradient)), True, arrays, [], {})
+        return Located(self._uploaded(self.plan.addresses(gradient)), True, arrays, [], {})
 
 
 def _check_can_be_zeroed(original, gradient, name):
@@ -142,18 +151,18 @@ def _is_readable(gradient, all_buffers) -> bool:
     """Whether the kernel can read `gradient` where it lies, which must not be where it writes."""
     if not gradient.flags.c_contiguous or (isinstance(gradient, np.ndarray) and not gradient.flags.aligned):
         return False
-    written = [array for flat in all_buffers for array in vars(flat).values() if hasattr(array, "dtype")]
+    written = (array for flat in all_buffers for array in flat.arrays())
     return not any(namespace(gradient).may_share_memory(gradient, array) for array in written)
 
 
-def _shared(gradients) -> set[int]:
-    """Positions of dense gradients that share memory with another one, which would be zeroed before it is read."""
-    dense = [(index, array) for index, array in enumerate(gradients) if not isinstance(array, Rows) and array.size]
-    spans = sorted((*bounds(array), index) for index, array in dense)
+def sharing_memory(gradients: Iterable[Any]) -> set[int]:
+    """The `id` of dense gradients that share memory with another one, which would be zeroed before it is read."""
+    dense = [array for array in gradients if not isinstance(array, Rows) and array.size]
+    spans = sorted((*bounds(array), id(array)) for array in dense)
     shared, above, holder = set(), -1, -1
-    for low, high, index in spans:
+    for low, high, key in spans:
         if low < above:
-            shared |= {index, holder}
+            shared |= {key, holder}
         if high > above:
-            above, holder = high, index
+            above, holder = high, key
     return shared

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 from fastadam.checks import flag, fraction, nonnegative
+from fastadam.options import OPTION_NAMES
 
 
 def _lr(value, label):
@@ -54,9 +55,11 @@ class ParamGroup(MutableMapping):
         return self._values[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
-        checked = self._checked(key, value)
-        self.check_together({**self._values, key: checked})
-        self._values[key] = checked
+        self.update({key: value})
+
+    def update(self, settings: Any = (), **more: Any) -> None:  # type: ignore[override]
+        """Assign several values at once: all of them, or none if one is bad or they do not go together."""
+        self._values.update(self.check({**dict(settings), **more}))
         self.changed()
 
     def __delitem__(self, key: str) -> None:
@@ -77,9 +80,12 @@ class ParamGroup(MutableMapping):
     def _checked(key, value):
         if key == "params":
             raise TypeError("`params` of a group cannot be assigned: add parameters with `add_param_group`")
+        if key in OPTION_NAMES:
+            raise TypeError(f"`{key}` must be given to the optimizer, not to a group: it holds for all of them")
         return _CHECKS[key](value, key) if key in _CHECKS else value
 
-    def check(self, settings: dict[str, Any]) -> None:
-        """Raise if `settings` cannot be assigned."""
+    def check(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """`settings` as they would be assigned; raise if they cannot be."""
         checked = {key: self._checked(key, value) for key, value in settings.items()}
         self.check_together({**self._values, **checked})
+        return checked

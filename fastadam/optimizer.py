@@ -9,14 +9,14 @@ import numpy as np
 from fastadam.arrays import kernels
 from fastadam.buffers import Buffers, Views, as_16_bit
 from fastadam.checks import nonnegative
-from fastadam.gradients import Gradients, Located
+from fastadam.gradients import Gradients, Located, sharing_memory
 from fastadam.groups import ParamGroup
 from fastadam.options import CONVENTIONS, OPTION_NAMES, Options
 from fastadam.parameters import check_together, exclude, parse_group, parse_groups, place, replaced_error
 from fastadam.plan import Plan
-from fastadam.recipes import check_together as check_settings
+from fastadam.recipes import check_settings
 from fastadam.reduction import Reduction, not_finite_error
-from fastadam.sparse import Past, row_indices, sparse_launches
+from fastadam.sparse import Past, Rows, row_indices, sparse_launches
 from fastadam.state import dump_state, load_state
 
 
@@ -70,7 +70,7 @@ class Optimizer:
         self._params = self._views("p")
         self._grads = None
         if self._options.reduces:
-            self._reduction = Reduction(self._plans, self._options, self.skipped_steps)
+            self._reduction = Reduction(self._plans, self._options, self._reduction)
 
     def _views(self, flat: str) -> Views:
         """Name -> view of a flat buffer, in the order of the groups."""
@@ -117,11 +117,14 @@ class Optimizer:
     @property
     def buffers(self) -> Buffers:  # noqa: D102 (described in Adam)
         if len(self._plans) != 1:
-            raise ValueError(
-                f"`buffers` needs one set of flat buffers, got {len(self._plans)}: parameters of a later "
-                "`add_param_group`, and each flat array of a group, have buffers of their own, listed in `all_buffers`"
-            )
+            raise self._several_buffers()
         return self._plans[0].buffers
+
+    def _several_buffers(self):
+        return ValueError(
+            f"`buffers` needs one set of flat buffers, got {len(self._plans)}: parameters of a later "
+            "`add_param_group`, and each flat array of a group, have buffers of their own, listed in `all_buffers`"
+        )
 
     @property
     def all_buffers(self) -> tuple[Buffers, ...]:
@@ -132,9 +135,10 @@ class Optimizer:
     def grad_norm(self) -> float | None:
         """The norm of all gradients of the last step, scaled and not yet clipped; on a GPU this waits for the step.
 
-        None if nothing asks for it: neither `max_grad_norm` nor `nonfinite`.
+        None before the first step, and if nothing asks for it: neither `max_grad_norm` nor `nonfinite`.
         """
-        return None if self._reduction is None else self._reduction.norm
+        asked = any(plan.asked for plan in self._plans)
+        return self._reduction.norm if self._reduction is not None and asked else None
 
     @property
     def skipped_steps(self) -> int:
@@ -187,7 +191,15 @@ class Optimizer:
         except (KeyError, IndexError):
             raise replaced_error(key) from None
         lrs = [(plan, plan.scheduled_lrs()) for plan in self._plans if plan.scheduled]
+        for past in self._pasts:
+            if past is not None:
+                past.check_decays()
         located = self._located(grads)
+        # All that can fail comes before the first launch: what is compiled, and what is allocated.
+        launches = [
+            sparse_launches(plan, gradients.sparse) if gradients.sparse else plan.launches(gradients.merged)
+            for plan, gradients in zip(self._plans, located, strict=True)
+        ]
         scale: Any = grad_scale
         if self._reduction is not None:
             scale = self._reduction.clip(located, grad_scale)
@@ -195,12 +207,11 @@ class Optimizer:
                 return
         for plan, rates in lrs:
             plan.use_lrs(rates)
-        for plan, past, gradients in zip(self._plans, self._pasts, located, strict=True):
+        for plan, past, gradients, of_plan in zip(self._plans, self._pasts, located, launches, strict=True):
             if past is not None:
                 past.before_step(gradients.sparse)
-            launches = sparse_launches(plan, gradients.sparse) if gradients.sparse else plan.launches(gradients.merged)
             # No method of the plan: one call more is a twentieth of a small step.
-            for call, flats, blocks, rows in launches:
+            for call, flats, blocks, rows in of_plan:
                 call(flats, gradients.addresses, blocks, rows, plan.hyper, plan.carried, plan.table, scale)
             if past is not None:
                 past.after_step(gradients.sparse)
@@ -213,7 +224,8 @@ class Optimizer:
         if grads is None or grads is self._grads:
             return [gradients.written() for gradients in self._gradients]
         if not isinstance(grads, Mapping):
-            assert self.buffers.p is not None  # or there is no one flat buffer
+            if len(self._plans) != 1:
+                raise self._several_buffers()
             return [self._gradients[0].flat(grads)]
         # Two rounds over the plans, so that all is checked before anything is written, and all gradients are read
         # as they were: some may lie in the optimizer's own memory.
@@ -222,8 +234,9 @@ class Optimizer:
         if len(grads) != len(self.params):
             unknown = [name for name in grads if name not in self.params]
             raise ValueError(f"`grads` must have an entry for every parameter and no other, got {unknown}")
+        shared = sharing_memory(array for of_plan in handed for array in of_plan) if zeroed else set()
         pairs = zip(self._gradients, handed, strict=True)
-        return [gradients.gather(of_plan, all_buffers) for gradients, of_plan in pairs]
+        return [gradients.gather(of_plan, all_buffers, shared) for gradients, of_plan in pairs]
 
     def _is_refused(self, located) -> bool:
         """Whether this step is not taken, for a gradient that is not finite; raise if that is the policy."""
@@ -267,6 +280,8 @@ class Optimizer:
                 if past is not None and name in (None, own):
                     rows = None if indices is None else row_indices(indices, self.params[own], "indices")
                     past.catch_up(index, None if rows is None else np.unique(rows))
+            if past is not None and name is None and indices is None:
+                past.forget()
 
     def zero_grad(self) -> None:
         """Fill `grads` with zeros, in place."""
@@ -279,7 +294,9 @@ class Optimizer:
         `{"state": {name: {"step": int, "exp_avg": array, "exp_avg_sq": array}}, "param_groups": [dict, ...]}`; each
         array has the shape and dtype of its parameter. Further entries, where the optimizer has them: "max_exp_avg_sq"
         (`amsgrad`), "mu_product" (NAdam), "ema" (`ema_decay`), "skipped" (steps that were skipped, `nonfinite`).
-        Adamax has "exp_inf" in place of "exp_avg_sq". The parameters are not part of it: save `params` too.
+        Adamax has "exp_inf" in place of "exp_avg_sq". A schedule is in it as it is: to be pickled, it must be one that
+        can be, as those of `fastadam.schedules`. The parameters are not part of it: save `params` too, after this call, which
+        brings all rows up to date with `sparse="exact"`.
         """
         self.catch_up()
         return dump_state(self._rows)
@@ -287,14 +304,16 @@ class Optimizer:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a `state_dict()` of an optimizer with the same names, shapes and dtypes, by copying, in place.
 
-        The run continues bit for bit as the saved one would have.
+        The run continues bit for bit as the saved one would have, with the parameters written first. A schedule goes
+        on where the saved run was; where the state has a number, a schedule that this optimizer has stays. `copies` are
+        made anew of the parameters; with `sparse="exact"`, every row is taken as up to date.
 
         Raises:
             TypeError, ValueError: names, groups, shapes, dtypes or values do not fit. Nothing has been written then.
         """
-        self.catch_up()
         load_state(self._rows, state_dict)
-        for past in self._pasts:
+        for plan, past in zip(self._plans, self._pasts, strict=True):
+            plan.refresh_copies()
             if past is not None:
                 past.forget()
         if self._reduction is not None:
@@ -313,4 +332,5 @@ class Optimizer:
 
 def _zero(arrays):
     for array in arrays:
-        array[...] = 0.0
+        if not isinstance(array, Rows):
+            array[...] = 0.0

@@ -81,7 +81,10 @@ def exclude(groups: list[Group], predicate: Callable[[Hashable], Any], *, requir
     """
     split: list[Group] = []
     names = [parameter.name for parameters, _ in groups for parameter in parameters]
-    excluded = {name for name in names if predicate(name)}
+    try:
+        excluded = {name for name in names if predicate(name)}
+    except Exception as error:
+        raise TypeError(f"`exclude_from_weight_decay` must take the names {names}, got {error!r} from it") from error
     if required and not excluded:
         raise ValueError(f"`exclude_from_weight_decay` must be true for a parameter at least, got none of {names}")
     for parameters, settings in groups:

@@ -14,7 +14,7 @@ from fastadam.groups import ParamGroup
 from fastadam.kernels import fold
 from fastadam.kernels.update import Recipe, Update, update_of
 from fastadam.options import Options
-from fastadam.recipes import LR, MOMENTUM_PRODUCT, STEP, check_together, hyper_of, recipe_of
+from fastadam.recipes import LR, MOMENTUM_PRODUCT, STEP, check_settings, hyper_of, recipe_of
 
 # Elements `start` to `stop` of the flat buffers, stepped with a row of hyperparameters and the gradient of a parameter,
 # from element `offset` of that gradient on.
@@ -48,12 +48,16 @@ class Plan:
         for row, group in enumerate(groups):
             self.carry(row, *fold.FIRST_CARRIED)
             group.changed = partial(self._refresh, row)
-            group.check_together = partial(check_together, options=options)
+            group.check_together = partial(check_settings, options=options)
             self._refresh(row)
         if options.ema_decay is not None:
-            assert buffers.ema is not None  # allocated, as a copy of the parameters, here
-        if options.copy_dtype:
-            self.kernels.copy_out(buffers.p, buffers.low, options.copy_dtype)
+            buffers.allocate("ema")
+        self.refresh_copies()
+
+    def refresh_copies(self) -> None:
+        """Write the 16-bit copy of the parameters, if there is one, as they are now."""
+        if self.options.copy_dtype:
+            self.kernels.copy_out(self.buffers.p, self.buffers.low, self.options.copy_dtype)
 
     def _refresh(self, row: int) -> None:
         group = self.groups[row]
@@ -67,7 +71,7 @@ class Plan:
         self.hyper[row] = self._uploaded(hyper_of(group, self.options, lr))
 
     def _uploaded(self, values):
-        return self.kernels.upload(np.array(values, np.float64))
+        return self.kernels.upload(np.array(values, np.float64), self.buffers.p)
 
     def scheduled_lrs(self) -> list[tuple[int, float]]:
         """(row, learning rate for the next step) of every group with a schedule."""
@@ -115,13 +119,13 @@ class Plan:
     def pieces(self, *, merged: bool, without: frozenset[int] = frozenset()) -> list[Piece]:
         """A piece for each parameter, but for those `without` one; if `merged`, neighbours of a group share one.
 
-        Without eps the zeros in the gaps between parameters would become 0 / 0, so nothing is merged then.
+        Neighbours have no gap between them: without eps its zeros would become 0 / 0.
         """
         pieces: list[Piece] = []
         for index, (segment, row) in enumerate(zip(self.segments, self.rows, strict=True)):
             if index in without:
                 continue
-            if merged and pieces and pieces[-1][2] == row and self.groups[row]["eps"] > 0.0:
+            if merged and pieces and pieces[-1][1:3] == (segment.start, row):
                 start, _, row, first, _ = pieces.pop()
                 pieces.append((start, segment.stop, row, first, 0))
             else:
@@ -136,7 +140,8 @@ class Plan:
         size = int((pieces[:, 1] - pieces[:, 0]).sum())
         flats = tuple(getattr(self.buffers, name) for name in update.flats)
         call = self.kernels.launcher(update, self.buffers.p.dtype, size)
-        return call, flats, self.kernels.blocks_of(pieces), self.kernels.upload(np.array(rows, np.int64))
+        like = self.buffers.p
+        return call, flats, self.kernels.blocks_of(pieces, like), self.kernels.upload(np.array(rows, np.int64), like)
 
     def scalars(self, row: int) -> dict[str, float]:
         """The scalars of the last step of a group, by name. On a GPU this waits for the step."""

@@ -60,7 +60,7 @@ def update_for(settings: Mapping[str, Any], options: Options | None = None) -> t
     return update_of(recipe_of(settings, options)), np.array(hyper_of(settings, options, settings["lr"]))
 
 
-def check_together(settings: Mapping[str, Any], options: Options) -> None:
+def check_settings(settings: Mapping[str, Any], options: Options) -> None:
     """Raise if the settings of a group contradict the options of the optimizer."""
     if options.decouple_lr and not settings["decoupled_weight_decay"]:
         raise ValueError(
@@ -72,6 +72,12 @@ def check_together(settings: Mapping[str, Any], options: Options) -> None:
         raise ValueError(
             "`sparse` must be 'lazy' unless the optimizer is Adam, AdamW or NAdam without amsgrad, eps_root, L2 decay, "
             "ema_decay and copy_dtype, got 'exact'"
+        )
+    beta1, beta2 = settings["betas"]
+    if options.sparse == "exact" and beta1 > 0.999 * beta2**0.5:
+        raise ValueError(
+            f"`betas` must have beta1 <= 0.999 * sqrt(beta2) with `sparse` 'exact', got {settings['betas']}: what "
+            "a row has missed would not fade"
         )
     if settings.get("amsgrad") and not CONVENTIONS[options.convention].amsgrad:
         raise ValueError(f"`amsgrad` must be False with `convention` {options.convention!r}, which has none, got True")

@@ -10,6 +10,7 @@ from fastadam.gradients import Located
 from fastadam.kernels import fold, norm
 from fastadam.options import Options
 from fastadam.plan import Plan
+from fastadam.sparse import Rows
 
 _TAKEN, _NORM, _SKIPPED = (fold.RECORD.index(name) for name in ("taken", "norm", "skipped"))
 
@@ -17,7 +18,7 @@ _TAKEN, _NORM, _SKIPPED = (fold.RECORD.index(name) for name in ("taken", "norm",
 class Reduction:
     """The one reduction over the gradients of all plans, and its record."""
 
-    def __init__(self, plans: list[Plan], options: Options, skipped: int = 0):
+    def __init__(self, plans: list[Plan], options: Options, before: "Reduction | None"):
         self._plans, like = plans, plans[0].buffers.p
         self._kernels = plans[0].kernels
         counts = [len(norm.blocks_of([segment.stop - segment.start for segment in plan.segments])) for plan in plans]
@@ -26,7 +27,8 @@ class Reduction:
         starts = [sum(counts[:index]) for index in range(len(plans))]
         self._dense = [self._launch(plan, {}, start) for plan, start in zip(plans, starts, strict=True)]
         self._record = zeros((len(fold.RECORD),), np.float64, like)
-        self._record[_SKIPPED] = skipped
+        if before is not None:
+            self._record[...] = before._record
         self._max_grad_norm = options.max_grad_norm or float("inf")
         self._propagate = float(options.nonfinite == "propagate")
         # Squares of gradients that overflow count as non-finite, unless each is clipped.
@@ -39,7 +41,12 @@ class Reduction:
         sizes = [sparse[index].size if index in sparse else size for index, size in enumerate(sizes)]
         blocks = norm.blocks_of(sizes)
         call = plan.kernels.squares_launcher(plan.buffers.p.dtype, sum(sizes))
-        return call, plan.kernels.upload(blocks), self._lanes[start : start + len(blocks)], plan.buffers.p
+        return (
+            call,
+            plan.kernels.upload(blocks, plan.buffers.p),
+            self._lanes[start : start + len(blocks)],
+            plan.buffers.p,
+        )
 
     def clip(self, located: list[Located], grad_scale: float) -> Any:
         """The factor on the gradients, those of each plan `located`, in the form that the launches take."""
@@ -78,18 +85,29 @@ class Reduction:
 
 def not_finite_error(gradients: Mapping[Hashable, Any], norm: float) -> FloatingPointError:
     """What to raise for named `gradients` of which one is not finite, or whose squares overflow."""
-    for name, gradient in gradients.items():
+    gradients = {name: _of_rows(gradient) for name, gradient in gradients.items()}
+    for name, (gradient, places) in gradients.items():
         library = namespace(gradient)
         finite = library.isfinite(gradient)
         if not finite.all():
             index = tuple(int(axis[0]) for axis in library.nonzero(~finite)) if gradient.ndim else ()
             value = gradient[index]
+            index = index if places is None else (int(places[index[0]]), *index[1:])
             return FloatingPointError(
                 f"the gradient of {name!r} must be finite, got {float(value)} at index {index}; nothing was written"
             )
-    sizes = {name: float(abs(gradient).max()) for name, gradient in gradients.items() if gradient.size}
+    sizes = {name: float(abs(gradient).max()) for name, (gradient, _) in gradients.items() if gradient.size}
     name = max(sizes, key=sizes.__getitem__)
     return FloatingPointError(
         f"the squares of the gradients must not overflow, got {sizes[name]} in that of {name!r} and a norm of {norm}; "
         "nothing was written"
     )
+
+
+def _of_rows(gradient):
+    """A gradient as an array, and the rows that it has values for if it has not all."""
+    if isinstance(gradient, Rows):
+        ordered = gradient.values.reshape(len(gradient.indices), -1)
+        order = np.argsort(gradient.offsets)
+        return ordered, gradient.indices[order]
+    return gradient, None

@@ -17,6 +17,7 @@ Example:
 
 import importlib
 import math
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -341,8 +342,8 @@ class Exponential(_Schedule):
 class TorchSchedule:
     """A torch scheduler as a callable of the step: what `from_torch` returns.
 
-    The next step advances the scheduler once. An earlier one builds it anew and replays it, as the first call after
-    unpickling does.
+    The next step advances the scheduler once; the values of earlier ones are kept, 8 bytes each. After unpickling it is
+    built anew and replayed.
     """
 
     def __init__(self, make_scheduler: Callable[[Any], Any], lr: float):
@@ -350,18 +351,16 @@ class TorchSchedule:
             raise TypeError(f"`make_scheduler` must be a function of a torch optimizer, got {make_scheduler!r}")
         self.make_scheduler = make_scheduler
         self.lr = nonnegative(lr, "lr")
-        self._restart()
+        self._begin()
 
     def __call__(self, step: int) -> float:
         """The learning rate for the step after `step` steps, a float."""
         step = integer(step, "step", least=0)
-        if step < self._taken:
-            self._restart()
-        while self._taken < step:
+        while len(self._lrs) <= step:
             self._optimizer.step()  # torch warns unless the optimizer steps before its scheduler
             self._scheduler.step()
-            self._taken += 1
-        return float(self._optimizer.param_groups[0]["lr"])
+            self._lrs.append(float(self._optimizer.param_groups[0]["lr"]))
+        return self._lrs[step]
 
     def __repr__(self) -> str:
         return f"TorchSchedule(make_scheduler={self.make_scheduler!r}, lr={self.lr!r})"
@@ -369,9 +368,8 @@ class TorchSchedule:
     def __reduce__(self):
         return TorchSchedule, (self.make_scheduler, self.lr)
 
-    def _restart(self):
+    def _begin(self):
         torch = importlib.import_module("torch")
-        self._taken = 0
         self._optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=self.lr)
         self._scheduler = self.make_scheduler(self._optimizer)
         kinds, name = torch.optim.lr_scheduler, type(self._scheduler).__name__
@@ -381,14 +379,14 @@ class TorchSchedule:
             raise TypeError(f"`make_scheduler` must return a scheduler of the step alone, got {name}")
         if self._scheduler.optimizer is not self._optimizer:
             raise ValueError(f"`make_scheduler` must schedule the optimizer that it is given, got a {name} of another")
+        self._lrs = array("d", [self._optimizer.param_groups[0]["lr"]])
 
 
 def from_torch(make_scheduler: Callable[[Any], Any], lr: float) -> TorchSchedule:
     """A torch scheduler as a schedule.
 
     Args:
-        make_scheduler: torch optimizer -> the scheduler of it. It is called with an optimizer made for the purpose, and
-            again whenever an earlier step is asked for, which costs the scheduler's steps up to there.
+        make_scheduler: torch optimizer -> the scheduler of it. It is called with an optimizer made for the purpose.
         lr: The learning rate that the scheduler starts from, >= 0.
 
     Raises:

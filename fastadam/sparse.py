@@ -15,7 +15,7 @@ class SparseRows(NamedTuple):
     Args:
         indices: Rows of the parameter (of its first axis), integers, shape (k,). A row may occur more than once.
         values: Their gradients, shape (k, ...) with the shape of the parameter's rows, of its dtype and device. The
-            values of a row that occurs more than once are added up, in the order in which they stand.
+            values of a row that occurs more than once are added up. They are only read, also with `zero_grad`.
 
     Example:
         >>> import numpy as np, fastadam
@@ -49,8 +49,8 @@ class Rows(NamedTuple):
         return self.values.size
 
 
-def checked_rows(rows: SparseRows, view: Any, label: str, *, copied: bool) -> Rows:
-    """`rows` as the gradient of the parameter `view`; `copied` if the values will be written over."""
+def checked_rows(rows: SparseRows, view: Any, label: str) -> Rows:
+    """`rows` as the gradient of the parameter `view`."""
     if view.ndim == 0:
         raise ValueError(f"`{label}` must be an array for a parameter without rows, got SparseRows")
     indices = row_indices(rows.indices, view, f"{label}.indices")
@@ -64,7 +64,6 @@ def checked_rows(rows: SparseRows, view: Any, label: str, *, copied: bool) -> Ro
     first = _is_first(ascending)
     width = view.size // view.shape[0] if view.shape[0] else 0
     if first.all():
-        values = values.copy() if copied else values
         return Rows(ascending, order * width, values.reshape(-1))
     starts = np.flatnonzero(first)
     # On a GPU the sums are made on the host: an atomic addition there would add in any order.
@@ -159,6 +158,15 @@ class Past:
             self.catch_up(index, rows.indices)
         for index in self._last.keys() - sparse.keys():
             self.catch_up(index)
+
+    def check_decays(self) -> None:
+        """Raise if a decay of the next step is no factor between 0 and 1, whose logarithm is kept."""
+        plan = self._plan
+        for row, group in enumerate(plan.groups):
+            if group["decoupled_weight_decay"]:
+                loss = group["weight_decay"] * (1.0 if plan.options.decouple_lr else plan.lr(row))
+                if loss >= 1.0:
+                    raise ValueError(f"`lr` * `weight_decay` must be < 1 with `sparse` 'exact', got {loss}")
 
     def after_step(self, sparse: dict[int, Rows]) -> None:
         """Note the step that has been taken."""

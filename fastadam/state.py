@@ -78,6 +78,9 @@ def _settings(group, plan, row, index):
     if not isinstance(saved, Sequence) or tuple(saved) != names:
         raise ValueError(f"`{label}['params']` must be {list(names)} as in this optimizer, got {saved!r}")
     settings = {key: value for key, value in group.items() if key != "params"}
+    if callable(plan.groups[row]["lr"]) and not callable(settings.get("lr")):
+        # A number does not take the place of a schedule, which goes on where the saved run was.
+        settings.pop("lr", None)
     plan.groups[row].check(settings)
     return settings
 

@@ -1,11 +1,18 @@
-"""How one pass runs: the update text and its three launchers.
+"""How one pass runs: the texts, what they are joined to, and the modules that launch them.
 
-Every launcher module (:mod:`reference <fastadam.kernels.reference>`, :mod:`cpu <fastadam.kernels.cpu>`,
-:mod:`cuda <fastadam.kernels.cuda>`) has a function ``launcher(update, size, dtype)``, which returns a callable
+:mod:`update <fastadam.kernels.update>` has the stages of the element text, :mod:`fold <fastadam.kernels.fold>` those of
+the quantities that are the same for all elements of a group, :mod:`norm <fastadam.kernels.norm>` the reduction,
+:mod:`catch_up <fastadam.kernels.catch_up>` what a row of a table has missed, :mod:`casts <fastadam.kernels.casts>` the
+rounding to 16 bits; :mod:`text <fastadam.kernels.text>` joins stages to texts.
 
-    launch(p, g, m, v, scalars) -> None
+The launcher modules :mod:`reference <fastadam.kernels.reference>`, :mod:`cpu <fastadam.kernels.cpu>` and
+:mod:`cuda <fastadam.kernels.cuda>` have ``launcher(update, dtype, size)``, which returns a callable
 
-over flat buffers of ``size`` elements of ``dtype``, in place in p, m and v. ``scalars`` are the float64 values of
-:mod:`fold <fastadam.kernels.fold>`, in the order of ``update.scalars``; each is rounded once, to the dtype of p.
-Inputs are trusted: all checks live in :mod:`fastadam`.
+    launch(flats, addresses, blocks, rows, hyper, carried, table, grad_scale) -> None
+
+over ``flats``, the flat buffers of ``update.flats``, in place. Each of ``rows`` is folded first: row by row, ``hyper`` has
+hyperparameters in the order of ``fold.HYPER``, ``carried`` what is carried from step to step, and ``table`` gets the
+scalars, rounded to the dtype of the parameters. ``blocks`` are the pieces (start, stop, row, parameter, offset) that are
+stepped: with the scalars of ``row``, and with the gradient that begins ``offset`` elements after ``addresses[parameter]``
+(for the reference: in the array ``addresses[parameter]``). Inputs are trusted: all checks live in :mod:`fastadam`.
 """

@@ -57,8 +57,8 @@ def launch_flat(update, flats, gradient, hyper, carried, grad_scale):
     launch(flats, addresses, blocks, rows, hyper.reshape(1, -1), carried.reshape(1, -1), table, grad_scale)
 
 
-def upload(array):
-    """`array`, where the kernel can read it."""
+def upload(array, like=None):
+    """`array`, where a kernel on the device of `like` can read it."""
     return array
 
 
@@ -72,7 +72,7 @@ def address(array):
     return array.__array_interface__["data"][0]
 
 
-def blocks_of(pieces):
+def blocks_of(pieces, like=None):
     """`pieces` (start, stop, row, parameter, offset), cut into blocks that threads share."""
     pieces = np.asarray(pieces, np.int64).reshape(-1, 5)
     sizes = pieces[:, 1] - pieces[:, 0]

@@ -138,7 +138,7 @@ def launch_flat(update, flats, gradient, hyper, carried, grad_scale):
 def copy_out(p, low, kind):
     """Write `p`, rounded to `kind` ("bfloat16" or "float16"), into the bits `low`."""
     with p.device:
-        _kernel_of(f"fastadam_to_{kind}", ["T p"], ["uint16 low"], f"low = to_{kind}(p)")(p, low)
+        rounding(kind)(p, low)
 
 
 def address(array):
@@ -146,22 +146,24 @@ def address(array):
     return array.data.ptr
 
 
-def upload(array):
-    """A copy of a NumPy array on the current device."""
-    return cupy.asarray(array)
+def upload(array, like):
+    """A copy of a NumPy array on the device of `like`."""
+    with like.device:
+        return cupy.asarray(array)
 
 
-def blocks_of(pieces):
-    """`pieces` (start, stop, row, parameter, offset), in the form that `launch` takes."""
+def blocks_of(pieces, like):
+    """`pieces` (start, stop, row, parameter, offset), in the form that `launch` takes, on the device of `like`."""
     pieces, count = numbered(np.asarray(pieces, np.int64).reshape(-1, 5))
-    return upload(pieces), count
+    return upload(pieces, like), count
 
 
 def catch_up(flats, blocks, table, starts):
     """Make up for missed steps: blocks (start, stop, slot), each by rows `starts[slot]` to `starts[slot + 1]`."""
     pieces, count = numbered(blocks)
     with flats[0].device:
-        catch_up_rows()(upload(pieces), len(pieces), upload(table), upload(starts), *flats, size=count)
+        held = [upload(array, flats[0]) for array in (pieces, table, starts)]
+        catch_up_rows()(held[0], len(pieces), *held[1:], *flats, size=count)
 
 
 def numbered(pieces):
@@ -199,7 +201,8 @@ def step_rows(update, guarded):
     if guarded:
         stores = f"if (record[1] != 0.0) {{ {stores} }}"
     if "g" in update.written:
-        stores += " *gradient = g;"
+        # Not g: where the step is not taken, the table has the scalars of an earlier one.
+        stores += " *gradient = 0;"
     scalars = [f"T {name} = table[row + {index}];" for index, name in enumerate(update.scalars)]
     element = _element(update, "*gradient", " ".join(scalars), stores, "k")
     raw = ["raw int64 addresses", "raw int64 pieces", "int64 count", "raw T table"]
@@ -265,6 +268,12 @@ def catch_up_rows():
     inputs = ["raw int64 pieces", "int64 count", "raw T table", "raw int64 starts"]
     outputs = [f"raw {parameter}" for parameter in _flat_parameters(update)]
     return _kernel_of("fastadam_catch_up", inputs, outputs, _FIND.format(width=4) + body)
+
+
+@cache
+def rounding(kind):
+    """The bits of each element, rounded to `kind`."""
+    return _kernel_of(f"fastadam_to_{kind}", ["T p"], ["uint16 low"], f"low = to_{kind}(p)")
 
 
 @cache

@@ -103,15 +103,11 @@ def on_host(array):
 
 def patch_cuda(monkeypatch):
     """Let the functions of `cuda` launch their kernels on the CPU, on arrays `OnHost`."""
-    for name in ("step_rows", "step_flat", "fold_rows", "squares", "row_sums", "clip_record"):
+    kernels = ("step_rows", "step_flat", "fold_rows", "catch_up_rows", "rounding", "squares", "row_sums", "clip_record")
+    for name in kernels:
         monkeypatch.setattr(cuda, name, partial(_host_launch, getattr(cuda, name)))
-    monkeypatch.setattr(cuda, "upload", lambda array: array)
+    monkeypatch.setattr(cuda, "upload", lambda array, like: array)
     monkeypatch.setattr(cuda.cupy, "empty", np.empty)
-
-
-def patch_copy_out(monkeypatch):
-    """The same for `cuda.copy_out`, which makes a kernel at each call."""
-    monkeypatch.setattr(cuda, "_kernel_of", partial(_host_launch, cuda._kernel_of))
 
 
 def _host_launch(kernel_of, *arguments):

@@ -11,7 +11,7 @@ from numba import njit
 from fastadam.kernels import casts, cpu
 
 try:
-    from cuda_host import HAS_COMPILER, on_host, patch_copy_out
+    from cuda_host import HAS_COMPILER, on_host, patch_cuda
 except ImportError:
     HAS_COMPILER = False
 
@@ -153,7 +153,7 @@ def test_float64_is_rounded_to_float32_first(kind, compiled, double_values):
 def test_cuda_equals_the_reference(kind, double_values, monkeypatch):
     from fastadam.kernels import cuda
 
-    patch_copy_out(monkeypatch)
+    patch_cuda(monkeypatch)
     for values in (VALUES, double_values):
         out = np.zeros(values.size, np.uint16)
         cuda.copy_out(on_host(values), out, kind)

@@ -232,3 +232,44 @@ def test_loop_over_missed_steps_is_vectorised(dtype, tmp_path, monkeypatch):
     for operation in ("sqrt", "div"):
         assert re.search(PACKED[dtype].format(operation), assembly)
     assert not re.search(FUSED, assembly)
+
+
+def test_loading_a_state_takes_the_parameters_as_they_are():
+    opt = fastadam.Adam(model(np.float64), sparse="exact")
+    for row in (1, 2, 3):
+        opt.step({"table": SparseRows([row], np.ones((1, WIDTH))), "bias": np.ones(5)})
+    state, saved = opt.state_dict(), opt.params["table"].copy()
+    for row in (4, 5, 6):
+        opt.step({"table": SparseRows([row], np.ones((1, WIDTH))), "bias": np.ones(5)})
+    opt.params["table"] = saved
+    opt.load_state_dict(state)
+    opt.catch_up()
+    np.testing.assert_array_equal(opt.params["table"], saved)
+
+
+def test_a_state_of_a_decoupled_decay_is_loaded_at_once():
+    state = fastadam.AdamW(np.ones(3), weight_decay=0.1, sparse="exact").state_dict()
+    opt = fastadam.Adam(np.ones(3), sparse="exact")
+    opt.load_state_dict(state)
+    assert opt.param_groups[0]["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.5), (0.9, 0.81), (0.9, 0.0)])
+def test_what_would_not_fade_is_refused(betas):
+    with pytest.raises(ValueError, match=r"`betas` must have beta1 <= 0.999 \* sqrt\(beta2\)"):
+        fastadam.Adam(np.ones(3), betas=betas, sparse="exact")
+    opt = fastadam.Adam(np.ones(3), sparse="exact")
+    with pytest.raises(ValueError, match="would not fade"):
+        opt.param_groups[0]["betas"] = betas
+
+
+def test_a_decay_that_is_no_factor_is_refused_before_anything_is_written():
+    params = model(np.float64)
+    opt = fastadam.AdamW(params, lr=lambda step: 20.0 * step, weight_decay=0.1, sparse="exact")
+    grads = {"table": SparseRows([1], np.ones((1, WIDTH))), "bias": np.ones(5)}
+    opt.step(grads)
+    before = params["table"].copy()
+    with pytest.raises(ValueError, match=r"`lr` \* `weight_decay` must be < 1 with `sparse` 'exact', got 2.0"):
+        opt.step(grads)
+    np.testing.assert_array_equal(params["table"], before)
+    assert opt.state_dict()["state"]["table"]["step"] == 1

@@ -82,9 +82,9 @@ def test_flat_kernel(name):
 
 
 @members
-def test_a_step_that_is_not_taken_writes_nothing_but_zeros_into_the_gradients(name):
+def test_a_guarded_step_is_the_same_and_one_that_is_not_taken_writes_nothing_but_zeros_into_the_gradients(name):
     launch = rows_launch(MEMBERS[name], np.float32, [5, 0, 130])
-    by_host(guarded=True)(launch)
+    check(launch, by_host(guarded=True))
     expected = copy.deepcopy(launch)
     for gradient, old in zip(launch.gradients, expected.gradients, strict=True):
         gradient[:] = old[:] = np.nan
@@ -108,7 +108,7 @@ def test_launcher_launches_the_fold_and_the_rows(guarded, monkeypatch):
         call(
             tuple(map(on_host, launch.flats.values())),
             addresses_of(launch.gradients),
-            cuda.blocks_of(launch.pieces),
+            cuda.blocks_of(launch.pieces, launch.table),
             *(launch.rows, launch.hyper, launch.carried, launch.table),
             record if guarded else launch.grad_scale,
         )

@@ -281,3 +281,41 @@ def test_exclusion_that_matches_nothing():
     with pytest.raises(ValueError, match=r"`exclude_from_weight_decay` must be true .* got none of \['w', 'b'\]"):
         fastadam.Adam(params, exclude_from_weight_decay=lambda name: "bias" in name)
     assert all(params[name] is array for name, array in kept.items())
+
+
+@pytest.mark.parametrize("way", ["groups", "added"])
+def test_zeroed_gradient_of_two_parameters_in_buffers_of_their_own(way):
+    first, second, gradient = np.ones(LARGE, np.float32), np.ones(LARGE, np.float32), np.ones(LARGE, np.float32)
+    opt = fastadam.Adam([{"params": first}, {"params": second}], zero_grad=True)
+    if way == "added":
+        opt = fastadam.Adam(first, zero_grad=True)
+        opt.add_param_group({"params": second})
+    opt.step({0: gradient, 1: gradient})
+    np.testing.assert_array_equal(first, second)
+    assert not gradient.any()
+
+
+def test_gaps_stay_zero_when_eps_becomes_zero():
+    opt = fastadam.Adam({"a": np.ones(3, np.float32), "b": np.ones(5, np.float32)}, ema_decay=0.9)
+    opt.step({"a": np.ones(3, np.float32), "b": np.ones(5, np.float32)})
+    opt.param_groups[0]["eps"] = 0.0
+    opt.step({"a": np.ones(3, np.float32), "b": np.ones(5, np.float32)})
+    assert not opt.buffers.p[3:16].any()
+    assert not opt.buffers.ema[3:16].any()
+
+
+def test_copies_follow_the_parameters_when_a_state_is_loaded():
+    params = {"w": np.ones(3, np.float32)}
+    opt = fastadam.Adam(params, copy_dtype="float16")
+    params["w"][...] = 7.0
+    opt.load_state_dict(opt.state_dict())
+    np.testing.assert_array_equal(opt.copies["w"], 7.0)
+
+
+@pytest.mark.parametrize("key", ["max_grad_norm", "ema_decay", "zero_grad", "convention"])
+def test_options_of_the_optimizer_are_no_keys_of_a_group(key):
+    message = f"`{key}` must be given to the optimizer, not to a group"
+    with pytest.raises(TypeError, match=message):
+        fastadam.Adam([{"params": {"w": np.ones(3)}, key: 1.0}])
+    with pytest.raises(TypeError, match=message):
+        fastadam.Adam(np.ones(3)).param_groups[0][key] = 1.0

@@ -24,8 +24,8 @@ class OnDevice:
         self.flats = tuple(map(cupy.asarray, launch.flats.values()))
         self.gradients = list(map(cupy.asarray, launch.gradients))
         self.hyper, self.carried, self.table = map(cupy.asarray, (launch.hyper, launch.carried, launch.table))
-        self.rows, self.blocks = cuda.upload(launch.rows), cuda.blocks_of(launch.pieces)
-        self.addresses = cuda.upload(np.array([cuda.address(gradient) for gradient in self.gradients]))
+        self.rows, self.blocks = cupy.asarray(launch.rows), cuda.blocks_of(launch.pieces, self.table)
+        self.addresses = cupy.asarray([cuda.address(gradient) for gradient in self.gradients])
 
     def take(self, launch):
         for name, flat in zip(launch.flats, self.flats, strict=True):
@@ -116,8 +116,8 @@ def test_norm_equals_the_reference_bit_for_bit(dtype, sizes):
     on_device = [cupy.asarray(gradient) for gradient in gradients]
     blocks = norm.blocks_of(sizes)
     lanes, record = cupy.zeros((len(blocks), norm.LANES)), cupy.zeros(len(fold.RECORD))
-    addresses = cuda.upload(np.array([cuda.address(gradient) for gradient in on_device]))
-    cuda.squares_launcher(dtype, sum(sizes))(addresses, cuda.upload(blocks), lanes, on_device[0])
+    addresses = cupy.asarray([cuda.address(gradient) for gradient in on_device])
+    cuda.squares_launcher(dtype, sum(sizes))(addresses, cupy.asarray(blocks), lanes, on_device[0])
     cuda.clip(lanes, 0.5, 3.0, 1e30, 0.0, record)
     expected = fold.clip(0.5, np.float64(norm.reference(gradients)), 3.0, 1e30, 0.0)
     np.testing.assert_array_equal(cupy.asnumpy(record), [*expected, 0.0])

@@ -177,3 +177,36 @@ def test_a_parameter_without_rows_is_refused():
     opt = fastadam.Adam({"scalar": np.zeros((), F4)})
     with pytest.raises(ValueError, match=r"`grads\['scalar'\]` must be an array for a parameter without rows"):
         opt.step({"scalar": SparseRows([0], np.ones(1, F4))})
+
+
+@modes
+@pytest.mark.parametrize("zero_grad", [False, True])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_policies_hold_for_rows_too(sparse, zero_grad, value):
+    params = model(np.float32)
+    grads = {"table": SparseRows([7, 2], np.full((2, WIDTH), 0.5, np.float32)), "bias": np.ones(5, np.float32)}
+    grads["table"].values[0, 3] = value
+    skip = fastadam.Adam(params, nonfinite="skip", sparse=sparse, zero_grad=zero_grad)
+    before = params["table"].copy()
+    skip.step(grads)
+    assert skip.skipped_steps == 1
+    np.testing.assert_array_equal(params["table"], before)
+    assert grads["bias"].any() != zero_grad
+    refuse = fastadam.Adam(model(np.float32), nonfinite="raise", sparse=sparse)
+    with pytest.raises(FloatingPointError, match=rf"gradient of 'table' must be finite, got {value} at index \(7, 3\)"):
+        refuse.step(grads)
+
+
+def test_values_may_lie_in_the_optimizers_own_memory():
+    params, others = model(np.float32), model(np.float32)
+    opt, expected = fastadam.Adam(params), fastadam.Adam(others)
+    bias = np.ones(5, np.float32)
+    expected.step({"table": SparseRows([6, 7], others["table"][5:7].copy()), "bias": bias})
+    opt.step({"table": SparseRows([6, 7], params["table"][5:7]), "bias": bias})
+    np.testing.assert_array_equal(opt.buffers.m, expected.buffers.m)
+    opt.grads["bias"] = 0.5
+    rows = np.ones((5, 1), np.float32)
+    small = fastadam.Adam({"table": rows, "bias": np.zeros((5, 1), np.float32)})
+    small.grads["bias"] = 0.5
+    small.step({"bias": np.ones((5, 1), np.float32), "table": SparseRows(range(5), small.grads["bias"])})
+    np.testing.assert_allclose(small.buffers.views(small.buffers.m)["table"], 0.05, rtol=1e-6)
