@@ -56,7 +56,7 @@ PASSES = [
 
 
 def time_passes(rounds: int = 21) -> dict[str, Timing]:
-    """Every pass on the same number of parameters, in turns, each after a step that is checked in float64."""
+    """Every pass on the same number of parameters, in turns, each after a first step that is checked."""
     workload = flat(SIZE)
     grads = workload.random(seed=1)
     turns = {}
@@ -73,7 +73,7 @@ def time_passes(rounds: int = 21) -> dict[str, Timing]:
 
 
 def _check_step(each, optimizer):
-    """Take the first step: lr times the sign of the gradient for Adam, Adamax and RAdam's first moment is the gradient."""
+    """Take the first step, in which every member moves against the gradient, whatever else is in the pass."""
     before, gradient = optimizer.params["flat"][:1_000].astype(np.float64), optimizer.grads["flat"][:1_000].copy()
     optimizer.step()
     moved = before - optimizer.params["flat"][:1_000]

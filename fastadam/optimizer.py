@@ -295,8 +295,8 @@ class Optimizer:
         array has the shape and dtype of its parameter. Further entries, where the optimizer has them: "max_exp_avg_sq"
         (`amsgrad`), "mu_product" (NAdam), "ema" (`ema_decay`), "skipped" (steps that were skipped, `nonfinite`).
         Adamax has "exp_inf" in place of "exp_avg_sq". A schedule is in it as it is: to be pickled, it must be one that
-        can be, as those of `fastadam.schedules`. The parameters are not part of it: save `params` too, after this call, which
-        brings all rows up to date with `sparse="exact"`.
+        can be, as those of `fastadam.schedules`. The parameters are not part of it: save `params` too, after this call,
+        which brings all rows up to date with `sparse="exact"`.
         """
         self.catch_up()
         return dump_state(self._rows)
