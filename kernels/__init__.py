@@ -10,10 +10,10 @@ The launcher modules :mod:`reference <fastadam.kernels.reference>`, :mod:`cpu <f
 
     launch(flats, addresses, blocks, rows, hyper, carried, table, grad_scale) -> None
 
-over ``flats``, the flat buffers of ``update.flats``, in place. Each of ``rows`` is folded first: row by row, ``hyper``
-has hyperparameters in the order of ``fold.HYPER``, ``carried`` what is carried from step to step, and ``table`` gets the
+over ``flats``, the buffers of ``update.flats``, in place. Each of ``rows`` is folded first: row by row, ``hyper`` has
+hyperparameters in the order of ``fold.HYPER``, ``carried`` what is carried from step to step, and ``table`` gets the
 scalars, rounded to the dtype of the parameters. ``blocks`` are the pieces (start, stop, row, parameter, offset) that
 are stepped: with the scalars of ``row``, and with the gradient that begins ``offset`` elements after
-``addresses[parameter]`` (for the reference: in the array ``addresses[parameter]``). Inputs are trusted: all checks live
-in :mod:`fastadam`.
+``addresses[parameter]`` (for the reference: in the array ``addresses[parameter]``). Inputs are trusted: all checks
+live in :mod:`fastadam`.
 """
