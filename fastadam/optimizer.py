@@ -27,8 +27,8 @@ class Optimizer:
         unknown = sorted(options.keys() - OPTION_NAMES)
         if unknown:
             raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {unknown[0]!r}")
-        self._options = options = Options(member, **options)
-        preset = CONVENTIONS[options.convention]
+        self._options = Options(member, **options)
+        preset = CONVENTIONS[self._options.convention]
         presets = {
             "eps": preset.eps,
             "decoupled_weight_decay": preset.decoupled,

@@ -9,6 +9,7 @@ import warnings
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numba
 import numpy as np
@@ -111,7 +112,11 @@ def twins(update):
 
 
 # What `jit` puts in the place of these names, from the texts.
-_loop = _fetch = _fold_row = _clip_text = _nodes = lambda *arguments: None
+_loop: Any = None
+_fetch: Any = None
+_fold_row: Any = None
+_clip_text: Any = None
+_nodes: Any = None
 
 
 def _one_pass(flats, addresses, blocks, rows, hyper, carried, table, grad_scale):

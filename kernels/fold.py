@@ -10,6 +10,7 @@ Each group has a row of hyperparameters (`HYPER`), a row of what is carried from
 row of the table with the scalars of the element text, rounded once to the dtype of the parameters.
 """
 
+from collections.abc import Callable
 from math import pow
 
 from numpy import maximum, minimum, sqrt
@@ -146,17 +147,21 @@ clip = function(
 )
 
 
+_DECAYS: dict[str, list[Callable]] = {"decoupled": [decoupled], "free": [free]}
+_SIZES: dict[str, Callable] = {"adam": adam, "nadam": nadam, "radam": radam, "adamax": adamax}
+
+
 def stages(recipe):
     """The fold stages of a `Recipe`."""
-    chosen = [begin]
-    chosen += {"decoupled": [decoupled], "free": [free]}.get(recipe.decay, [])
+    chosen: list[Callable] = [begin]
+    chosen += _DECAYS.get(recipe.decay, [])
     corrected = recipe.amsgrad and recipe.convention == "optax"
     if recipe.amsgrad:
         chosen += [largest_of_corrected_v if corrected else largest_of_v]
     if corrected:
         chosen += [corrected_size]
     else:
-        chosen += [{"adam": adam, "nadam": nadam, "radam": radam, "adamax": adamax}[recipe.member]]
+        chosen += [_SIZES[recipe.member]]
         chosen += _eps_stages(recipe)
     chosen += [average] * recipe.ema + [zero_gradient] * recipe.zero_grad
     return tuple(chosen)

@@ -53,7 +53,7 @@ def join(*stages: Callable) -> Text:
                 arguments.append(name)
         for statement in _body(stage):
             statements.append(ast.unparse(statement))
-            target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
+            target: Any = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
             if target.id not in assigned:
                 assigned.append(target.id)
     return Text(tuple(statements), tuple(arguments), tuple(assigned))

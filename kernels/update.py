@@ -222,19 +222,24 @@ def update_of(recipe: Recipe) -> Update:
     return compose(recipe.member, _element_stages(recipe), fold.stages(recipe))
 
 
-_ROOTS = {
+_ROOTS: dict[tuple[bool, bool], Callable] = {
     # amsgrad, eps_root
     (False, False): root_of_v,
     (False, True): root_of_shifted_v,
     (True, False): root_of_largest_v,
     (True, True): root_of_shifted_largest_v,
 }
-_DESCENTS = {"adam": descend, "nadam": descend_nesterov, "adamax": descend_infinity, "radam": descend_rectified}
-_COPIES = {"bfloat16": copy_bfloat16, "float16": copy_float16}
+_DESCENTS: dict[str, Callable] = {
+    "adam": descend,
+    "nadam": descend_nesterov,
+    "adamax": descend_infinity,
+    "radam": descend_rectified,
+}
+_COPIES: dict[str, Callable] = {"bfloat16": copy_bfloat16, "float16": copy_float16}
 
 
 def _element_stages(recipe):
-    stages = [scale_gradient]
+    stages: list[Callable] = [scale_gradient]
     stages += [clip_gradient] * recipe.clip_value
     stages += [couple_decay] * (recipe.decay == "coupled")
     stages += [short_first_moment if recipe.short1 else first_moment]
