@@ -82,12 +82,14 @@ def test_flat_kernel(name):
 
 
 @members
-def test_a_guarded_step_is_the_same_and_one_that_is_not_taken_writes_nothing_but_zeros_into_the_gradients(name):
+def test_a_step_that_is_not_taken_writes_nothing_but_zeros_into_the_gradients(name):
     launch = rows_launch(MEMBERS[name], np.float32, [5, 0, 130])
     check(launch, by_host(guarded=True))
     expected = copy.deepcopy(launch)
     for gradient, old in zip(launch.gradients, expected.gradients, strict=True):
         gradient[:] = old[:] = np.nan
+    # As an update with other columns left it.
+    launch.table[...] = expected.table[...] = 7.0
     record = np.array([np.nan, 0.0, np.nan, 1.0])
     rest = launch.rows, launch.hyper, launch.carried, launch.table, record
     launch_on_host(launch.update, launch.flats.values(), launch.gradients, launch.pieces, *rest)

@@ -100,8 +100,7 @@ def test_rows_kernel_loads_and_stores_each_buffer_once_with_ieee_arithmetic(name
 
 
 @members
-@dtypes
-@guards
+@pytest.mark.parametrize(("dtype", "guarded"), [(np.float32, False), (np.float64, True)])
 def test_fold_loads_and_stores_each_number_once(name, dtype, guarded):
     update = MEMBERS[name]
     text = ptx(source_of(cuda.fold_rows(update, guarded), update, dtype))

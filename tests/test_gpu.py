@@ -95,6 +95,7 @@ def test_a_step_that_is_not_taken_writes_nothing_but_zeros_into_the_gradients(na
     from fastadam.kernels import cuda
 
     launch = rows_launch(MEMBERS[name], np.float32, SIZES)
+    launch.table[...] = 7.0
     expected, device = copy.deepcopy(launch), OnDevice(launch)
     record = cupy.asarray([np.nan, 0.0, np.nan, 1.0])
     call = cuda.launcher(launch.update, np.float32, sum(SIZES))

@@ -63,44 +63,40 @@ def test_fold_makes_every_scalar_from_hyperparameters_and_what_is_carried(member
     assert len(member.scalars) <= fold.COLUMNS
 
 
-@pytest.mark.parametrize(
-    ("member", "stages"),
-    [
-        (ADAM, (update.scale_gradient, update.first_moment, update.second_moment, update.root_of_v, update.descend)),
-        (
-            ADAM_L2,
-            (
-                update.scale_gradient,
-                update.couple_decay,
-                update.first_moment,
-                update.second_moment,
-                update.root_of_v,
-                update.descend,
-            ),
-        ),
-        (
-            MEMBERS["everything"],
-            (
-                update.scale_gradient,
-                update.clip_gradient,
-                update.first_moment,
-                update.second_moment,
-                update.decouple_decay,
-                update.root_of_shifted_largest_v,
-                update.descend,
-                update.average,
-                update.copy_bfloat16,
-                update.zero_gradient,
-            ),
-        ),
-    ],
-    ids=["ADAM", "ADAM_L2", "everything"],
-)
-def test_element_function_is_the_text_of_its_stages(member, stages):
+ADAM_STAGES = "scale_gradient first_moment second_moment root_of_v descend"
+STAGES = {
+    "adam": ADAM_STAGES,
+    "adam_l2": "scale_gradient couple_decay first_moment second_moment root_of_v descend",
+    "adamw": "scale_gradient first_moment second_moment decouple_decay root_of_v descend",
+    "adamw_free": "scale_gradient first_moment second_moment decouple_decay root_of_v descend",
+    "keras": ADAM_STAGES,
+    "optax": "scale_gradient first_moment second_moment root_of_shifted_v descend",
+    "amsgrad": "scale_gradient first_moment second_moment root_of_largest_v descend",
+    "amsgrad_optax": "scale_gradient first_moment second_moment root_of_largest_v descend",
+    "amsgrad_optax_eps_root": "scale_gradient first_moment second_moment root_of_shifted_largest_v descend",
+    "nadam": "scale_gradient first_moment second_moment root_of_v descend_nesterov",
+    "adamax": "scale_gradient first_moment infinity_moment descend_infinity",
+    "adamax_keras": "scale_gradient first_moment infinity_moment descend_infinity",
+    "radam": "scale_gradient first_moment second_moment root_of_v descend_rectified",
+    "radam_optax": "scale_gradient first_moment second_moment root_of_shifted_v descend_rectified",
+    "short": "scale_gradient short_first_moment short_second_moment root_of_v descend",
+    "clip_value": "scale_gradient clip_gradient first_moment second_moment root_of_v descend",
+    "ema": f"{ADAM_STAGES} average",
+    "bfloat16": f"{ADAM_STAGES} copy_bfloat16",
+    "float16": f"{ADAM_STAGES} copy_float16",
+    "zero_grad": f"{ADAM_STAGES} zero_gradient",
+    "everything": "scale_gradient clip_gradient first_moment second_moment decouple_decay root_of_shifted_largest_v "
+    "descend average copy_bfloat16 zero_gradient",
+}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_element_function_is_the_text_of_its_stages(name):
     def statements(source):
         body = ast.parse(source).body[0].body
         return [ast.dump(statement) for statement in body if not isinstance(statement, ast.Return)]
 
+    member, stages = MEMBERS[name], [getattr(update, stage) for stage in STAGES[name].split()]
     written = [statement for stage in stages for statement in statements(inspect.getsource(stage))]
     assert statements(inspect.getsource(member.element)) == written
     assert [ast.dump(ast.parse(statement).body[0]) for statement in member.text.statements] == written
