@@ -39,9 +39,11 @@ class Optimizer:
         # Plan and row of each group, in the order in which the groups were given.
         self._rows: list[tuple[Plan, int]] = []
         self._gradients: list[Gradients] = []
-        self._pasts: list[Past | None] = []
+        # Position of a plan, and its past, with sparse="exact".
+        self._pasts: list[tuple[int, Past]] = []
         self._bindings: list[tuple] = []
         self._grads: Views | None = None
+        self._written: list[Located] | None = None
         self._reduction: Reduction | None = None
         groups = parse_groups(params)
         predicate = self._options.exclude_from_weight_decay
@@ -64,11 +66,12 @@ class Optimizer:
             home.update({id(group): (plan, row) for row, group in enumerate(members)})
             self._plans.append(plan)
             self._gradients.append(Gradients(plan))
-            self._pasts.append(Past(plan) if self._options.sparse == "exact" else None)
+            if self._options.sparse == "exact":
+                self._pasts.append((len(self._plans) - 1, Past(plan)))
         self._rows += [home[id(group)] for group in checked]
         self._bindings += bindings
         self._params = self._views("p")
-        self._grads = None
+        self._grads = self._written = None
         if self._options.reduces:
             self._reduction = Reduction(self._plans, self._options, self._reduction)
 
@@ -191,15 +194,14 @@ class Optimizer:
         except (KeyError, IndexError):
             raise replaced_error(key) from None
         lrs = [(plan, plan.scheduled_lrs()) for plan in self._plans if plan.scheduled]
-        for past in self._pasts:
-            if past is not None:
-                past.check_decays()
+        for _, past in self._pasts:
+            past.check_decays()
         located = self._located(grads)
         # All that can fail comes before the first launch: what is compiled, and what is allocated.
-        launches = [
-            sparse_launches(plan, gradients.sparse) if gradients.sparse else plan.launches(gradients.merged)
-            for plan, gradients in zip(self._plans, located, strict=True)
-        ]
+        launches = []
+        for plan, gradients in zip(self._plans, located):  # noqa: B905 (strict takes a twentieth of a small step)
+            sparse = gradients.sparse
+            launches.append(sparse_launches(plan, sparse) if sparse else plan.launches(gradients.merged))
         scale: Any = grad_scale
         if self._reduction is not None:
             scale = self._reduction.clip(located, grad_scale)
@@ -207,22 +209,24 @@ class Optimizer:
                 return
         for plan, rates in lrs:
             plan.use_lrs(rates)
-        for plan, past, gradients, of_plan in zip(self._plans, self._pasts, located, launches, strict=True):
-            if past is not None:
-                past.before_step(gradients.sparse)
+        for position, past in self._pasts:
+            past.before_step(located[position].sparse)
+        for plan, gradients, of_plan in zip(self._plans, located, launches):  # noqa: B905 (likewise)
             # No method of the plan: one call more is a twentieth of a small step.
             for call, flats, blocks, rows in of_plan:
                 call(flats, gradients.addresses, blocks, rows, plan.hyper, plan.carried, plan.table, scale)
-            if past is not None:
-                past.after_step(gradients.sparse)
             plan.asked += 1
+        for position, past in self._pasts:
+            past.after_step(located[position].sparse)
         if self._options.zero_grad:
             # Where the kernel read a gradient, it has zeroed it.
             _zero(array for gradients in located for array in gradients.copied)
 
     def _located(self, grads) -> list[Located]:
         if grads is None or grads is self._grads:
-            return [gradients.written() for gradients in self._gradients]
+            if self._written is None:
+                self._written = [gradients.written() for gradients in self._gradients]
+            return self._written
         if not isinstance(grads, Mapping):
             if len(self._plans) != 1:
                 raise self._several_buffers()
@@ -275,12 +279,12 @@ class Optimizer:
         """
         if name is not None and name not in self.params:
             raise ValueError(f"`name` must be a parameter's name, got {name!r}")
-        for plan, past in zip(self._plans, self._pasts, strict=True):
-            for index, own in enumerate(plan.names):
-                if past is not None and name in (None, own):
+        for position, past in self._pasts:
+            for index, own in enumerate(self._plans[position].names):
+                if name in (None, own):
                     rows = None if indices is None else row_indices(indices, self.params[own], "indices")
                     past.catch_up(index, None if rows is None else np.unique(rows))
-            if past is not None and name is None and indices is None:
+            if name is None and indices is None:
                 past.forget()
 
     def zero_grad(self) -> None:
@@ -312,10 +316,10 @@ class Optimizer:
             TypeError, ValueError: names, groups, shapes, dtypes or values do not fit. Nothing has been written then.
         """
         load_state(self._rows, state_dict)
-        for plan, past in zip(self._plans, self._pasts, strict=True):
+        for plan in self._plans:
             plan.refresh_copies()
-            if past is not None:
-                past.forget()
+        for _, past in self._pasts:
+            past.forget()
         if self._reduction is not None:
             self._reduction.skipped = max(plan.calls(row) - plan.state(row)[0] for plan, row in self._rows)
 
