@@ -81,7 +81,7 @@ def test_runs_of_steps_are_made_up_for_in_few(dtype):
     opt = fastadam.Adam(model(dtype), sparse="exact")
     for row in (0, *[1] * 500):
         opt.step({"table": SparseRows([row], np.ones((1, WIDTH), dtype)), "bias": np.ones(5, dtype)})
-    past = opt._pasts[0][1][1]
+    past = opt._pasts[0][1]
     history, totals = past._history[0], past._totals[0]
     table, _ = cpu.catch_up_table(np.array([1]), 500, history, totals, np.dtype(dtype))
     late, _ = cpu.catch_up_table(np.array([300]), 500, history, totals, np.dtype(dtype))
