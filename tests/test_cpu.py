@@ -58,8 +58,8 @@ def test_every_member_of_the_family(name, dtype):
         check(launch_of(update, special_flats(update, dtype), step, grad_scale=1.0), by_cpu(False))
 
 
-@others
-def test_every_member_of_the_family_on_threads(name):
+@pytest.mark.parametrize("name", ["amsgrad_optax", "nadam", "adamax", "radam", "float16", "zero_grad"])
+def test_members_of_the_family_on_threads(name):
     update = MEMBERS[name]
     check(launch_of(update, random_flats(update, np.float32, 40_001)), by_cpu(True))
     check(launch_of(update, special_flats(update, np.float32), step=6), by_cpu(True))

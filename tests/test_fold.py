@@ -167,7 +167,7 @@ def random_rows(update, dtype, count):
 @names
 def test_compiled_fold_equals_that_of_python(name):
     check(random_rows(MEMBERS[name], np.float64, 300), by_cpu(False))
-    check(random_rows(MEMBERS[name], np.float32, 300), by_cpu(True))
+    check(random_rows(MEMBERS[name], np.float32, 300), by_cpu(False))
 
 
 @names
