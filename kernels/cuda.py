@@ -93,11 +93,12 @@ for (ptrdiff_t k = i % {lanes}; k < size; k += {lanes}) {{ double value = gradie
 lanes = sum;
 """
 
+# In place: the sum of a group goes where its first row was, which no other thread reads.
 _ROW_SUMS = """
-ptrdiff_t first = i / {lanes} * {rows}, above = first + {rows} < count ? first + {rows} : count;
-double sum = rows[first * {lanes} + i % {lanes}];
-for (ptrdiff_t k = first + 1; k < above; ++k) sum += rows[k * {lanes} + i % {lanes}];
-sums = sum;
+ptrdiff_t lane = i % {lanes}, first = i / {lanes} * {rows} * stride, end = first + {rows} * stride;
+double sum = rows[first * {lanes} + lane];
+for (ptrdiff_t k = first + stride; k < end && k < count; k += stride) sum += rows[k * {lanes} + lane];
+rows[first * {lanes} + lane] = sum;
 """
 
 _CLIP = """
@@ -183,13 +184,19 @@ def squares_launcher(dtype, size):
     return launch
 
 
+def levels(count):
+    """(distance of the rows that are added up, how many groups of them) until one row of `count` is left."""
+    stride = 1
+    while stride < count:
+        yield stride, -(-count // (ROWS * stride))
+        stride *= ROWS
+
+
 def clip(lanes, grad_scale, max_grad_norm, largest, propagate, record):
     """Combine the `lanes` of all blocks, and write what follows from the norm into `record`, which is returned."""
     with lanes.device:
-        while len(lanes) > 1:
-            sums = cupy.empty((-(-len(lanes) // ROWS), LANES))
-            row_sums()(lanes, len(lanes), sums)
-            lanes = sums
+        for stride, groups in levels(len(lanes)):
+            row_sums()(len(lanes), stride, lanes, size=groups * LANES)
         clip_record()(lanes, grad_scale, max_grad_norm, largest, propagate, record, size=1)
     return record
 
@@ -287,7 +294,7 @@ def squares():
 def row_sums():
     """Lane by lane, the sums of groups of blocks."""
     body = _ROW_SUMS.format(lanes=LANES, rows=ROWS)
-    return _kernel_of("fastadam_row_sums", ["raw float64 rows", "int64 count"], ["float64 sums"], body)
+    return _kernel_of("fastadam_row_sums", ["int64 count", "int64 stride"], ["raw float64 rows"], body)
 
 
 @cache

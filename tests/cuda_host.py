@@ -107,7 +107,6 @@ def patch_cuda(monkeypatch):
     for name in kernels:
         monkeypatch.setattr(cuda, name, partial(_host_launch, getattr(cuda, name)))
     monkeypatch.setattr(cuda, "upload", lambda array, like: array)
-    monkeypatch.setattr(cuda.cupy, "empty", np.empty)
 
 
 def _host_launch(kernel_of, *arguments):
@@ -163,10 +162,8 @@ def clip_on_host(gradients, grad_scale, max_grad_norm, largest, propagate, recor
     lanes = np.zeros((max(1, len(blocks)), norm.LANES))
     if len(blocks):
         run_on_host(cuda.squares(), addresses_of(gradients), blocks, gradients[0], lanes)
-    while len(lanes) > 1:
-        sums = np.zeros((-(-len(lanes) // norm.ROWS), norm.LANES))
-        run_on_host(cuda.row_sums(), lanes, len(lanes), sums)
-        lanes = sums
+    for stride, groups in cuda.levels(len(lanes)):
+        run_on_host(cuda.row_sums(), len(lanes), stride, lanes, size=groups * norm.LANES)
     run_on_host(cuda.clip_record(), lanes, grad_scale, max_grad_norm, largest, propagate, record, size=1)
     return record
 
