@@ -60,8 +60,7 @@ class Gradients:
 
     def written(self) -> Located:
         """The gradients that have been written into the buffer."""
-        if self._written is None:
-            self.use_buffer()
+        self.use_buffer()
         assert self._written is not None
         return self._written
 
@@ -81,9 +80,7 @@ class Gradients:
             gradient = grads[name]
             if isinstance(gradient, SparseRows):
                 rows = checked_rows(gradient, view, f"grads[{name!r}]")
-                if zeroed or any(
-                    may_share_memory(rows.values, array) for flat in all_buffers for array in flat.arrays()
-                ):
+                if zeroed or _lies_in(rows.values, all_buffers):
                     rows = rows._replace(values=rows.values.copy())
                 gradients.append(rows)
                 continue
@@ -151,8 +148,13 @@ def _is_readable(gradient, all_buffers) -> bool:
     """Whether the kernel can read `gradient` where it lies, which must not be where it writes."""
     if not gradient.flags.c_contiguous or (isinstance(gradient, np.ndarray) and not gradient.flags.aligned):
         return False
-    written = (array for flat in all_buffers for array in flat.arrays())
-    return not any(namespace(gradient).may_share_memory(gradient, array) for array in written)
+    return not _lies_in(gradient, all_buffers)
+
+
+def _lies_in(array, all_buffers) -> bool:
+    """Whether `array` may share memory with one of the flat buffers."""
+    flats = (flat for buffers in all_buffers for flat in buffers.arrays())
+    return any(namespace(array).may_share_memory(array, flat) for flat in flats)
 
 
 def sharing_memory(gradients: Iterable[Any]) -> set[int]:

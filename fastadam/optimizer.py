@@ -45,9 +45,7 @@ class Optimizer:
         self._grads: Views | None = None
         self._written: list[Located] | None = None
         self._reduction: Reduction | None = None
-        groups = parse_groups(params)
-        predicate = self._options.exclude_from_weight_decay
-        self._add(groups if predicate is None else exclude(groups, predicate, required=True))
+        self._add(exclude(parse_groups(params), self._options.exclude_from_weight_decay, required=True))
 
     def _add(self, groups):
         check_together([parameter for parameters, _ in groups for parameter in parameters], list(self.all_buffers))
@@ -165,8 +163,7 @@ class Optimizer:
             raise TypeError(f"`param_group` must be a dict with the key 'params', got {type(param_group).__name__}")
         unnamed = sum(isinstance(name, int) for name in self.params)
         groups = [parse_group(param_group, "param_group['params']", unnamed)]
-        predicate = self._options.exclude_from_weight_decay
-        self._add(groups if predicate is None else exclude(groups, predicate, required=False))
+        self._add(exclude(groups, self._options.exclude_from_weight_decay, required=False))
 
     def step(self, grads: Any = None, *, grad_scale: float = 1.0) -> None:
         """Update parameters and moments in place.

@@ -74,11 +74,13 @@ def _parameter(name, label, container, key):
     return Parameter(name, label, container[key], array, container, key)
 
 
-def exclude(groups: list[Group], predicate: Callable[[Hashable], Any], *, required: bool) -> list[Group]:
+def exclude(groups: list[Group], predicate: Callable[[Hashable], Any] | None, *, required: bool) -> list[Group]:
     """`groups`, with the parameters for whose name `predicate` is true in groups of their own, without weight decay.
 
-    If `required`, there must be one at least.
+    If `required`, there must be one at least. Without a predicate, the groups stay as they are.
     """
+    if predicate is None:
+        return groups
     split: list[Group] = []
     names = [parameter.name for parameters, _ in groups for parameter in parameters]
     try:

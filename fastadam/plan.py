@@ -66,7 +66,7 @@ class Plan:
             # The kernel is compiled at the next step, and not while setting after setting is assigned.
             self.recipes[row] = recipe
             self._launches.clear()
-        self.scheduled = [row for row, group in enumerate(self.groups) if callable(group["lr"])]
+        self.scheduled = [index for index, each in enumerate(self.groups) if callable(each["lr"])]
         lr = 0.0 if callable(group["lr"]) else group["lr"]
         self.hyper[row] = self._uploaded(hyper_of(group, self.options, lr))
 
