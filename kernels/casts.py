@@ -1,21 +1,177 @@
-"""float32 to the bits of bfloat16 and float16, as uint16: round to nearest even; infinity and NaN stay what they are.
+"""How a float32 becomes 16 or 8 bits and back: one text, in the common subset of Python and C.
 
-The NumPy form. The CPU and the CUDA kernel have functions of the same names, which give the same bits but for the
-payload of a NaN. float64 is rounded to float32 first.
+On NumPy arrays these functions are the reference; the CPU kernel compiles them, and CUDA gets their statements as
+device functions. Every local is assigned once, every operation on integers is one of uint32 and cast back to it.
+
+float16 and bfloat16 are rounded to nearest even; infinity and NaN stay what they are. float64 is rounded to float32
+first. The 8-bit codes belong to blocks of elements, which share an exponent.
 """
 
 import numpy as np
+from numpy import maximum, uint8, uint16, uint32, where
+
+
+def bits_of(value):
+    with np.errstate(over="ignore"):
+        return np.asarray(value, np.float32).view(np.uint32)
+
+
+def float_of(bits):
+    return np.asarray(bits, np.uint32).view(np.float32)
+
+
+def float32(value):
+    return np.asarray(value, np.float32)
+
+
+def from_bfloat16(half):
+    return float_of(uint32(uint32(half) << 16))
 
 
 def to_bfloat16(value):
-    with np.errstate(over="ignore"):
-        value = np.asarray(value, np.float32)
-    bits = value.view(np.uint32)
-    rounded = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
-    quiet = bits | np.uint32(0x400000)
-    return (np.where(np.isnan(value), quiet, rounded) >> np.uint32(16)).astype(np.uint16)
+    bits = bits_of(value)
+    odd = uint32(uint32(bits >> 16) & 1)
+    rounded = uint32(uint32(bits + 0x7FFF) + odd)
+    quiet = uint32(bits | 0x400000)
+    return uint16(uint32(uint32(where(value != value, quiet, rounded)) >> 16))
+
+
+def dither_bfloat16(value, threshold):
+    # Stochastic rounding: up if the half that is dropped, plus a threshold from 0 to 0xFFFF, carries over.
+    bits = bits_of(value)
+    raised = uint32(bits + threshold)
+    quiet = uint32(bits | 0x400000)
+    return uint16(uint32(uint32(where(value != value, quiet, raised)) >> 16))
+
+
+def from_float16(half):
+    size = uint32(uint32(half) & 0x7FFF)
+    sign = uint32(uint32(uint32(half) & 0x8000) << 16)
+    # The exponent is rebiased from 15 to 127; a subnormal is a multiple of 2**-24.
+    normal = uint32(uint32(size << 13) + 0x38000000)
+    subnormal = bits_of(float32(float32(size) * float32(2.0**-24)))
+    special = uint32(uint32(size << 13) | 0x7F800000)
+    finite = uint32(where(size < 0x400, subnormal, normal))
+    return float_of(uint32(uint32(where(size < 0x7C00, finite, special)) | sign))
 
 
 def to_float16(value):
-    with np.errstate(over="ignore"):
-        return np.asarray(value, np.float32).astype(np.float16).view(np.uint16)
+    bits = bits_of(value)
+    size = uint32(bits & 0x7FFFFFFF)
+    sign = uint32(uint32(bits ^ size) >> 16)
+    odd = uint32(uint32(size >> 13) & 1)
+    # The exponent is rebiased from 127 to 15 and half of the last place added, modulo 2**32.
+    normal = uint32(uint32(uint32(size + 0xC8000FFF) + odd) >> 13)
+    # Adding 0.5 rounds a subnormal at its last place.
+    subnormal = uint32(bits_of(float32(float_of(size) + float32(0.5))) - 0x3F000000)
+    half = uint32(where(size < 0x38800000, subnormal, normal))
+    finite = uint32(where(size < 0x47800000, half, uint32(0x7C00)))
+    return uint16(uint32(uint32(where(size > 0x7F800000, uint32(0x7E00), finite)) | sign))
+
+
+def canonical_bits(value):
+    # Of all NaN, the one whose lower half is zero.
+    bits = bits_of(value)
+    nan = uint32(uint32(bits & 0x80000000) | 0x7FC00000)
+    return uint32(where(value != value, nan, bits))
+
+
+def upper_half(value):
+    # bfloat16, rounded to nearest; ties away from zero, so that the lower half alone tells which way it was.
+    return uint16(uint32(uint32(canonical_bits(value) + 0x8000) >> 16))
+
+
+def lower_half(value):
+    return uint16(uint32(canonical_bits(value) & 0xFFFF))
+
+
+def join_halves(upper, lower):
+    # The lower half counts from -0x8000 to 0x7FFF.
+    low = uint32(lower)
+    whole = uint32(uint32(uint32(upper) << 16) + low)
+    return float_of(uint32(whole - uint32(uint32(low & 0x8000) << 1)))
+
+
+def random_word(index, seed):
+    # Finalizer "lowbias32" of C. Wellons: every bit of the index changes every bit of the word with probability 1/2.
+    start = uint32(index + uint32(seed * 0x9E3779B9))
+    once = uint32(uint32(start ^ uint32(start >> 16)) * 0x7FEB352D)
+    twice = uint32(uint32(once ^ uint32(once >> 15)) * 0x846CA68B)
+    return uint32(twice ^ uint32(twice >> 16))
+
+
+def threshold(word, shift, turn):
+    # 16 bits of the word, turned on from step to step.
+    return uint32(uint32(uint32(word >> shift) + turn) & 0xFFFF)
+
+
+def finite_size(value):
+    # The bits of the absolute value; 0 if that is not finite.
+    size = uint32(bits_of(value) & 0x7FFFFFFF)
+    return uint32(where(size < 0x7F800000, size, uint32(0)))
+
+
+def shared_exponent(largest, octaves):
+    # Of a block whose largest finite absolute value has these bits, with codes for so many octaves below.
+    exponent = uint32(largest >> 23)
+    return uint8(uint32(maximum(exponent, uint32(octaves)) - octaves))
+
+
+def first_code(exponent):
+    # What is to be added to a code to make it the upper 12 bits of a float32: 3 of them of the fraction.
+    return uint32(uint32(exponent) << 3)
+
+
+def decode_signed(code, first):
+    size = uint32(uint32(code) & 0x7F)
+    sign = uint32(uint32(uint32(code) & 0x80) << 24)
+    finite = uint32(where(size == 0, uint32(0), uint32(uint32(size + first) << 20)))
+    return float_of(uint32(uint32(where(size == 0x7F, uint32(0x7FC00000), finite)) | sign))
+
+
+def encode_signed(value, first):
+    # Rounded to nearest, ties away from zero; what is too small becomes zero, and what is not finite 0x7F.
+    bits = bits_of(value)
+    size = uint32(bits & 0x7FFFFFFF)
+    sign = uint32(uint32(bits >> 24) & 0x80)
+    rounded = uint32(uint32(size + 0x80000) >> 20)
+    code = uint32(maximum(rounded, first) - first)
+    return uint8(uint32(uint32(where(size < 0x7F800000, code, uint32(0x7F))) | sign))
+
+
+def decode_unsigned(code, first):
+    whole = uint32(code)
+    finite = uint32(where(whole == 0, uint32(0), uint32(uint32(whole + first) << 20)))
+    return float_of(uint32(where(whole == 0xFF, uint32(0x7F800000), finite)))
+
+
+def encode_unsigned(value, first, threshold):
+    # Rounded stochastically; what is too small, but not zero, becomes the smallest; what is not finite 0xFF.
+    size = uint32(bits_of(value) & 0x7FFFFFFF)
+    raised = uint32(uint32(size + uint32(uint32(threshold << 4) + 8)) >> 20)
+    code = uint32(maximum(raised, uint32(first + 1)) - first)
+    positive = uint32(where(size == 0, uint32(0), code))
+    return uint8(uint32(where(size < 0x7F800000, positive, uint32(0xFF))))
+
+
+# In the order in which they call one another.
+CASTS = (
+    from_bfloat16,
+    to_bfloat16,
+    dither_bfloat16,
+    from_float16,
+    to_float16,
+    canonical_bits,
+    upper_half,
+    lower_half,
+    join_halves,
+    random_word,
+    threshold,
+    finite_size,
+    shared_exponent,
+    first_code,
+    decode_signed,
+    encode_signed,
+    decode_unsigned,
+    encode_unsigned,
+)

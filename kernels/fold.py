@@ -13,11 +13,11 @@ row of the table with the scalars of the element text, rounded once to the dtype
 from collections.abc import Callable
 from math import pow
 
-from numpy import maximum, minimum, sqrt
+from numpy import floor, maximum, minimum, sqrt
 
 from fastadam.kernels.text import block, function, join
 
-# `sign` is -1 to ascend instead of descend.
+# `sign` is -1 to ascend instead of descend; `seed`, of the stochastic rounding, is an integer below 2**24.
 HYPER = (
     "lr",
     "beta1",
@@ -29,6 +29,7 @@ HYPER = (
     "momentum_decay",
     "clip_value",
     "ema_decay",
+    "seed",
 )
 # `step` counts the steps taken; `momentum_product` is the product of NAdam's momenta so far.
 CARRIED = ("step", "momentum_product")
@@ -125,6 +126,12 @@ def zero_gradient():
     zero = 0.0
 
 
+def next_turn(step, seed):
+    # The thresholds of an element go round by the golden ratio: over many steps they are spread evenly.
+    turn = 40503.0 * step
+    turn -= 65536.0 * floor(turn / 65536.0)
+
+
 def clip_norm(grad_scale, squared_norm, max_grad_norm):
     norm = grad_scale * sqrt(squared_norm)
     grad_scale = grad_scale * minimum(1.0, max_grad_norm / (norm + 1e-6))
@@ -163,7 +170,7 @@ def stages(recipe):
     else:
         chosen += [_SIZES[recipe.member]]
         chosen += _eps_stages(recipe)
-    chosen += [average] * recipe.ema + [zero_gradient] * recipe.zero_grad
+    chosen += [average] * recipe.ema + [zero_gradient] * recipe.zero_grad + [next_turn] * recipe.storage.dithers
     return tuple(chosen)
 
 

@@ -15,18 +15,15 @@ from hashlib import sha256
 from math import pow
 from typing import Any
 
-from numpy import maximum, minimum, sqrt
-
-from fastadam.kernels.casts import to_bfloat16, to_float16
+from numpy import floor, maximum, minimum, sqrt
 
 FUNCTIONS = {
     "sqrt": sqrt,
     "pow": pow,
     "abs": abs,
+    "floor": floor,
     "minimum": minimum,
     "maximum": maximum,
-    "to_bfloat16": to_bfloat16,
-    "to_float16": to_float16,
 }
 
 

@@ -16,7 +16,7 @@ from functools import cache
 from numpy import maximum, minimum, sqrt
 
 from fastadam.kernels import fold
-from fastadam.kernels.casts import to_bfloat16, to_float16
+from fastadam.kernels.storage import NATIVE, Storage
 from fastadam.kernels.text import Text, block, function, join
 
 # Parameters, gradients, first and second moment; largest second moment, average of the parameters, their 16-bit copy.
@@ -101,12 +101,8 @@ def average(p, ema, ema_blend):
     ema += ema_blend * (p - ema)
 
 
-def copy_bfloat16(p, low):
-    low = to_bfloat16(p)
-
-
-def copy_float16(p, low):
-    low = to_float16(p)
+def copy(p, low):
+    low = p
 
 
 def zero_gradient(g, zero):
@@ -121,6 +117,7 @@ class Update:
         name: Of the member of the family.
         text: The statements of the element.
         fold: The statements of the fold, float64, once a step and row of hyperparameters.
+        storage: How the buffers are stored.
         element: `element(*buffers, *scalars) -> written`, the text as a function.
         fold_row: `fold_row(hyper, carried, grad_scale, table)`, the fold as a function on rows of arrays.
         sources: The sources of the two functions, for the name of a cache.
@@ -129,36 +126,44 @@ class Update:
     name: str
     text: Text
     fold: Text
+    storage: Storage = NATIVE
     element: Callable = len
     fold_row: Callable = len
     sources: str = ""
 
     @property
     def buffers(self) -> tuple[str, ...]:
-        """Names of the buffers that are read or written, in the order of `BUFFERS`."""
+        """Names of the buffers that an element has a value of, in the order of `BUFFERS`."""
         return tuple(name for name in BUFFERS if name in self.text.arguments)
 
     @property
     def flats(self) -> tuple[str, ...]:
-        """`buffers` without the gradients, which need not lie in one flat buffer."""
-        return tuple(name for name in self.buffers if name != "g")
+        """Names of the flat arrays of all buffers but the gradients, which need not lie in one."""
+        return tuple(flat for name in self.buffers if name != "g" for flat in self.storage.flats(name))
 
     @property
     def written(self) -> tuple[str, ...]:
         """Names of the buffers that are written. Of the gradients only zeros are kept."""
         kept = ("g",) if "zero" in self.scalars else ()
-        return tuple(name for name in self.flats if name in self.text.assigned) + kept
+        return tuple(name for name in self.buffers if name != "g" and name in self.text.assigned) + kept
 
     @property
     def scalars(self) -> tuple[str, ...]:
-        """Names of the scalars, in the order of the table's columns."""
+        """Names of the scalars of the element, in the order of the table's columns."""
         return tuple(name for name in self.text.arguments if name not in BUFFERS)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the table's columns: the scalars, and what stochastic rounding needs."""
+        return self.scalars + (("seed", "turn") if self.storage.dithers else ())
 
-def compose(name: str, stages: tuple[Callable, ...], fold_stages: tuple[Callable, ...]) -> Update:
+
+def compose(
+    name: str, stages: tuple[Callable, ...], fold_stages: tuple[Callable, ...], storage: Storage = NATIVE
+) -> Update:
     """The update `name` of these element stages, whose scalars the fold stages make."""
-    plain = Update(name, join(*stages), join(*fold_stages))
-    assert len(plain.scalars) <= fold.COLUMNS
+    plain = Update(name, join(*stages), join(*fold_stages), storage)
+    assert len(plain.columns) <= fold.COLUMNS
     element, fold_row = _element_source(plain), _fold_source(plain)
     return replace(plain, element=function(element), fold_row=function(fold_row), sources=element + fold_row)
 
@@ -173,14 +178,14 @@ def _element_source(update):
 
 def _fold_source(update):
     text = update.fold
-    needed = {*text.arguments, *update.scalars}
+    needed = {*text.arguments, *update.columns}
     return block(
         "def fold_row(hyper, carried, grad_scale, table):",
         *(f"{name} = hyper[{index}]" for index, name in enumerate(fold.HYPER) if name in needed),
         *(f"{name} = carried[{index}]" for index, name in enumerate(fold.CARRIED) if name in needed),
         *text.statements,
         *(f"carried[{index}] = {name}" for index, name in enumerate(fold.CARRIED) if name in text.assigned),
-        *(f"table[{index}] = {name}" for index, name in enumerate(update.scalars)),
+        *(f"table[{index}] = {name}" for index, name in enumerate(update.columns)),
         "return",
     )
 
@@ -197,10 +202,11 @@ class Recipe:
         eps_root: Whether something is added inside the root.
         clip_value: Whether gradients are clipped by value.
         ema: Whether an average of the parameters is kept.
-        copy: "bfloat16" or "float16" for a copy of the parameters, or None.
+        copy: Whether a copy of the parameters is written.
         zero_grad: Whether the gradients are zeroed.
         short1: Whether beta1 is below 0.5.
         short2: Whether beta2 is.
+        storage: How the buffers are stored.
     """
 
     member: str = "adam"
@@ -210,16 +216,17 @@ class Recipe:
     eps_root: bool = False
     clip_value: bool = False
     ema: bool = False
-    copy: str | None = None
+    copy: bool = False
     zero_grad: bool = False
     short1: bool = False
     short2: bool = False
+    storage: Storage = NATIVE
 
 
 @cache
 def update_of(recipe: Recipe) -> Update:
     """The update of `recipe`."""
-    return compose(recipe.member, _element_stages(recipe), fold.stages(recipe))
+    return compose(recipe.member, _element_stages(recipe), fold.stages(recipe), recipe.storage)
 
 
 _ROOTS: dict[tuple[bool, bool], Callable] = {
@@ -235,7 +242,6 @@ _DESCENTS: dict[str, Callable] = {
     "adamax": descend_infinity,
     "radam": descend_rectified,
 }
-_COPIES: dict[str, Callable] = {"bfloat16": copy_bfloat16, "float16": copy_float16}
 
 
 def _element_stages(recipe):
@@ -251,7 +257,7 @@ def _element_stages(recipe):
     stages += [_ROOTS[recipe.amsgrad, recipe.eps_root]] * (recipe.member != "adamax")
     stages += [_DESCENTS[recipe.member]]
     stages += [average] * recipe.ema
-    stages += [_COPIES[recipe.copy]] if recipe.copy else []
+    stages += [copy] * recipe.copy
     stages += [zero_gradient] * recipe.zero_grad
     return tuple(stages)
 

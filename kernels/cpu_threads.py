@@ -1,0 +1,67 @@
+"""When and how kernels run on all threads: one launch at a time, and serially where a parallel one would crash."""
+
+import contextlib
+import os
+import sys
+import threading
+import warnings
+from functools import cache
+
+import numba
+
+# Elements from which the parallel kernel is as fast as the serial one: its launch costs a few us more, which two
+# threads win back at 16,000 to 40,000 elements (bench/constants.py).
+PARALLEL_FROM = 32_768
+
+# One launch at a time: the workqueue layer aborts the process when two Python threads enter parallel kernels, and on
+# the other layers two launches only compete for the same cores.
+_one_launch = threading.RLock()
+_pool_started = False
+_forked_from_pool = False
+
+
+def on_threads(twin):
+    """`twin(parallel)`, launched on all threads where that is safe."""
+
+    def launch(*arguments):
+        with _one_launch:
+            if _forked_from_pool:
+                _warn_once_that_serial()
+            elif not _pool_started:
+                _start_pool()
+            return twin(not _forked_from_pool)(*arguments)
+
+    return launch
+
+
+def _start_pool():
+    # Numba's OpenMP pool resets torch's thread count when it starts.
+    global _pool_started
+    torch = sys.modules.get("torch")
+    torch_threads = torch.get_num_threads() if torch else None
+    numba.get_num_threads()
+    if torch:
+        torch.set_num_threads(torch_threads)
+    _pool_started = True
+
+
+def _after_fork_in_child():
+    global _one_launch, _forked_from_pool
+    _one_launch = threading.RLock()
+    # GNU OpenMP kills a forked child at its first parallel launch. ValueError: the parent has not started a pool.
+    with contextlib.suppress(ValueError):
+        _forked_from_pool = _forked_from_pool or numba.threading_layer() == "omp"
+
+
+@cache
+def _warn_once_that_serial():
+    warnings.warn(
+        "fastadam steps on one thread in this process: it was forked from one whose OpenMP threads were running, and "
+        "GNU OpenMP would end it. Start workers with multiprocessing's 'spawn' or 'forkserver' to step on all threads.",
+        RuntimeWarning,
+        stacklevel=5,
+    )
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
