@@ -8,7 +8,7 @@ first. The 8-bit codes belong to blocks of elements, which share an exponent.
 """
 
 import numpy as np
-from numpy import maximum, uint8, uint16, uint32, where
+from numpy import maximum, minimum, uint8, uint16, uint32, where
 
 
 def bits_of(value):
@@ -100,21 +100,27 @@ def random_word(index, seed):
     return uint32(twice ^ uint32(twice >> 16))
 
 
-def threshold(word, shift, turn):
-    # 16 bits of the word, turned on from step to step.
-    return uint32(uint32(uint32(word >> shift) + turn) & 0xFFFF)
+def low_threshold(word, turn):
+    # The lower 16 bits of the word, turned on from step to step.
+    return uint32(uint32(word + turn) & 0xFFFF)
 
 
-def finite_size(value):
-    # The bits of the absolute value; 0 if that is not finite.
-    size = uint32(bits_of(value) & 0x7FFFFFFF)
-    return uint32(where(size < 0x7F800000, size, uint32(0)))
+def high_threshold(word, turn, dropped):
+    # As many of its upper bits, the upper 16 of which are turned on, as are left with so many dropped.
+    return uint32(uint32(word + uint32(turn << 16)) >> dropped)
+
+
+def size_of(value):
+    # The bits of the absolute value, which are ordered as the values are.
+    return uint32(bits_of(value) & 0x7FFFFFFF)
 
 
 def shared_exponent(largest, octaves):
-    # Of a block whose largest finite absolute value has these bits, with codes for so many octaves below.
+    # Of a block whose largest absolute value has these bits, with codes for so many octaves below; 255 for one that is
+    # not finite.
     exponent = uint32(largest >> 23)
-    return uint8(uint32(maximum(exponent, uint32(octaves)) - octaves))
+    finite = uint32(uint32(maximum(exponent, uint32(octaves))) - octaves)
+    return uint8(uint32(where(exponent < 255, finite, uint32(255))))
 
 
 def first_code(exponent):
@@ -125,33 +131,31 @@ def first_code(exponent):
 def decode_signed(code, first):
     size = uint32(uint32(code) & 0x7F)
     sign = uint32(uint32(uint32(code) & 0x80) << 24)
-    finite = uint32(where(size == 0, uint32(0), uint32(uint32(size + first) << 20)))
-    return float_of(uint32(uint32(where(size == 0x7F, uint32(0x7FC00000), finite)) | sign))
+    bits = uint32(where(size == 0, uint32(0), uint32(uint32(size + first) << 20)))
+    return float_of(uint32(bits | sign))
 
 
 def encode_signed(value, first):
-    # Rounded to nearest, ties away from zero; what is too small becomes zero, and what is not finite 0x7F.
+    # Rounded to nearest, ties away from zero; what is too small becomes zero.
     bits = bits_of(value)
-    size = uint32(bits & 0x7FFFFFFF)
     sign = uint32(uint32(bits >> 24) & 0x80)
-    rounded = uint32(uint32(size + 0x80000) >> 20)
-    code = uint32(maximum(rounded, first) - first)
-    return uint8(uint32(uint32(where(size < 0x7F800000, code, uint32(0x7F))) | sign))
+    rounded = uint32(uint32(uint32(bits & 0x7FFFFFFF) + 0x80000) >> 20)
+    code = uint32(uint32(maximum(rounded, first)) - first)
+    return uint8(uint32(code | sign))
 
 
 def decode_unsigned(code, first):
-    whole = uint32(code)
-    finite = uint32(where(whole == 0, uint32(0), uint32(uint32(whole + first) << 20)))
-    return float_of(uint32(where(whole == 0xFF, uint32(0x7F800000), finite)))
+    size = uint32(code)
+    return float_of(uint32(where(size == 0, uint32(0), uint32(uint32(size + first) << 20))))
 
 
 def encode_unsigned(value, first, threshold):
-    # Rounded stochastically; what is too small, but not zero, becomes the smallest; what is not finite 0xFF.
-    size = uint32(bits_of(value) & 0x7FFFFFFF)
-    raised = uint32(uint32(size + uint32(uint32(threshold << 4) + 8)) >> 20)
-    code = uint32(maximum(raised, uint32(first + 1)) - first)
-    positive = uint32(where(size == 0, uint32(0), code))
-    return uint8(uint32(where(size < 0x7F800000, positive, uint32(0xFF))))
+    # Rounded stochastically, by a threshold of 20 bits; what is too small, but not zero, becomes the smallest.
+    bits = bits_of(value)
+    raised = uint32(uint32(bits + threshold) >> 20)
+    code = uint32(uint32(maximum(raised, uint32(first + 1))) - first)
+    # Zero has the code zero; the bits of any other value are no less than its code.
+    return uint8(uint32(minimum(code, bits)))
 
 
 # In the order in which they call one another.
@@ -166,8 +170,9 @@ CASTS = (
     lower_half,
     join_halves,
     random_word,
-    threshold,
-    finite_size,
+    low_threshold,
+    high_threshold,
+    size_of,
     shared_exponent,
     first_code,
     decode_signed,

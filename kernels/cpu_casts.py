@@ -50,6 +50,11 @@ def _maximum(a, b):
     return max(a, b)
 
 
+@register_jitable
+def _minimum(a, b):
+    return min(a, b)
+
+
 @intrinsic
 def block_floats(_):
     """Uninitialised float32 for one block of elements with a shared exponent, on the stack: no others share them."""
@@ -74,6 +79,7 @@ def _compiled() -> dict[str, Any]:
         "float_of": _float_of,
         "where": _where,
         "maximum": _maximum,
+        "minimum": _minimum,
     }
     for cast in CASTS:
         names[cast.__name__] = register_jitable(function(inspect.getsource(cast), callees=SOURCES, **names))

@@ -70,21 +70,22 @@ def _part(storage, index, name):
 
 def _plain_body(update):
     storage = update.storage
-    word = ["word = random_word(uint32(start + i), seed)"] if storage.dithers else []
-    lines = [*word, _element_call(update, "{}[i]"), *_stores(update, "{}[i]")]
-    return [block("for i in range(stop - start):", *lines)]
+    lines = [*_word(storage), _element_call(update, "{}[i]"), *_stores(update, "{}[i]")]
+    return [*(["origin = uint32(start)"] * storage.dithers), block("for i in range(stop - start):", *lines)]
 
 
 def _block_body(update):
-    """Two loops for each block of shared exponents: over the update, and over its codes, from values in the cache."""
+    """A loop over the elements of each block of shared exponents, which encodes with the exponents of the last step.
+
+    Where an exponent has changed, which is seldom, the codes are made once more, from values that are in the cache.
+    """
     storage = update.storage
-    firsts = [f"{name}_first = first_code({name}_exponent[index])" for name in storage.blocked]
     arrays = ["g", *(name for name in update.flats if not name.endswith("_exponent"))]
     parts = [f"{name}_part = view({name}.ctypes.data, first, count, {number_like(storage, name)})" for name in arrays]
-    word = ["word = random_word(uint32(start + first + i), seed)"] if storage.dithers else []
-    kept = [line for name in storage.blocked for line in (f"new_{name}[i] = {name}_", _largest(name))]
-    codes = [
-        f"{flat}_part[i] = {code}" for name in storage.blocked for flat, code in storage.stores(name, f"new_{name}[i]")
+    kept = [
+        line
+        for name in storage.blocked
+        for line in (f"new_{name}[i] = {name}_", f"{name}_largest = max({name}_largest, size_of({name}_))")
     ]
     return [
         *(f"new_{name} = carray(block_floats(), {EXPONENT_BLOCK})" for name in storage.blocked),
@@ -93,27 +94,37 @@ def _block_body(update):
             f"first = {EXPONENT_BLOCK} * index",
             f"count = min({EXPONENT_BLOCK}, stop - start - first)",
             *parts,
-            *firsts,
+            *(["origin = uint32(start + first)"] * storage.dithers),
+            *(f"{name}_first = first_code({name}_exponent[index])" for name in storage.blocked),
             *(f"{name}_largest = uint32(0)" for name in storage.blocked),
             block(
                 "for i in range(count):",
-                *(word if "dithered" in (storage.p, storage.v) else []),
+                *_word(storage),
                 _element_call(update, "{}_part[i]"),
                 *_stores(update, "{}_part[i]"),
                 *kept,
             ),
-            *(
-                f"{name}_exponent[index] = shared_exponent({name}_largest, uint32({BLOCK_FORMATS[name].octaves}))"
-                for name in storage.blocked
-            ),
-            *firsts,
-            block("for i in range(count):", *(word if storage.v == "float8" else []), *codes),
+            *(line for name in storage.blocked for line in _encoded_again(storage, name)),
         ),
     ]
 
 
-def _largest(name):
-    return f"{name}_largest = max({name}_largest, finite_size({name}_))"
+def _encoded_again(storage, name):
+    octaves = BLOCK_FORMATS[name].octaves
+    codes = [f"{flat}_part[i] = {code}" for flat, code in storage.stores(name, f"new_{name}[i]")]
+    return [
+        f"exponent = shared_exponent({name}_largest, uint32({octaves}))",
+        block(
+            f"if exponent != {name}_exponent[index]:",
+            f"{name}_exponent[index] = exponent",
+            f"{name}_first = first_code(exponent)",
+            block("for i in range(count):", *(_word(storage) if name == "v" else []), *codes),
+        ),
+    ]
+
+
+def _word(storage):
+    return ["word = random_word(uint32(origin + uint32(i)), seed)"] if storage.dithers else []
 
 
 def _element_call(update, place):
@@ -126,6 +137,5 @@ def _stores(update, place):
     return [
         f"{place.format(flat)} = {stored}"
         for name in update.written
-        if name not in update.storage.blocked
         for flat, stored in update.storage.stores(name, f"{name}_")
     ]

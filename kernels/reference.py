@@ -65,5 +65,5 @@ def _repeated(of_blocks, size):
 
 def _exponents(values, octaves):
     firsts = np.arange(0, values.size, EXPONENT_BLOCK)
-    largest = np.maximum.reduceat(casts.finite_size(values), firsts) if values.size else np.zeros(0, np.uint32)
+    largest = np.maximum.reduceat(casts.size_of(values), firsts) if values.size else np.zeros(0, np.uint32)
     return casts.shared_exponent(largest, octaves)

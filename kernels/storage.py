@@ -53,8 +53,12 @@ BLOCK_FORMATS = {
     "m": BlockFormat(14, "decode_signed({0}, {first})", "encode_signed({value}, {first})"),
     "v": BlockFormat(30, "decode_unsigned({0}, {first})", "encode_unsigned({value}, {first}, {threshold})"),
 }
-# Which bits of an element's random word round it.
-_THRESHOLDS = {"p": "threshold(word, 0, turn)", "v": "threshold(word, 16, turn)"}
+# Which bits of an element's random word round it: of bfloat16 16 bits are dropped, of the codes 20.
+_THRESHOLDS = {
+    ("p", "dithered"): "low_threshold(word, turn)",
+    ("v", "dithered"): "high_threshold(word, turn, 16)",
+    ("v", "float8"): "high_threshold(word, turn, 12)",
+}
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Storage:
 
     def stores(self, buffer: str, value: str) -> list[tuple[str, str]]:
         """(flat array, expression of what goes there) for the element `value` of a buffer."""
-        threshold = _THRESHOLDS.get(buffer, "")
+        threshold = _THRESHOLDS.get((buffer, getattr(self, buffer)), "")
         if buffer in self.blocked:
             code = BLOCK_FORMATS[buffer].store.format(value=value, first=f"{buffer}_first", threshold=threshold)
             return [(buffer, code)]
