@@ -8,7 +8,9 @@ from contenders import Contender, fill, launch_of
 from numba import prange
 
 import fastadam
-from fastadam.kernels import cpu, norm
+from fastadam.kernels import norm
+from fastadam.kernels.cpu_jit import jit
+from fastadam.kernels.cpu_loop import view
 from fastadam.kernels.update import compose, zero_gradient
 
 # fp32: the norm reads g; the pass reads p, g, m, v and the average, and writes them all.
@@ -118,19 +120,19 @@ def sequence_limit(params, grads) -> Contender:
     launch, (plan,) = launch_of(optimizer, TOUCH_ALL), optimizer._plans
     addresses = optimizer._gradients[0].written().addresses
     blocks = norm.blocks_of([segment.stop - segment.start for segment in plan.segments])
-    lanes, read = np.zeros((len(blocks), norm.LANES)), cpu.jit(_read, "read", parallel=plan.buffers.p.size > 32_768)
+    lanes, read = np.zeros((len(blocks), norm.LANES)), jit(_read, "read", parallel=plan.buffers.p.size > 32_768)
 
     def step():
-        read(addresses, blocks, lanes, plan.buffers.p.view(np.int32))
+        read(addresses, blocks, lanes)
         launch()
 
     return Contender(step, lambda: params, restore)
 
 
-def _read(addresses, blocks, lanes, like):
+def _read(addresses, blocks, lanes):
     for index in prange(blocks.shape[0]):
         parameter, offset, size = blocks[index]
-        gradient = cpu._gradient(addresses[parameter], offset, size, like)
+        gradient = view(addresses[parameter], offset, size, np.int32(0))
         total = 0
         for i in range(size):
             total += gradient[i]

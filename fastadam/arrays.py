@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 _DLPACK_CPU, _DLPACK_CUDA, _DLPACK_CUDA_HOST, _DLPACK_CUDA_MANAGED = 1, 2, 3, 13
 
 
@@ -41,9 +41,17 @@ def _from_dlpack(value, label):
     else:
         raise TypeError(f"`{label}` must be in CPU or CUDA memory, got DLPack device type {int(kind)}")
     try:
+        if _is_torch_bfloat16(value):
+            bits = library.from_dlpack(value.view(sys.modules["torch"].uint16))
+            return bits.view(array_dtype("bfloat16", bits))
         return library.from_dlpack(value)
     except Exception as error:
         raise TypeError(f"`{label}` cannot be shared through DLPack: {error}") from error
+
+
+def _is_torch_bfloat16(value):
+    # Neither NumPy nor CuPy takes bfloat16 through DLPack, but its bits.
+    return str(getattr(value, "dtype", "")) == "torch.bfloat16"
 
 
 def like(view: Any, original: Any, label: str) -> Any:
@@ -55,6 +63,8 @@ def like(view: Any, original: Any, label: str) -> Any:
         raise TypeError(
             f"`{label}` cannot be re-bound: {library.__name__} has no from_dlpack. Pass NumPy or CuPy arrays"
         )
+    if _is_torch_bfloat16(original):
+        return library.from_dlpack(view.view(np.uint16)).view(library.bfloat16)
     return library.from_dlpack(view)
 
 
@@ -108,10 +118,47 @@ def kernels(array: Any, label: str) -> ModuleType:
     return importlib.import_module("fastadam.kernels.cuda")
 
 
-def check_dtype(array: Any, label: str) -> None:
-    """Raise unless `array` is float32 or float64 in native byte order."""
-    if array.dtype not in DTYPES:
-        raise TypeError(f"`{label}` must be float32 or float64 in native byte order, got {array.dtype!r}")
+def dtype_name(array: Any) -> str:
+    """The name of the dtype of `array`. CuPy has no bfloat16: its bits are uint16 there."""
+    name = array.dtype.name
+    return "bfloat16" if name == "uint16" and not isinstance(array, np.ndarray) else name
+
+
+def check_dtype(array: Any, label: str, dtypes: tuple[str, ...] = DTYPES) -> None:
+    """Raise unless `array` is of one of `dtypes` in native byte order."""
+    if dtype_name(array) not in dtypes or not array.dtype.isnative:
+        wanted = f"{', '.join(dtypes[:-1])} or {dtypes[-1]}"
+        raise TypeError(f"`{label}` must be {wanted} in native byte order, got {array.dtype!r}")
+
+
+def widened(array: Any) -> Any:
+    """`array` in a dtype that its library computes with: float32 for those of 16 bits."""
+    if array.dtype == np.uint16:  # bfloat16, in CuPy
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32) if array.dtype.itemsize == 2 else array
+
+
+def as_bits(array: Any) -> Any:
+    """`array` as kernels take it: 16-bit floats as uint16."""
+    return array.view(np.uint16) if array.dtype.itemsize == 2 else array
+
+
+def bfloat16() -> np.dtype:
+    """NumPy's dtype of bfloat16, which the package ml_dtypes has."""
+    try:
+        from ml_dtypes import bfloat16 as scalar
+    except ImportError as error:
+        raise RuntimeError(
+            "bfloat16 in NumPy arrays needs the package ml_dtypes: install `fastadam[bfloat16]`"
+        ) from error
+    return np.dtype(scalar)
+
+
+def array_dtype(name: str, like: Any) -> np.dtype:
+    """The dtype `name` of arrays on the device of `like`: bfloat16 is uint16 for CuPy."""
+    if name == "bfloat16":
+        return bfloat16() if isinstance(like, np.ndarray) else np.dtype(np.uint16)
+    return np.dtype(name)
 
 
 def check_flat(array: Any, label: str, *, written: bool = True) -> None:
@@ -131,6 +178,11 @@ def check_like(array: Any, other: Any, label: str, other_label: str) -> None:
     """Raise unless `array` has the dtype, shape and device of `other`."""
     if array.dtype != other.dtype:
         raise TypeError(f"`{label}` must be {other.dtype} like {other_label}, got {array.dtype}")
+    check_place(array, other, label, other_label)
+
+
+def check_place(array: Any, other: Any, label: str, other_label: str) -> None:
+    """Raise unless `array` has the shape and device of `other`."""
     if array.shape != other.shape:
         raise ValueError(f"`{label}` must have shape {other.shape} like {other_label}, got {array.shape}")
     if type(array) is not type(other) or device(array) != device(other):

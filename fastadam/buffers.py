@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastadam.arrays import namespace
+from fastadam.arrays import array_dtype, as_bits, dtype_name, namespace
+from fastadam.kernels import stored
+from fastadam.kernels.storage import EXPONENT_BLOCK, NATIVE, Storage
 
 # Every segment starts on a cache line, so that two threads or two vector loops never share one.
 ALIGNMENT = 64
@@ -25,16 +27,22 @@ class Segment(NamedTuple):
 
 
 class Buffers:
-    """The flat buffers of a set of parameters, all 1-D, of one size and device, and but for `low` of one dtype.
+    """The flat buffers of a set of parameters, all 1-D, of one size and device.
+
+    They are of the dtype of the parameters, but for what is said to be stored otherwise: moments of float16 and
+    bfloat16 parameters are float32 unless `moment_dtype` says more.
 
     Attributes:
         p: the parameters. With several parameters, each starts on a multiple of 64 bytes; the gaps are zero.
-        g: the gradients, allocated (as zeros) when first used.
-        m: the first moment (torch: `exp_avg`).
-        v: the second moment (torch: `exp_avg_sq`; for Adamax `exp_inf`).
+        g: the gradients, allocated (as zeros) when first used. With `grad_dtype`, of that dtype.
+        m: the first moment (torch: `exp_avg`). With `moment_dtype`, of that dtype; "float8" are codes, uint8.
+        v: the second moment (torch: `exp_avg_sq`; for Adamax `exp_inf`), likewise.
         v_max: with `amsgrad`, the largest second moment so far (torch: `max_exp_avg_sq`).
         ema: with `ema_decay`, the exponential moving average of the parameters.
         low: with `copy_dtype`, the bits of the 16-bit copy of the parameters, as uint16.
+        remainder: with `master_weights`, what the parameters lack of float32, uint16.
+        m_exponent, v_exponent: with `moment_dtype` "float8", the exponent of each block of 128 codes, uint8.
+        storage: the format of each buffer.
         segments: name -> `Segment`.
     """
 
@@ -42,9 +50,11 @@ class Buffers:
     m: Any
     v: Any
     segments: dict[Hashable, Segment]
+    storage: Storage
 
-    def __init__(self, p: Any, segments: dict[Hashable, Segment]):
-        vars(self).update(p=p, m=_zeros(p.size, p), v=_zeros(p.size, p), segments=segments)
+    def __init__(self, p: Any, segments: dict[Hashable, Segment], storage: Storage = NATIVE):
+        vars(self).update(p=p, segments=segments, storage=storage)
+        self.allocate(*(flat for name in ("p", "m", "v") for flat in storage.flats(name)))
 
     def __setattr__(self, name: str, value: Any) -> None:
         if value is not getattr(self, name, None):  # what `buffers.g *= 2` assigns
@@ -52,21 +62,71 @@ class Buffers:
 
     @cached_property
     def g(self) -> Any:  # noqa: D102 (described above)
-        return _zeros(self.p.size, self.p)
+        return _zeros(self.p.size, self.p, self.dtype("g"))
+
+    @cached_property
+    def m(self) -> Any:  # noqa: D102 (described above)
+        return _zeros(self.p.size, self.p, self.dtype("m"))
+
+    @cached_property
+    def v(self) -> Any:  # noqa: D102 (described above)
+        return _zeros(self.p.size, self.p, self.dtype("v"))
+
+    @cached_property
+    def m_exponent(self) -> Any:  # noqa: D102 (described above)
+        return _zeros(-(-self.p.size // EXPONENT_BLOCK), self.p, np.uint8)
+
+    @cached_property
+    def v_exponent(self) -> Any:  # noqa: D102 (described above)
+        return _zeros(-(-self.p.size // EXPONENT_BLOCK), self.p, np.uint8)
+
+    @cached_property
+    def remainder(self) -> Any:  # noqa: D102 (described above)
+        return _zeros(self.p.size, self.p, np.uint16)
 
     @cached_property
     def v_max(self) -> Any:  # noqa: D102 (described above)
-        return _zeros(self.p.size, self.p)
+        return _zeros(self.p.size, self.p, self.dtype("v_max"))
 
     @cached_property
     def ema(self) -> Any:  # noqa: D102 (described above)
-        average = _zeros(self.p.size, self.p)
-        average[...] = self.p
+        average = _zeros(self.p.size, self.p, self.dtype("ema"))
+        average[...] = namespace(average).asarray(self.values("p"))
         return average
 
     @cached_property
     def low(self) -> Any:  # noqa: D102 (described above)
         return _zeros(self.p.size, self.p, np.uint16)
+
+    def dtype(self, buffer: str) -> np.dtype:
+        """Of the flat array of a buffer."""
+        stored_as = getattr(self.storage, buffer)
+        if stored_as == "native":
+            return self.arithmetic
+        names = {"dithered": "bfloat16", "split": "bfloat16", "float8": "uint8"}
+        return array_dtype(names.get(stored_as, stored_as), self.p)
+
+    @property
+    def arithmetic(self) -> np.dtype:
+        """The dtype of the arithmetic: that of the parameters, but float32 for those of 16 bits."""
+        return np.dtype(np.float64 if dtype_name(self.p) == "float64" else np.float32)
+
+    def flat(self, name: str) -> Any:
+        """A flat array as kernels take it: 16-bit floats as uint16."""
+        return as_bits(getattr(self, name))
+
+    def values(self, buffer: str, flats: dict[str, Any] | None = None) -> np.ndarray:
+        """What is stored for a buffer, in the dtype of the arithmetic, on the host: flat, or of the parts `flats`."""
+        flats = flats or {name: self.flat(name) for name in self.storage.flats(buffer)}
+        on_host = {name: flat if isinstance(flat, np.ndarray) else flat.get() for name, flat in flats.items()}
+        return stored.load(self.storage, buffer, on_host)
+
+    def part(self, name: Hashable, flat: str) -> Any:
+        """Where parameter `name` lies in a flat array: in its shape, but for exponents, of which a block has one."""
+        segment = self.segments[name]
+        if flat.endswith("_exponent"):
+            return getattr(self, flat)[segment.start // EXPONENT_BLOCK : -(-segment.stop // EXPONENT_BLOCK)]
+        return segment.of(getattr(self, flat))
 
     def allocate(self, *names: str) -> None:
         """Allocate buffers that are there only where they are needed."""
@@ -75,28 +135,30 @@ class Buffers:
 
     def arrays(self) -> list[Any]:
         """All flat arrays that have been allocated."""
-        return [value for name, value in vars(self).items() if name != "segments"]
+        return [value for name, value in vars(self).items() if name not in ("segments", "storage")]
 
     def views(self, flat: Any) -> dict[Hashable, Any]:
         """Name -> view of its segment in `flat`, which is one of the buffers."""
         return {name: segment.of(flat) for name, segment in self.segments.items()}
 
 
-def adopt(name: Hashable, array: Any) -> Buffers:
+def adopt(name: Hashable, array: Any, storage: Storage = NATIVE) -> Buffers:
     """Buffers around a flat array: it becomes `p` itself, without a copy."""
-    return Buffers(array, {name: Segment(0, array.size, array.shape)})
+    return Buffers(array, {name: Segment(0, array.size, array.shape)}, storage)
 
 
-def pack(arrays: Mapping[Hashable, Any]) -> Buffers:
+def pack(arrays: Mapping[Hashable, Any], storage: Storage = NATIVE) -> Buffers:
     """Buffers that hold a copy of each of `arrays`, which must be of one dtype and device."""
     first = next(iter(arrays.values()))
-    gap = ALIGNMENT // first.itemsize
+    # No two parameters share a block of codes, or a cache line in any flat array.
+    plain = storage == NATIVE
+    gap = EXPONENT_BLOCK if storage.blocked else ALIGNMENT // (first.itemsize if plain else 2)
     segments, stop = {}, 0
     for name, array in arrays.items():
         start = -(-stop // gap) * gap
         stop = start + array.size
         segments[name] = Segment(start, stop, array.shape)
-    buffers = Buffers(_zeros(stop, first), segments)
+    buffers = Buffers(_zeros(stop, first), segments, storage)
     for name, view in buffers.views(buffers.p).items():
         view[...] = arrays[name]
     return buffers
@@ -119,15 +181,7 @@ def as_16_bit(bits: Any, dtype: str) -> Any:
 
     CuPy has no bfloat16 of its own, so such bits stay uint16 on a GPU: `torch.from_dlpack(bits).view(torch.bfloat16)`.
     """
-    if dtype == "float16":
-        return bits.view(np.float16)
-    if not isinstance(bits, np.ndarray):
-        return bits
-    try:
-        from ml_dtypes import bfloat16
-    except ImportError as error:
-        raise RuntimeError("`copies` in bfloat16 needs the package ml_dtypes: install `fastadam[bfloat16]`") from error
-    return bits.view(bfloat16)
+    return bits.view(array_dtype(dtype, bits))
 
 
 class Views(Mapping):

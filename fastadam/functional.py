@@ -4,12 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.arrays import as_array, check_disjoint, check_dtype, check_flat, check_like, kernels
+from fastadam.arrays import as_array, as_bits, check_disjoint, check_dtype, check_flat, check_place, kernels
 from fastadam.checks import flag, integer, nonnegative
+from fastadam.conversion import check_codes
 from fastadam.groups import ParamGroup
 from fastadam.kernels import fold
 from fastadam.options import Options
 from fastadam.recipes import STEP, check_settings, update_for
+from fastadam.storage import storage_of_arrays
 
 
 def adam_step(
@@ -29,11 +31,15 @@ def adam_step(
     grad_scale: float = 1.0,
     v_max: Any = None,
     ema: Any = None,
+    remainder: Any = None,
+    m_exponent: Any = None,
+    v_exponent: Any = None,
     **options: Any,
 ) -> None:
     """Update parameters `p` and moments `m` and `v` in place, in one pass, for gradient `g`.
 
-    The equation is that of `fastadam.Adam`. One dtype, float32 or float64, and one device for all arrays.
+    The equation is that of `fastadam.Adam`; one device for all arrays. With float64 parameters, all arrays are float64;
+    else arithmetic is in float32, and each array is float32, bfloat16 or float16. Moments may also be 8-bit codes.
 
     Args:
         p: Parameters, shape (n,), in place.
@@ -50,9 +56,12 @@ def adam_step(
         decoupled_weight_decay: Decay the parameters apart from the gradient.
         grad_scale: Factor on the gradients, >= 0.
         v_max: Largest second moment (torch: `max_exp_avg_sq`), shape (n,), in place, with `amsgrad`.
-        ema: Average of the parameters, shape (n,), in place, with `ema_decay`.
-        options: `convention`, `eps_root`, `decouple_lr`, `clip_value`, `ema_decay` and `zero_grad` of `fastadam.Adam`.
-            A convention changes no default here.
+        ema: Average of the parameters, shape (n,), float32 or float64, in place, with `ema_decay`.
+        remainder: What bfloat16 parameters lack of float32, shape (n,), uint16, in place; zeros at first.
+        m_exponent: With `m` in codes (uint8, zeros at first), their exponents, shape (ceil(n / 128),), uint8, in place.
+        v_exponent: With `v` in codes, likewise.
+        options: `convention`, `eps_root`, `decouple_lr`, `clip_value`, `ema_decay`, `zero_grad`, `rounding` and `seed`
+            of `fastadam.Adam`. A convention changes no default here.
 
     Raises:
         TypeError, ValueError: an array of another kind, dtype, shape or device, read-only, non-contiguous or
@@ -80,21 +89,31 @@ def adam_step(
     given = {"p": p, "g": g, "m": m, "v": v}
     given |= _extra("v_max", v_max, flag(amsgrad, "amsgrad"), "amsgrad=True")
     given |= _extra("ema", ema, chosen.ema_decay is not None, "ema_decay")
+    given |= {"remainder": remainder} if remainder is not None else {}
     arrays = {label: as_array(value, label) for label, value in given.items()}
     check_dtype(arrays["p"], "p")
+    codes = {"m": m_exponent, "v": v_exponent}
+    exponents = {
+        f"{label}_exponent": as_array(value, f"{label}_exponent") for label, value in codes.items() if value is not None
+    }
+    storage = storage_of_arrays(arrays, exponents, chosen)
     for label, array in arrays.items():
-        check_like(array, arrays["p"], label, "`p`")
+        check_place(array, arrays["p"], label, "`p`")
         check_flat(array, label, written=label != "g" or chosen.zero_grad)
+    for label, array in exponents.items():
+        check_codes(arrays[label[0]], array, label[0], "")
+        check_flat(array, label)
+    arrays |= exponents
     check_disjoint(arrays)
     carried = np.array(fold.FIRST_CARRIED)
     carried[STEP] = integer(step, "step", least=1) - 1
-    update, hyper = update_for(group, chosen)
+    update, hyper = update_for(group, chosen, storage)
     grad_scale = nonnegative(grad_scale, "grad_scale")
-    flats = tuple(arrays[name] for name in update.flats)
-    kernels(arrays["p"], "p").launch_flat(update, flats, arrays["g"], hyper, carried, grad_scale)
+    flats = tuple(as_bits(arrays[name]) for name in update.flats)
+    kernels(arrays["p"], "p").launch_flat(update, flats, as_bits(arrays["g"]), hyper, carried, grad_scale)
 
 
-_OPTIONS = {"convention", "eps_root", "decouple_lr", "clip_value", "ema_decay", "zero_grad"}
+_OPTIONS = {"convention", "eps_root", "decouple_lr", "clip_value", "ema_decay", "zero_grad", "rounding", "seed"}
 
 
 def _extra(label, value, wanted, option):

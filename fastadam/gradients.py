@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastadam.arrays import as_array, check_disjoint, check_flat, check_like, namespace
+from fastadam.arrays import as_array, check_disjoint, check_flat, check_like, namespace, zeros
 from fastadam.buffers import Buffers
 from fastadam.parameters import bounds
 from fastadam.plan import Plan
@@ -45,6 +45,9 @@ class Gradients:
         self._written: Located | None = None
         # Gradients that lie in a gradient buffer, of which copies are read.
         self._originals: list[Any] = []
+        # Of the dtype, shape and device of the gradient buffer, but without its memory.
+        p = plan.buffers.p
+        self._example = namespace(p).broadcast_to(zeros((1,), plan.buffers.dtype("g"), p), p.shape)
         self._sent: Any = None
         self._direct: Any = None
 
@@ -52,7 +55,7 @@ class Gradients:
         """Allocate the gradient buffer, unless it is there."""
         if self._hosted is None:
             plan = self.plan
-            self.views = {name: plan.view_of(name, plan.buffers.g) for name in plan.names}
+            self.views = {name: plan.buffers.part(name, "g") for name in plan.names}
             self._hosted = plan.addresses(plan.buffers.g)
             self._written = Located(
                 plan.kernels.upload(self._hosted, plan.buffers.p), True, list(self.views.values()), [], {}
@@ -72,14 +75,14 @@ class Gradients:
         self.use_buffer()
         self._originals = []
         gradients: list[Any] = []
-        dtype = self.plan.buffers.p.dtype
+        dtype = self.plan.buffers.g.dtype
         written, may_share_memory = [flat.g for flat in all_buffers], namespace(self.plan.buffers.p).may_share_memory
         for name, view in self.views.items():
             if name not in grads:
                 raise ValueError(f"`grads` must have an entry for every parameter, got none for {name!r}")
             gradient = grads[name]
             if isinstance(gradient, SparseRows):
-                rows = checked_rows(gradient, view, f"grads[{name!r}]")
+                rows = checked_rows(gradient, view, f"grads[{name!r}]", self.plan.buffers.storage)
                 if zeroed or _lies_in(rows.values, all_buffers):
                     rows = rows._replace(values=rows.values.copy())
                 gradients.append(rows)
@@ -130,10 +133,10 @@ class Gradients:
         """The gradients in `grads`, a flat array like the buffer."""
         buffers = self.plan.buffers
         gradient = as_array(grads, "grads")
-        check_like(gradient, buffers.p, "grads", "the flat buffer of the parameters, `buffers.p`")
+        check_like(gradient, self._example, "grads", "the flat buffer of the gradients, `buffers.g`")
         check_flat(gradient, "grads", written=self.plan.options.zero_grad)
         for label, flat in vars(buffers).items():
-            if label not in ("g", "segments"):
+            if label not in ("g", "segments", "storage"):
                 check_disjoint({f"buffers.{label}": flat, "grads": gradient})
         arrays = [segment.of(gradient) for segment in self.plan.segments]
         return Located(self._uploaded(self.plan.addresses(gradient)), True, arrays, [], {})

@@ -8,16 +8,18 @@ import numpy as np
 
 from fastadam.arrays import kernels
 from fastadam.buffers import Buffers, Views, as_16_bit
-from fastadam.checks import nonnegative
+from fastadam.checks import flag, nonnegative
 from fastadam.gradients import Gradients, Located, sharing_memory
 from fastadam.groups import ParamGroup
+from fastadam.memory import MemoryUsage, memory_usage
 from fastadam.options import CONVENTIONS, OPTION_NAMES, Options
-from fastadam.parameters import check_together, exclude, parse_group, parse_groups, place, replaced_error
+from fastadam.parameters import apart, check_together, exclude, parse_group, parse_groups, place, replaced_error
 from fastadam.plan import Plan
-from fastadam.recipes import check_settings
+from fastadam.recipes import check_settings, derived_seed
 from fastadam.reduction import Reduction, not_finite_error
 from fastadam.sparse import Past, Rows, row_indices, sparse_launches
 from fastadam.state import dump_state, load_state
+from fastadam.storage import is_small, storage_of, warn_of_vanishing
 
 
 class Optimizer:
@@ -48,6 +50,8 @@ class Optimizer:
         self._add(exclude(parse_groups(params), self._options.exclude_from_weight_decay, required=True))
 
     def _add(self, groups):
+        if "float8" in self._options.moment_dtypes:
+            groups = apart(groups, is_small)
         check_together([parameter for parameters, _ in groups for parameter in parameters], list(self.all_buffers))
         kernels(groups[0][0][0].array, groups[0][0][0].label)
         checked = [
@@ -56,11 +60,14 @@ class Optimizer:
         ]
         for group in checked:
             check_settings(group, self._options)
-        placed, bindings = place([parameters for parameters, _ in groups])
+        storages = [storage_of(group, self._options) for group, _ in groups]
+        for (parameters, _), group, storage in zip(groups, checked, storages, strict=True):
+            warn_of_vanishing(parameters, group, storage)
+        placed, bindings = place([parameters for parameters, _ in groups], storages)
         home = {}
         for buffers in placed:
             members = [group for group in checked if group["params"][0] in buffers.segments]
-            plan = Plan(buffers, members, self._options)
+            plan = Plan(buffers, members, self._options, derived_seed(self._options.seed, len(self._plans)))
             home.update({id(group): (plan, row) for row, group in enumerate(members)})
             self._plans.append(plan)
             self._gradients.append(Gradients(plan))
@@ -76,11 +83,7 @@ class Optimizer:
     def _views(self, flat: str) -> Views:
         """Name -> view of a flat buffer, in the order of the groups."""
         return Views(
-            {
-                name: plan.view_of(name, getattr(plan.buffers, flat))
-                for plan, row in self._rows
-                for name in plan.groups[row]["params"]
-            }
+            {name: plan.buffers.part(name, flat) for plan, row in self._rows for name in plan.groups[row]["params"]}
         )
 
     @property
@@ -114,6 +117,20 @@ class Optimizer:
             raise AttributeError("`copies` needs `copy_dtype`, with which the optimizer writes them")
         views = self._views("low")
         return Views({name: as_16_bit(view, self._options.copy_dtype) for name, view in views.items()})
+
+    @property
+    def masters(self) -> dict[Hashable, Any]:
+        """Name -> the parameter as float32, as it is now, in an array of its own: exact with `master_weights`."""
+        values = {plan: plan.buffers.values("p") for plan in self._plans}
+        return {
+            name: plan.buffers.segments[name].of(values[plan]).copy()
+            for plan, row in self._rows
+            for name in plan.groups[row]["params"]
+        }
+
+    def memory_usage(self) -> MemoryUsage:
+        """How much memory each buffer takes, and what it would take in the dtype of the arithmetic."""
+        return memory_usage(self.all_buffers)
 
     @property
     def buffers(self) -> Buffers:  # noqa: D102 (described in Adam)
@@ -293,26 +310,32 @@ class Optimizer:
         """The optimizer's state in torch's layout, as copies.
 
         `{"state": {name: {"step": int, "exp_avg": array, "exp_avg_sq": array}}, "param_groups": [dict, ...]}`; each
-        array has the shape and dtype of its parameter. Further entries, where the optimizer has them: "max_exp_avg_sq"
-        (`amsgrad`), "mu_product" (NAdam), "ema" (`ema_decay`), "skipped" (steps that were skipped, `nonfinite`).
-        Adamax has "exp_inf" in place of "exp_avg_sq". A schedule is in it as it is: to be pickled, it must be one that
+        array has the shape of its parameter and the dtype in which it is stored; a moment in "float8" is an array of
+        codes, uint8, with "exp_avg_exponent" or "exp_avg_sq_exponent" beside it. Further entries, where the optimizer
+        has them: "max_exp_avg_sq" (`amsgrad`), "mu_product" (NAdam), "ema" (`ema_decay`), "skipped" (steps that were
+        skipped, `nonfinite`), "remainder" (`master_weights`), "seed" (stochastic rounding). Adamax has "exp_inf" in place of "exp_avg_sq". A schedule is in it as it is: to be pickled, it must be one that
         can be, as those of `fastadam.schedules`. The parameters are not part of it: save `params` too, after this call,
         which brings all rows up to date with `sparse="exact"`.
         """
         self.catch_up()
         return dump_state(self._rows)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False) -> None:
         """Take over a `state_dict()` of an optimizer with the same names, shapes and dtypes, by copying, in place.
 
         The run continues bit for bit as the saved one would have, with the parameters written first. A schedule goes
         on where the saved run was; where the state has a number, a schedule that this optimizer has stays. `copies` are
         made anew of the parameters; with `sparse="exact"`, every row is taken as up to date.
 
+        Args:
+            state_dict: What `state_dict()` made.
+            convert: Round what is stored in another format than here, to nearest, instead of raising an error: moments
+                in float32 to bfloat16 or to 8-bit codes, say, or back.
+
         Raises:
             TypeError, ValueError: names, groups, shapes, dtypes or values do not fit. Nothing has been written then.
         """
-        load_state(self._rows, state_dict)
+        load_state(self._rows, state_dict, convert=flag(convert, "convert"))
         for plan in self._plans:
             plan.refresh_copies()
         for _, past in self._pasts:

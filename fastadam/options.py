@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from fastadam.checks import flag, fraction, nonnegative, one_of, positive
+from fastadam.checks import flag, fraction, integer, nonnegative, one_of, positive
 
 
 class Convention(NamedTuple):
@@ -34,6 +34,11 @@ CONVENTIONS = {
 }
 NONFINITE = ("propagate", "skip", "raise")
 COPY_DTYPES = ("bfloat16", "float16")
+MOMENT_DTYPES = ("float32", "float64", "bfloat16", "float16", "float8")
+GRAD_DTYPES = ("float32", "float64", "bfloat16", "float16")
+ROUNDINGS = ("stochastic", "nearest")
+# Of the smallest second moment that float16 holds.
+SMALLEST_FLOAT16_ROOT = 2.0**-12
 SPARSE = ("lazy", "exact")
 
 
@@ -51,6 +56,11 @@ class Options:
     ema_decay: float | None = None
     copy_dtype: str | None = None
     zero_grad: bool = False
+    moment_dtype: str | tuple[str, str] | None = None
+    grad_dtype: str | None = None
+    master_weights: bool = False
+    rounding: str = "stochastic"
+    seed: int = 0
     sparse: str = "lazy"
     exclude_from_weight_decay: Callable[[Hashable], Any] | None = None
 
@@ -60,7 +70,15 @@ class Options:
         one_of(self.sparse, "sparse", SPARSE)
         if self.copy_dtype is not None:
             one_of(self.copy_dtype, "copy_dtype", COPY_DTYPES)
-        for key in ("decouple_lr", "zero_grad"):
+        if self.grad_dtype is not None:
+            one_of(self.grad_dtype, "grad_dtype", GRAD_DTYPES)
+        one_of(self.rounding, "rounding", ROUNDINGS)
+        for index, dtype in enumerate(self.moment_dtypes):
+            if dtype is not None:
+                label = "moment_dtype" if isinstance(self.moment_dtype, str) else f"moment_dtype[{index}]"
+                one_of(dtype, label, MOMENT_DTYPES)
+        object.__setattr__(self, "seed", integer(self.seed, "seed", least=0))
+        for key in ("decouple_lr", "zero_grad", "master_weights"):
             object.__setattr__(self, key, flag(getattr(self, key), key))
         for key in ("clip_value", "max_grad_norm"):
             if getattr(self, key) is not None:
@@ -91,6 +109,21 @@ class Options:
                 f"`clip_value` must be None with `max_grad_norm`, got {self.clip_value} and {self.max_grad_norm}: it "
                 "would not be clear which comes first"
             )
+
+    @property
+    def moment_dtypes(self) -> tuple[str | None, str | None]:
+        """Of the first and of the second moment; None is the dtype of the arithmetic."""
+        given = self.moment_dtype
+        if given is None or isinstance(given, str):
+            return given, given
+        if not isinstance(given, (tuple, list)) or len(given) != 2:
+            raise TypeError(f"`moment_dtype` must be a string, a pair of them or None, got {given!r}")
+        return given[0], given[1]
+
+    @property
+    def stores_otherwise(self) -> bool:
+        """Whether something is asked for that is stored in another dtype than that of the arithmetic."""
+        return bool(self.copy_dtype or self.moment_dtype or self.grad_dtype or self.master_weights)
 
     @property
     def reduces(self) -> bool:

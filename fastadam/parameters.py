@@ -8,6 +8,7 @@ import numpy as np
 
 from fastadam.arrays import as_array, check_dtype, check_flat, device, like, namespace
 from fastadam.buffers import Buffers, adopt, pack
+from fastadam.kernels.storage import Storage
 
 
 class Parameter(NamedTuple):
@@ -97,6 +98,16 @@ def exclude(groups: list[Group], predicate: Callable[[Hashable], Any] | None, *,
     return split
 
 
+def apart(groups: list[Group], is_small: Callable[[Parameter], bool]) -> list[Group]:
+    """`groups`, with the parameters for which `is_small` is true in groups of their own."""
+    split: list[Group] = []
+    for parameters, settings in groups:
+        small = [parameter for parameter in parameters if is_small(parameter)]
+        large = [parameter for parameter in parameters if not is_small(parameter)]
+        split += [(members, dict(settings)) for members in (large, small) if members]
+    return split
+
+
 def check_together(parameters: list[Parameter], existing: list[Buffers]) -> None:
     """Raise unless `parameters` can train together and beside the `existing` buffers: names, device and memory."""
     names = {name for buffers in existing for name in buffers.segments}
@@ -148,22 +159,32 @@ def bounds(array: Any) -> tuple[int, int]:
     )
 
 
-def place(groups: list[list[Parameter]]) -> tuple[list[Buffers], list[tuple[Any, Hashable, Any]]]:
-    """The buffers of `groups`, one for all that is packed and one for each adopted array, and what was re-bound.
+def place(
+    groups: list[list[Parameter]], storages: list[Storage]
+) -> tuple[list[Buffers], list[tuple[Any, Hashable, Any]]]:
+    """The buffers of `groups`, and what was re-bound.
+
+    There is one for all that is packed and stored alike, as `storages` says of each group, and one for each adopted
+    array.
 
     The caller reaches a packed parameter by `container[key]`, which must stay the view; each such triple is returned.
     """
-    packed = {p.name: p for parameters in groups for p in parameters if p.container is not None}
-    placed = [adopt(p.name, p.array) for parameters in groups for p in parameters if p.container is None]
-    bindings = []
-    if packed:
-        buffers = pack({name: parameter.array for name, parameter in packed.items()})
+    placed, bindings = [], []
+    packed: dict[Storage, dict[Hashable, Parameter]] = {}
+    for parameters, storage in zip(groups, storages, strict=True):
+        for parameter in parameters:
+            if parameter.container is None:
+                placed.append(adopt(parameter.name, parameter.array, storage))
+            else:
+                packed.setdefault(storage, {})[parameter.name] = parameter
+    for storage, together in packed.items():
+        buffers = pack({name: parameter.array for name, parameter in together.items()}, storage)
         for name, view in buffers.views(buffers.p).items():
-            parameter = packed[name]
+            parameter = together[name]
             bindings.append((parameter.container, parameter.key, like(view, parameter.original, parameter.label)))
-        for container, key, view in bindings:
-            container[key] = view
         placed.append(buffers)
+    for container, key, view in bindings:
+        container[key] = view
     return placed, bindings
 
 

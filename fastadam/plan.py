@@ -1,6 +1,5 @@
 """How one set of flat buffers is stepped: a row of hyperparameters for each group, a launch for each update text."""
 
-from collections.abc import Hashable
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -31,17 +30,18 @@ class Plan:
         asked: How many steps have been asked of it.
     """
 
-    def __init__(self, buffers: Buffers, groups: list[ParamGroup], options: Options):
+    def __init__(self, buffers: Buffers, groups: list[ParamGroup], options: Options, seed: int):
         self.buffers, self.groups, self.options = buffers, groups, options
         self.kernels: ModuleType = kernels(buffers.p, "params")
         self.names = [name for group in groups for name in group["params"]]
         self.segments = [buffers.segments[name] for name in self.names]
         self.rows = [row for row, group in enumerate(groups) for _ in group["params"]]
         self.asked = 0
+        self._seeds = [seed] * len(groups)
         self._earlier = [0] * len(groups)
         self.hyper = zeros((len(groups), len(fold.HYPER)), np.float64, buffers.p)
         self.carried = zeros((len(groups), len(fold.CARRIED)), np.float64, buffers.p)
-        self.table = zeros((len(groups), fold.COLUMNS), buffers.p.dtype, buffers.p)
+        self.table = zeros((len(groups), fold.COLUMNS), buffers.arithmetic, buffers.p)
         self.recipes: list[Recipe | None] = [None] * len(groups)
         self._launches: dict[bool, list[tuple]] = {}
         self.scheduled: list[int] = []
@@ -57,18 +57,21 @@ class Plan:
     def refresh_copies(self) -> None:
         """Write the 16-bit copy of the parameters, if there is one, as they are now."""
         if self.options.copy_dtype:
-            self.kernels.copy_out(self.buffers.p, self.buffers.low, self.options.copy_dtype)
+            kind = self.options.copy_dtype
+            buffers = self.buffers
+            values = buffers.p if buffers.storage.p == "native" else self.kernels.upload(buffers.values("p"), buffers.p)
+            self.kernels.copy_out(values, buffers.low, kind)
 
     def _refresh(self, row: int) -> None:
         group = self.groups[row]
-        recipe = recipe_of(group, self.options)
+        recipe = recipe_of(group, self.options, self.buffers.storage)
         if recipe != self.recipes[row]:
             # The kernel is compiled at the next step, and not while setting after setting is assigned.
             self.recipes[row] = recipe
             self._launches.clear()
         self.scheduled = [index for index, each in enumerate(self.groups) if callable(each["lr"])]
         lr = 0.0 if callable(group["lr"]) else group["lr"]
-        self.hyper[row] = self._uploaded(hyper_of(group, self.options, lr))
+        self.hyper[row] = self._uploaded(hyper_of(group, self.options, lr, self._seeds[row]))
 
     def _uploaded(self, values):
         return self.kernels.upload(np.array(values, np.float64), self.buffers.p)
@@ -95,6 +98,15 @@ class Plan:
         """Steps taken and NAdam's product of momenta of a group. On a GPU this waits for the last step."""
         values = self.carried[row].tolist()
         return int(values[STEP]), values[MOMENTUM_PRODUCT]
+
+    def seed(self, row: int) -> int:
+        """The seed of the stochastic rounding of a group."""
+        return self._seeds[row]
+
+    def use_seed(self, row: int, seed: int) -> None:
+        """Round the parameters of a group by this seed from now on."""
+        self._seeds[row] = seed
+        self._refresh(row)
 
     def addresses(self, flat: Any) -> np.ndarray:
         """Where the gradient of each parameter lies in the flat array `flat`."""
@@ -138,10 +150,11 @@ class Plan:
         if len(rows) < len(self.groups):
             pieces = pieces[np.isin(pieces[:, 2], rows)]
         size = int((pieces[:, 1] - pieces[:, 0]).sum())
-        flats = tuple(getattr(self.buffers, name) for name in update.flats)
-        call = self.kernels.launcher(update, self.buffers.p.dtype, size)
+        flats = tuple(self.buffers.flat(name) for name in update.flats)
+        call = self.kernels.launcher(update, self.buffers.arithmetic, size)
         like = self.buffers.p
-        return call, flats, self.kernels.blocks_of(pieces, like), self.kernels.upload(np.array(rows, np.int64), like)
+        blocks = self.kernels.blocks_of(pieces, like, self.buffers.storage)
+        return call, flats, blocks, self.kernels.upload(np.array(rows, np.int64), like)
 
     def scalars(self, row: int) -> dict[str, float]:
         """The scalars of the last step of a group, by name. On a GPU this waits for the step."""
@@ -157,7 +170,3 @@ class Plan:
     def set_calls(self, row: int, count: int) -> None:
         """Set how many steps have been asked of a group."""
         self._earlier[row] = count - self.asked
-
-    def view_of(self, name: Hashable, flat: Any) -> Any:
-        """The view of parameter `name` in one of the flat buffers."""
-        return self.buffers.segments[name].of(flat)

@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 
 from fastadam.kernels import fold
+from fastadam.kernels.storage import NATIVE, Storage
 from fastadam.kernels.update import Recipe, Update, update_of
-from fastadam.options import CONVENTIONS, Options
+from fastadam.options import CONVENTIONS, SMALLEST_FLOAT16_ROOT, Options
 
 LR = fold.HYPER.index("lr")
 STEP = fold.CARRIED.index("step")
 MOMENTUM_PRODUCT = fold.CARRIED.index("momentum_product")
 
 
-def recipe_of(settings: Mapping[str, Any], options: Options) -> Recipe:
+def recipe_of(settings: Mapping[str, Any], options: Options, storage: Storage = NATIVE) -> Recipe:
     """What the update of a group is joined from."""
     return Recipe(
         member=options.member,
@@ -24,7 +25,7 @@ def recipe_of(settings: Mapping[str, Any], options: Options) -> Recipe:
         eps_root=options.eps_root > 0.0,
         clip_value=options.clip_value is not None,
         ema=options.ema_decay is not None,
-        copy=options.copy_dtype,
+        storage=storage,
         zero_grad=options.zero_grad,
         short1=settings["betas"][0] < 0.5,
         short2=settings["betas"][1] < 0.5 and options.member != "adamax",
@@ -37,7 +38,7 @@ def _decay(settings, options):
     return "coupled" if settings["weight_decay"] > 0.0 else "none"
 
 
-def hyper_of(settings: Mapping[str, Any], options: Options, lr: float) -> list[float]:
+def hyper_of(settings: Mapping[str, Any], options: Options, lr: float, seed: int = 0) -> list[float]:
     """The row of hyperparameters of a group, in the order of `fold.HYPER`."""
     values = {
         "lr": lr,
@@ -50,14 +51,23 @@ def hyper_of(settings: Mapping[str, Any], options: Options, lr: float) -> list[f
         "momentum_decay": settings.get("momentum_decay", 0.0),
         "clip_value": options.clip_value or 0.0,
         "ema_decay": options.ema_decay or 0.0,
+        "seed": seed,
     }
     return [values[name] for name in fold.HYPER]
 
 
-def update_for(settings: Mapping[str, Any], options: Options | None = None) -> tuple[Update, np.ndarray]:
+def update_for(
+    settings: Mapping[str, Any], options: Options | None = None, storage: Storage = NATIVE
+) -> tuple[Update, np.ndarray]:
     """The update of a group with a number for its learning rate, and its row of hyperparameters."""
     options = options or Options("adam")
-    return update_of(recipe_of(settings, options)), np.array(hyper_of(settings, options, settings["lr"]))
+    hyper = hyper_of(settings, options, settings["lr"], derived_seed(options.seed, 0))
+    return update_of(recipe_of(settings, options, storage)), np.array(hyper)
+
+
+def derived_seed(seed: int, position: int) -> int:
+    """The seed of the flat buffers at a position, an integer below 2**24, which every dtype holds exactly."""
+    return int(np.random.SeedSequence([seed, position]).generate_state(1)[0]) >> 8
 
 
 def check_settings(settings: Mapping[str, Any], options: Options) -> None:
@@ -66,12 +76,17 @@ def check_settings(settings: Mapping[str, Any], options: Options) -> None:
         raise ValueError(
             "`decouple_lr` needs `decoupled_weight_decay`: L2 is a part of the gradient, and so always multiplied by lr"
         )
+    if options.moment_dtypes[1] == "float16" and settings["eps"] < SMALLEST_FLOAT16_ROOT:
+        raise ValueError(
+            f"`eps` must be >= {SMALLEST_FLOAT16_ROOT} (2**-12) with a second moment in float16, got {settings['eps']}: "
+            "smaller second moments vanish, and eps alone would divide. Use `moment_dtype` ('float16', 'bfloat16')"
+        )
     if settings.get("amsgrad") and options.member != "adam":
         raise ValueError("`amsgrad` must be False for this optimizer, which has none, got True")
     if options.sparse == "exact" and not _is_exactly_sparse(settings, options):
         raise ValueError(
             "`sparse` must be 'lazy' unless the optimizer is Adam, AdamW or NAdam without amsgrad, eps_root, L2 decay, "
-            "ema_decay and copy_dtype, got 'exact'"
+            "ema_decay, copy_dtype, and storage in other dtypes, got 'exact'"
         )
     beta1, beta2 = settings["betas"]
     if options.sparse == "exact" and beta1 > 0.999 * beta2**0.5:
@@ -87,4 +102,4 @@ def _is_exactly_sparse(settings, options):
     """Whether missed steps can be made up for: `fastadam.kernels.catch_up` knows only Adam's own form."""
     recipe = recipe_of(settings, options)
     plain = recipe.member in ("adam", "nadam") and recipe.decay != "coupled"
-    return plain and not (recipe.amsgrad or recipe.eps_root or recipe.ema or recipe.copy)
+    return plain and not (recipe.amsgrad or recipe.eps_root or recipe.ema or options.stores_otherwise)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.arrays import namespace, zeros
+from fastadam.arrays import namespace, widened, zeros
 from fastadam.gradients import Located
 from fastadam.kernels import fold, norm
 from fastadam.options import Options
@@ -33,19 +33,20 @@ class Reduction:
         self._propagate = float(options.nonfinite == "propagate")
         # Squares of gradients that overflow count as non-finite, unless each is clipped.
         unbounded = options.clip_value is None
-        self._largest = float(min(np.finfo(plan.buffers.p.dtype).max for plan in plans)) if unbounded else float("inf")
+        self._largest = (
+            float(min(np.finfo(plan.buffers.arithmetic).max for plan in plans)) if unbounded else float("inf")
+        )
 
     def _launch(self, plan, sparse, start):
         """The launch for the gradients of a plan, whose lanes begin at `start`: a function and its arguments."""
         sizes = [segment.stop - segment.start for segment in plan.segments]
         sizes = [sparse[index].size if index in sparse else size for index, size in enumerate(sizes)]
         blocks = norm.blocks_of(sizes)
-        call = plan.kernels.squares_launcher(plan.buffers.p.dtype, sum(sizes))
+        call = plan.kernels.squares_launcher(plan.buffers.arithmetic, sum(sizes), plan.buffers.storage.g)
         return (
             call,
             plan.kernels.upload(blocks, plan.buffers.p),
             self._lanes[start : start + len(blocks)],
-            plan.buffers.p,
         )
 
     def clip(self, located: list[Located], grad_scale: float) -> Any:
@@ -58,9 +59,9 @@ class Reduction:
                 stop += len(launches[-1][1])
             # Without any gradient, the norm is that of a block of zeros.
             lanes = lanes[:stop] if stop else zeros((1, norm.LANES), np.float64, lanes)
-        for gradients, (call, blocks, own, like) in zip(located, launches, strict=True):
+        for gradients, (call, blocks, own) in zip(located, launches, strict=True):
             if len(blocks):
-                call(gradients.addresses, blocks, own, like)
+                call(gradients.addresses, blocks, own)
         return self._kernels.clip(lanes, grad_scale, self._max_grad_norm, self._largest, self._propagate, self._record)
 
     @property
@@ -87,6 +88,7 @@ def not_finite_error(gradients: Mapping[Hashable, Any], norm: float) -> Floating
     """What to raise for named `gradients` of which one is not finite, or whose squares overflow."""
     gradients = {name: _of_rows(gradient) for name, gradient in gradients.items()}
     for name, (gradient, places) in gradients.items():
+        gradient = widened(gradient)
         library = namespace(gradient)
         finite = library.isfinite(gradient)
         if not finite.all():
@@ -96,7 +98,7 @@ def not_finite_error(gradients: Mapping[Hashable, Any], norm: float) -> Floating
             return FloatingPointError(
                 f"the gradient of {name!r} must be finite, got {float(value)} at index {index}; nothing was written"
             )
-    sizes = {name: float(abs(gradient).max()) for name, (gradient, _) in gradients.items() if gradient.size}
+    sizes = {name: float(abs(widened(gradient)).max()) for name, (gradient, _) in gradients.items() if gradient.size}
     name = max(sizes, key=sizes.__getitem__)
     return FloatingPointError(
         f"the squares of the gradients must not overflow, got {sizes[name]} in that of {name!r} and a norm of {norm}; "

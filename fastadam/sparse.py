@@ -4,8 +4,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastadam.arrays import as_array, check_like, kernels, namespace
-from fastadam.kernels import catch_up
+from fastadam.arrays import as_array, check_like, dtype_name, kernels, namespace, widened
+from fastadam.kernels import casts, catch_up
+from fastadam.kernels.storage import EXPONENT_BLOCK, Storage
 from fastadam.plan import Plan
 
 
@@ -49,10 +50,16 @@ class Rows(NamedTuple):
         return self.values.size
 
 
-def checked_rows(rows: SparseRows, view: Any, label: str) -> Rows:
-    """`rows` as the gradient of the parameter `view`."""
+def checked_rows(rows: SparseRows, view: Any, label: str, storage: Storage) -> Rows:
+    """`rows` as the gradient of a parameter whose gradients are like `view`."""
     if view.ndim == 0:
         raise ValueError(f"`{label}` must be an array for a parameter without rows, got SparseRows")
+    width = view.size // view.shape[0] if view.shape[0] else 0
+    if storage.blocked and width % EXPONENT_BLOCK:
+        raise ValueError(
+            f"`{label}` must be an array with `moment_dtype` 'float8', got SparseRows of {width} elements a row: only "
+            f"rows of a multiple of {EXPONENT_BLOCK} have blocks of codes of their own"
+        )
     indices = row_indices(rows.indices, view, f"{label}.indices")
     values = as_array(rows.values, f"{label}.values")
     rows_of_view = namespace(view).broadcast_to(view[:1], (len(indices), *view.shape[1:]))
@@ -62,14 +69,20 @@ def checked_rows(rows: SparseRows, view: Any, label: str) -> Rows:
         values = values.copy()
     ascending, order = _sorted(indices)
     first = _is_first(ascending)
-    width = view.size // view.shape[0] if view.shape[0] else 0
     if first.all():
         return Rows(ascending, order * width, values.reshape(-1))
     starts = np.flatnonzero(first)
     # On a GPU the sums are made on the host: an atomic addition there would add in any order.
     host = values if isinstance(values, np.ndarray) else values.get()
-    sums = np.add.reduceat(host[order], starts, axis=0)
-    return Rows(ascending[starts], np.arange(len(starts)) * width, namespace(values).asarray(sums).reshape(-1))
+    sums = np.add.reduceat(widened(host)[order], starts, axis=0)
+    return Rows(ascending[starts], np.arange(len(starts)) * width, _narrowed(sums, values).reshape(-1))
+
+
+def _narrowed(sums, like):
+    """`sums` in the dtype and on the device of `like`."""
+    if dtype_name(like) == "bfloat16":
+        sums = casts.to_bfloat16(sums).view(like.dtype)
+    return namespace(like).asarray(sums.astype(like.dtype, copy=False))
 
 
 def row_indices(indices: Any, view: Any, label: str) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 
 from fastadam.arrays import as_array, check_like, moved
 from fastadam.checks import integer, real
+from fastadam.conversion import check_codes, converted
 from fastadam.plan import Plan
 
 
@@ -20,7 +21,9 @@ def dump_state(rows: list[tuple[Plan, int]]) -> dict[str, Any]:
         for name in group["params"]:
             state[name] = {"step": step}
             for key, flat in _arrays(plan, group).items():
-                state[name][key] = plan.view_of(name, getattr(plan.buffers, flat)).copy()
+                state[name][key] = plan.buffers.part(name, flat).copy()
+            if plan.buffers.storage.dithers:
+                state[name]["seed"] = plan.seed(row)
             if plan.options.member == "nadam":
                 state[name]["mu_product"] = momentum_product
             if plan.options.nonfinite == "skip" or plan.calls(row) != step:
@@ -29,8 +32,8 @@ def dump_state(rows: list[tuple[Plan, int]]) -> dict[str, Any]:
     return {"state": state, "param_groups": groups}
 
 
-def _arrays(plan, settings) -> dict[str, str]:
-    """Torch's names of the arrays of a parameter's state, each with the flat buffer that holds it."""
+def _buffers(plan, settings) -> dict[str, str]:
+    """Torch's names of what the state of a parameter has, each with the name of the buffer."""
     names = {"exp_avg": "m", "exp_inf" if plan.options.member == "adamax" else "exp_avg_sq": "v"}
     if settings.get("amsgrad"):
         names["max_exp_avg_sq"] = "v_max"
@@ -39,8 +42,21 @@ def _arrays(plan, settings) -> dict[str, str]:
     return names
 
 
-def load_state(rows: list[tuple[Plan, int]], state_dict: Mapping[str, Any]) -> None:
-    """Take over `state_dict`; everything is checked before anything is written, and nothing is cast."""
+def _arrays(plan, settings) -> dict[str, str]:
+    """The names of the arrays of a parameter's state, each with the flat array that holds it."""
+    storage = plan.buffers.storage
+    names = {}
+    for key, buffer in _buffers(plan, settings).items():
+        code, *exponent = storage.flats(buffer)
+        names[key] = code
+        names.update({f"{key}_exponent": flat for flat in exponent})
+    if storage.p == "split":
+        names["remainder"] = "remainder"
+    return names
+
+
+def load_state(rows: list[tuple[Plan, int]], state_dict: Mapping[str, Any], *, convert: bool) -> None:
+    """Take over `state_dict`; everything is checked before anything is written, and nothing cast without `convert`."""
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
         raise TypeError(
             "`state_dict` must be a dict with the keys 'state' and 'param_groups', as `state_dict()` makes it"
@@ -55,11 +71,12 @@ def load_state(rows: list[tuple[Plan, int]], state_dict: Mapping[str, Any]) -> N
         difference = sorted(map(repr, state.keys() ^ expected))
         raise ValueError(f"`state_dict['state']` must have an entry for every parameter and no other, got {difference}")
     loaded = [
-        (_settings(group, plan, row, index), _entries(state, plan, row, group))
+        (_settings(group, plan, row, index), _entries(state, plan, row, group, convert))
         for index, (group, (plan, row)) in enumerate(zip(groups, rows, strict=True))
     ]
-    for (plan, row), (settings, (step, momentum_product, skipped, arrays)) in zip(rows, loaded, strict=True):
+    for (plan, row), (settings, (step, momentum_product, skipped, seed, arrays)) in zip(rows, loaded, strict=True):
         plan.groups[row].update(settings)
+        plan.use_seed(row, seed)
         plan.carry(row, step, momentum_product)
         plan.set_calls(row, step + skipped)
         for view, value in arrays:
@@ -85,29 +102,46 @@ def _settings(group, plan, row, index):
     return settings
 
 
-def _entries(state, plan, row, group):
+def _entries(state, plan, row, group, convert):
     """The counts of a group, and (view, value) of each array; `group` has the settings that will hold."""
     counts, arrays = set(), []
+    settings, buffers = {**plan.groups[row], **group}, plan.buffers
     for name in plan.groups[row]["params"]:
         label, entry = f"state_dict['state'][{name!r}]", state[name]
         _check_kind(entry, Mapping, label, "a dict")
-        flats = _arrays(plan, {**plan.groups[row], **group})
-        if not {"step", *flats} <= entry.keys():
-            wanted = ", ".join(map(repr, ["step", *flats]))
-            raise ValueError(f"`{label}` must have the keys {wanted}, got {list(entry)}")
-        counts.add(_counts(entry, label, plan))
-        for key, flat in flats.items():
-            view = plan.view_of(name, getattr(plan.buffers, flat))
-            value = moved(as_array(entry[key], f"{label}['{key}']"), view)
-            check_like(value, view, f"{label}['{key}']", "its parameter")
-            arrays.append((view, value))
+        needed = ["step", *(_buffers(plan, settings) if convert else _arrays(plan, settings))]
+        if not set(needed) <= entry.keys():
+            raise ValueError(f"`{label}` must have the keys {', '.join(map(repr, needed))}, got {list(entry)}")
+        counts.add(_counts(entry, label, plan, row))
+        values = {}
+        if convert:
+            for key, buffer in _buffers(plan, settings).items():
+                values.update(converted(entry, key, label, buffers, name, buffer))
+        for key, flat in _arrays(plan, settings).items():
+            if key in entry and flat not in values:
+                values[flat] = _as_stored(entry, key, label, buffers.part(name, flat))
+        arrays += [(buffers.part(name, flat), value) for flat, value in values.items()]
     if len(counts) != 1:
-        steps = sorted({step for step, _, _ in counts})
+        steps = sorted({count[0] for count in counts})
         raise ValueError(f"`state_dict` must have one step count for all parameters of a group, got {steps}")
     return (*counts.pop(), arrays)
 
 
-def _counts(entry, label, plan):
+def _as_stored(entry, key, label, view):
+    """`entry[key]`, which must be stored as `view` is."""
+    value = moved(as_array(entry[key], f"{label}['{key}']"), view)
+    if value.dtype != view.dtype:
+        raise TypeError(
+            f"`{label}['{key}']` must be {view.dtype} as in this optimizer, got {value.dtype}: nothing is cast unless "
+            "`load_state_dict` is asked to by `convert=True`"
+        )
+    if key.endswith("_exponent"):
+        check_codes(as_array(entry[key.removesuffix("_exponent")], label), value, key.removesuffix("_exponent"), label)
+    check_like(value, view, f"{label}['{key}']", "its parameter")
+    return value
+
+
+def _counts(entry, label, plan, row):
     step = integer(entry["step"], f"{label}['step']", least=0)
     skipped = integer(entry.get("skipped", 0), f"{label}['skipped']", least=0)
     product: float = 1.0
@@ -115,4 +149,7 @@ def _counts(entry, label, plan):
         if "mu_product" not in entry:
             raise ValueError(f"`{label}` must have the key 'mu_product' for NAdam, got {list(entry)}")
         product = real(np.asarray(entry["mu_product"])[()], f"{label}['mu_product']")
-    return step, product, skipped
+    seed = plan.seed(row)
+    if plan.buffers.storage.dithers:
+        seed = integer(entry.get("seed", seed), f"{label}['seed']", least=0)
+    return step, product, skipped, seed

@@ -15,7 +15,7 @@ from fastadam.kernels.cpu_norm import clip, squares_launcher
 from fastadam.kernels.cpu_prefetch import fetch_of
 from fastadam.kernels.cpu_rows import catch_up, catch_up_table
 from fastadam.kernels.cpu_threads import PARALLEL_FROM, on_threads
-from fastadam.kernels.storage import EXPONENT_BLOCK
+from fastadam.kernels.storage import EXPONENT_BLOCK, NATIVE
 
 __all__ = [
     "BLOCK",
@@ -54,9 +54,9 @@ def launcher(update, dtype, size):
     return on_threads(lambda parallel: compiled(update, np.dtype(dtype), parallel=parallel))
 
 
-def launch_flat(update, dtype, flats, gradient, hyper, carried, grad_scale):
-    """One step of flat arrays; arithmetic is in `dtype`."""
-    size = flats[0].size
+def launch_flat(update, flats, gradient, hyper, carried, grad_scale):
+    """One step of flat arrays."""
+    size, dtype = flats[0].size, update.storage.arithmetic(flats[0])
     table, rows = np.zeros((1, fold.COLUMNS), dtype), np.zeros(1, np.int64)
     blocks = blocks_of([(0, size, 0, 0, 0)])
     launch = launcher(update, dtype, size)
@@ -79,7 +79,7 @@ def address(array):
     return array.__array_interface__["data"][0]
 
 
-def blocks_of(pieces, like=None):
+def blocks_of(pieces, like=None, storage=NATIVE):
     """`pieces` (start, stop, row, parameter, offset), cut into blocks that threads share."""
     pieces = np.asarray(pieces, np.int64).reshape(-1, 5)
     sizes = pieces[:, 1] - pieces[:, 0]

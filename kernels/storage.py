@@ -4,8 +4,10 @@ A format says by which functions of :mod:`casts <fastadam.kernels.casts>` an ele
 expressions that Python and C share.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
 
 # Elements that share an exponent, in 8-bit moments. They are those of one parameter, counted from its first.
 EXPONENT_BLOCK = 128
@@ -82,6 +84,16 @@ class Storage:
     def dithers(self) -> bool:
         """Whether something is rounded stochastically."""
         return "dithered" in (self.p, self.v) or self.v == "float8"
+
+    @property
+    def nearest(self) -> "Storage":
+        """The same with nothing rounded stochastically but codes."""
+        changed = {name: "bfloat16" for name in ("p", "v") if getattr(self, name) == "dithered"}
+        return replace(self, **changed)
+
+    def arithmetic(self, p: Any) -> np.dtype:
+        """The dtype of the arithmetic on parameters in the flat array `p`."""
+        return p.dtype if self.p == "native" else np.dtype(np.float32)
 
     def flats(self, buffer: str) -> tuple[str, ...]:
         """Names of the flat arrays of a buffer."""

@@ -202,11 +202,10 @@ class Recipe:
         eps_root: Whether something is added inside the root.
         clip_value: Whether gradients are clipped by value.
         ema: Whether an average of the parameters is kept.
-        copy: Whether a copy of the parameters is written.
         zero_grad: Whether the gradients are zeroed.
         short1: Whether beta1 is below 0.5.
         short2: Whether beta2 is.
-        storage: How the buffers are stored.
+        storage: How the buffers are stored; a copy of the parameters is written if it says how.
     """
 
     member: str = "adam"
@@ -216,7 +215,6 @@ class Recipe:
     eps_root: bool = False
     clip_value: bool = False
     ema: bool = False
-    copy: bool = False
     zero_grad: bool = False
     short1: bool = False
     short2: bool = False
@@ -257,7 +255,7 @@ def _element_stages(recipe):
     stages += [_ROOTS[recipe.amsgrad, recipe.eps_root]] * (recipe.member != "adamax")
     stages += [_DESCENTS[recipe.member]]
     stages += [average] * recipe.ema
-    stages += [copy] * recipe.copy
+    stages += [copy] * (recipe.storage.low != "native")
     stages += [zero_gradient] * recipe.zero_grad
     return tuple(stages)
 

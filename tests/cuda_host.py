@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastadam.kernels import cuda, norm
+from fastadam.kernels import cuda, cuda_norm, cuda_rows, norm
 
 HAS_COMPILER = shutil.which("g++") is not None
 
@@ -21,11 +21,26 @@ _SHIMS = """
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <barrier>
+#include <thread>
+#include <vector>
 #define __device__
 #define __host__
 #define __global__
 #define __forceinline__ inline
-static struct { unsigned x; } threadIdx, blockIdx, blockDim, gridDim;
+struct Index { unsigned x; };
+static thread_local Index threadIdx, blockIdx, blockDim, gridDim;
+// A shuffle between the 32 threads of a warp, which are threads of the CPU then.
+static std::barrier<> warp(32);
+static unsigned lanes[32];
+unsigned __shfl_xor_sync(unsigned, unsigned value, int distance) {
+  unsigned lane = threadIdx.x % 32;
+  lanes[lane] = value;
+  warp.arrive_and_wait();
+  unsigned other = lanes[lane ^ distance];
+  warp.arrive_and_wait();
+  return other;
+}
 // For functions in CuPy's headers that no elementwise kernel calls.
 template <class T, class U> T atomicCAS(T*, U, U) { abort(); }
 unsigned long long atomicAdd(unsigned long long*, unsigned long long) { abort(); }
@@ -37,14 +52,21 @@ unsigned __popc(unsigned) { abort(); }
 unsigned __popcll(unsigned long long) { abort(); }
 """
 
-# Every thread of a launch of 3 blocks of 128, one after the other.
+# Every thread of a launch of 3 blocks of 128: one after the other, or with shuffles a warp of them at a time.
 _LAUNCH = """
+static void launch_lane(unsigned block, unsigned thread, ptrdiff_t size, void** arguments, const ptrdiff_t* sizes) {{
+  blockDim.x = 128; gridDim.x = 3; blockIdx.x = block; threadIdx.x = thread;
+  {kernel}({arguments}, CIndexer<1, 1>(&size));
+}}
 extern "C" void launch(ptrdiff_t size, void** arguments, const ptrdiff_t* sizes) {{
-  blockDim.x = 128;
-  gridDim.x = 3;
-  for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x)
-    for (threadIdx.x = 0; threadIdx.x < blockDim.x; ++threadIdx.x)
-      {kernel}({arguments}, CIndexer<1, 1>(&size));
+  for (unsigned block = 0; block < 3; ++block)
+    for (unsigned thread = 0; thread < 128; thread += {together}) {{
+      std::vector<std::thread> lanes;
+      for (unsigned lane = 1; lane < {together}; ++lane)
+        lanes.emplace_back(launch_lane, block, thread + lane, size, arguments, sizes);
+      launch_lane(block, thread, size, arguments, sizes);
+      for (auto& lane : lanes) lane.join();
+    }}
 }}
 """
 
@@ -103,10 +125,16 @@ def on_host(array):
 
 def patch_cuda(monkeypatch):
     """Let the functions of `cuda` launch their kernels on the CPU, on arrays `OnHost`."""
-    kernels = ("step_rows", "step_flat", "fold_rows", "catch_up_rows", "rounding", "squares", "row_sums", "clip_record")
-    for name in kernels:
-        monkeypatch.setattr(cuda, name, partial(_host_launch, getattr(cuda, name)))
+    kernels = {
+        cuda: ("step_rows", "step_flat", "fold_rows", "rounding"),
+        cuda_norm: ("squares", "row_sums", "clip_record"),
+        cuda_rows: ("catch_up_rows",),
+    }
+    for module, names in kernels.items():
+        for name in names:
+            monkeypatch.setattr(module, name, partial(_host_launch, getattr(module, name)))
     monkeypatch.setattr(cuda, "upload", lambda array, like: array)
+    monkeypatch.setattr(cuda_rows, "upload", lambda array, like: array)
 
 
 def _host_launch(kernel_of, *arguments):
@@ -136,11 +164,12 @@ def compile_on_host(source, kernel, arguments, folder):
         pointer = f"static_cast<{parameter.ctype}*>(arguments[{index}])"
         is_array = isinstance(argument, np.ndarray)
         passed.append(f"CArray<{parameter.ctype}, 1, 1, 1>({pointer}, &sizes[{index}])" if is_array else f"*{pointer}")
-    launch = _LAUNCH.format(kernel=kernel.name, arguments=", ".join(passed))
+    together = 32 if "warp_maximum" in kernel.operation else 1
+    launch = _LAUNCH.format(kernel=kernel.name, arguments=", ".join(passed), together=together)
     (folder / "kernel.cpp").write_text(_SHIMS + source + launch)
     # CuPy's own headers only: those of the CUDA toolkit are for its compilers.
     include = [option for option in cuda.compiler_options() if option.startswith("-I") and "cupy" in option]
-    command = ["g++", "-O2", "-std=c++17", "-ffp-contract=off", "-w", "-shared", "-fPIC", *include]
+    command = ["g++", "-O2", "-std=c++20", "-pthread", "-ffp-contract=off", "-w", "-shared", "-fPIC", *include]
     subprocess.run([*command, "kernel.cpp", "-o", "kernel.so"], cwd=folder, check=True)
     return ctypes.CDLL(str(folder / "kernel.so"))
 
@@ -149,7 +178,7 @@ def launch_on_host(update, flats, gradients, blocks, rows, hyper, carried, table
     """What `cuda.launcher` launches, on the CPU. `grad_scale` is a number or a record of `clip_on_host`."""
     guarded = isinstance(grad_scale, np.ndarray)
     addresses = addresses_of(gradients)
-    pieces, count = cuda.numbered(np.asarray(blocks, np.int64).reshape(-1, 5))
+    pieces, count = cuda.blocks_of(blocks, None, update.storage)
     run_on_host(cuda.fold_rows(update, guarded), rows, grad_scale, hyper, carried, table)
     record = (grad_scale,) if guarded else ()
     run_on_host(cuda.step_rows(update, guarded), addresses, pieces, len(pieces), table, *record, *flats, size=count)
@@ -161,10 +190,10 @@ def clip_on_host(gradients, grad_scale, max_grad_norm, largest, propagate, recor
     # Gradients without elements have one block of zeros.
     lanes = np.zeros((max(1, len(blocks)), norm.LANES))
     if len(blocks):
-        run_on_host(cuda.squares(), addresses_of(gradients), blocks, gradients[0], lanes)
-    for stride, groups in cuda.levels(len(lanes)):
-        run_on_host(cuda.row_sums(), len(lanes), stride, lanes, size=groups * norm.LANES)
-    run_on_host(cuda.clip_record(), lanes, grad_scale, max_grad_norm, largest, propagate, record, size=1)
+        run_on_host(cuda_norm.squares(gradients[0].dtype), addresses_of(gradients), blocks, lanes)
+    for stride, groups in cuda_norm.levels(len(lanes)):
+        run_on_host(cuda_norm.row_sums(), len(lanes), stride, lanes, size=groups * norm.LANES)
+    run_on_host(cuda_norm.clip_record(), lanes, grad_scale, max_grad_norm, largest, propagate, record, size=1)
     return record
 
 

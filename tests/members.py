@@ -7,6 +7,7 @@ import numpy as np
 from oracle import random_state, special_state
 
 from fastadam.kernels import cpu, fold, reference
+from fastadam.kernels.storage import Storage
 from fastadam.kernels.update import Recipe, Update, update_of
 
 RECIPES = {
@@ -27,10 +28,10 @@ RECIPES = {
     "short": Recipe(short1=True, short2=True),
     "clip_value": Recipe(clip_value=True),
     "ema": Recipe(ema=True),
-    "bfloat16": Recipe(copy="bfloat16"),
-    "float16": Recipe(copy="float16"),
+    "bfloat16": Recipe(storage=Storage(low="bfloat16")),
+    "float16": Recipe(storage=Storage(low="float16")),
     "zero_grad": Recipe(zero_grad=True),
-    "everything": Recipe("adam", "optax", True, "decoupled", True, True, True, "bfloat16", True),
+    "everything": Recipe("adam", "optax", True, "decoupled", True, True, True, True, storage=Storage(low="bfloat16")),
 }
 MEMBERS = {name: update_of(recipe) for name, recipe in RECIPES.items()}
 # The whole matrix of lengths, values and threads is run on these, a part of it on the others.
@@ -48,6 +49,7 @@ HYPER = {
     "momentum_decay": 4e-3,
     "clip_value": 0.7,
     "ema_decay": 0.99,
+    "seed": 0.0,
 }
 
 
@@ -177,5 +179,5 @@ def is_nan(array, update):
     """Where `array` is NaN, which the copy of `update` is by its bits."""
     if array.dtype != np.uint16:
         return np.isnan(array)
-    infinity = 0x7F80 if "low = to_bfloat16(p)" in update.text.statements else 0x7C00
+    infinity = 0x7F80 if update.storage.low == "bfloat16" else 0x7C00
     return (array & 0x7FFF) > infinity

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fastadam.kernels import cpu, fold, norm
+from fastadam.kernels import cpu, cpu_norm, fold, norm
 
 try:
     from cuda_host import HAS_COMPILER, clip_on_host
@@ -21,7 +21,8 @@ def lanes_on_cpu(gradients, dtype, parallel):
     # Gradients without elements have one block of zeros.
     lanes = np.zeros((max(1, len(blocks)), norm.LANES))
     addresses = np.array([cpu.address(gradient) for gradient in gradients], np.int64)
-    cpu._squares_kernel(np.dtype(dtype), parallel=parallel)(addresses, blocks, lanes[: len(blocks)], np.empty(0, dtype))
+    kernel = cpu_norm.squares_kernel(np.dtype(dtype), parallel=parallel)
+    kernel(addresses, blocks, lanes[: len(blocks)], dtype(0))
     return lanes
 
 

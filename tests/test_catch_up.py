@@ -11,7 +11,7 @@ from test_sparse import WIDTH, dense, draw_rows, model
 
 import fastadam
 from fastadam import SparseRows
-from fastadam.kernels import catch_up, cpu
+from fastadam.kernels import catch_up, cpu, cpu_rows
 
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 F4 = np.float32
@@ -198,7 +198,7 @@ def expected_rows(flats, blocks, table, starts):
 def test_missed_steps_on_the_cpu_are_the_text_on_numpy(dtype, parallel):
     flats, *rest = missed_steps(dtype)
     expected = expected_rows(flats, *rest)
-    cpu._catch_up_kernel(np.dtype(dtype), parallel=parallel)(flats, *rest)
+    cpu_rows.catch_up_kernel(np.dtype(dtype), parallel=parallel)(flats, *rest)
     for actual, wanted in zip(flats, expected, strict=True):
         np.testing.assert_array_equal(actual, wanted)
 
@@ -210,12 +210,12 @@ def test_missed_steps_in_the_cuda_source_are_the_text_on_numpy(dtype):
         pytest.skip("needs g++")
     from cuda_host import run_on_host
 
-    from fastadam.kernels import cuda
+    from fastadam.kernels import cuda_rows, cuda_source
 
     flats, blocks, table, starts = missed_steps(dtype)
     expected = expected_rows(flats, blocks, table, starts)
-    pieces, count = cuda.numbered(blocks)
-    run_on_host(cuda.catch_up_rows(), pieces, len(pieces), table, starts, *flats, size=count)
+    pieces, count = cuda_source.numbered(blocks, blocks[:, 1] - blocks[:, 0])
+    run_on_host(cuda_rows.catch_up_rows(), pieces, len(pieces), table, starts, *flats, size=count)
     for actual, wanted in zip(flats, expected, strict=True):
         np.testing.assert_array_equal(actual, wanted)
 
@@ -225,9 +225,11 @@ def test_loop_over_missed_steps_is_vectorised(dtype, tmp_path, monkeypatch):
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     compiled = []
     monkeypatch.setattr(
-        cpu, "jit", lambda *arguments, _jit=cpu.jit, **names: compiled.append(_jit(*arguments, **names)) or compiled[-1]
+        cpu_rows,
+        "jit",
+        lambda *arguments, _jit=cpu_rows.jit, **names: compiled.append(_jit(*arguments, **names)) or compiled[-1],
     )
-    cpu._catch_up_kernel.__wrapped__(np.dtype(dtype), parallel=False)
+    cpu_rows.catch_up_kernel.__wrapped__(np.dtype(dtype), parallel=False)
     (assembly,) = compiled[0].inspect_asm().values()
     for operation in ("sqrt", "div"):
         assert re.search(PACKED[dtype].format(operation), assembly)

@@ -9,7 +9,7 @@ import pytest
 from machine_code import FUSED, PACKED, SHIFTED
 from members import MEMBERS, launch_of, random_flats
 
-from fastadam.kernels import cpu
+from fastadam.kernels import cpu, cpu_jit, cpu_norm
 from fastadam.kernels.update import ADAM
 
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -24,8 +24,8 @@ def empty_cache(tmp_path, monkeypatch):
 
 def assembly_of(update, dtype, *, parallel=False):
     # Without the fold, whose own square roots and divisions may be packed in pairs.
-    kernel = cpu._compile(replace(update, fold_row=lambda hyper, carried, grad_scale, table: None), parallel=parallel)
-    kernel.compile(cpu._signature(update, np.dtype(dtype)))
+    kernel = cpu.twin(replace(update, fold_row=lambda hyper, carried, grad_scale, table: None), parallel=parallel)
+    kernel.compile(cpu.signature(update, np.dtype(dtype)))
     (assembly,) = kernel.inspect_asm().values()
     return assembly
 
@@ -55,7 +55,7 @@ def test_parallel_loop_is_vectorised(name, dtype):
 
 def test_check_notices_a_loop_that_is_not_vectorised(monkeypatch):
     njit = numba.njit
-    monkeypatch.setattr(cpu, "njit", lambda **options: njit(**{**options, "error_model": "python"}))
+    monkeypatch.setattr(cpu_jit, "njit", lambda **options: njit(**{**options, "error_model": "python"}))
     for dtype in (np.float32, np.float64):
         assembly = assembly_of(MEMBERS["adam"], dtype)
         with pytest.raises(AssertionError, match="no packed instruction"):
@@ -64,7 +64,7 @@ def test_check_notices_a_loop_that_is_not_vectorised(monkeypatch):
 
 def test_check_notices_a_fused_multiply_add(monkeypatch):
     njit = numba.njit
-    monkeypatch.setattr(cpu, "njit", lambda **options: njit(**options, fastmath={"contract"}))
+    monkeypatch.setattr(cpu_jit, "njit", lambda **options: njit(**options, fastmath={"contract"}))
     assembly = assembly_of(MEMBERS["adam"], np.float32)
     with pytest.raises(AssertionError, match="fused"):
         check_vectorised(MEMBERS["adam"], assembly, np.float32)
@@ -104,43 +104,43 @@ def test_no_kind_of_array_or_scalar_is_compiled_for_but_the_two_dtypes(size):
 
 
 def test_twins_have_names_and_cache_files_of_their_own(empty_cache):
-    twins = [cpu._compile(update, parallel=parallel) for update in MEMBERS.values() for parallel in (False, True)]
+    twins = [cpu.twin(update, parallel=parallel) for update in MEMBERS.values() for parallel in (False, True)]
     assert len({twin.__name__ for twin in twins}) == 2 * len(MEMBERS)
     for parallel in (False, True):
-        cpu._compile(ADAM, parallel=parallel).compile(cpu._signature(ADAM, np.dtype(np.float32)))
+        cpu.twin(ADAM, parallel=parallel).compile(cpu.signature(ADAM, np.dtype(np.float32)))
     assert len(list(empty_cache.rglob("*.nbi"))) == 2
 
 
 def test_machine_code_is_found_again_unless_a_text_was_edited(empty_cache):
-    signature = cpu._signature(ADAM, np.dtype(np.float32))
+    signature = cpu.signature(ADAM, np.dtype(np.float32))
     edited = replace(ADAM, sources=ADAM.sources.replace("g * g - v", "g * g + v"))
     assert edited.sources != ADAM.sources
     hits = []
     for update in (ADAM, ADAM, edited):
-        kernel = cpu._compile(update, parallel=False)
+        kernel = cpu.twin(update, parallel=False)
         kernel.compile(signature)
         hits.append(sum(kernel.stats.cache_hits.values()))
     assert hits == [0, 1, 0]
 
 
-@pytest.mark.parametrize("source", ["_OWN_SOURCES", "sources", "name"])
+@pytest.mark.parametrize("source", ["_SOURCES", "sources", "name"])
 def test_each_source_is_in_the_name_of_the_cache(source, monkeypatch):
-    before = cpu._compile(ADAM, parallel=False).__name__
+    before = cpu.twin(ADAM, parallel=False).__name__
     update = ADAM
-    if source == "_OWN_SOURCES":
-        monkeypatch.setattr(cpu, source, cpu._OWN_SOURCES + b"#")
+    if source == "_SOURCES":
+        monkeypatch.setattr(cpu_jit, source, cpu_jit._SOURCES + b"#")
     else:
         update = replace(ADAM, **{source: getattr(ADAM, source) + "_"})
-    assert cpu._compile(update, parallel=False).__name__ != before
+    assert cpu.twin(update, parallel=False).__name__ != before
 
 
 @dtypes
 def test_sum_of_squares_is_vectorised(dtype, monkeypatch):
-    compiled, jit = [], cpu.jit
+    compiled, jit = [], cpu_norm.jit
     monkeypatch.setattr(
-        cpu, "jit", lambda *arguments, **options: compiled.append(jit(*arguments, **options)) or compiled[0]
+        cpu_norm, "jit", lambda *arguments, **options: compiled.append(jit(*arguments, **options)) or compiled[0]
     )
-    cpu._squares_kernel.__wrapped__(np.dtype(dtype), parallel=False)
+    cpu_norm.squares_kernel.__wrapped__(np.dtype(dtype), parallel=False)
     (assembly,) = compiled[0].inspect_asm().values()
     # The squares are float64 for every dtype.
     assert re.search(PACKED[np.float64].format("mul"), assembly)

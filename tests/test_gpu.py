@@ -118,7 +118,7 @@ def test_norm_equals_the_reference_bit_for_bit(dtype, sizes):
     blocks = norm.blocks_of(sizes)
     lanes, record = cupy.zeros((len(blocks), norm.LANES)), cupy.zeros(len(fold.RECORD))
     addresses = cupy.asarray([cuda.address(gradient) for gradient in on_device])
-    cuda.squares_launcher(dtype, sum(sizes))(addresses, cupy.asarray(blocks), lanes, on_device[0])
+    cuda.squares_launcher(dtype, sum(sizes))(addresses, cupy.asarray(blocks), lanes)
     cuda.clip(lanes, 0.5, 3.0, 1e30, 0.0, record)
     expected = fold.clip(0.5, np.float64(norm.reference(gradients)), 3.0, 1e30, 0.0)
     np.testing.assert_array_equal(cupy.asnumpy(record), [*expected, 0.0])

@@ -114,7 +114,7 @@ def test_squares_of_few_and_of_many_blocks(dtype, blocks):
     gradients = draw([blocks * norm.BLOCK], dtype)
     cut, lanes = norm.blocks_of([gradients[0].size]), np.full((blocks, norm.LANES), np.nan)
     launch = cpu.squares_launcher(dtype, gradients[0].size)
-    launch(np.array([cpu.address(gradients[0])]), cut, lanes, gradients[0])
+    launch(np.array([cpu.address(gradients[0])]), cut, lanes)
     np.testing.assert_array_equal(clipped(lanes, **ANY), expected_record(gradients, **ANY))
 
 
@@ -130,7 +130,7 @@ def test_cuda_launchers_equal_the_reference(monkeypatch):
         blocks, record = norm.blocks_of(LISTS[name]), np.zeros(4)
         lanes = on_host(np.full((len(blocks), norm.LANES), np.nan))
         addresses = np.array([gradient.ctypes.data for gradient in gradients])
-        cuda.squares_launcher(np.float32, 0)(addresses, blocks, lanes, gradients[0])
+        cuda.squares_launcher(np.float32, 0)(addresses, blocks, lanes)
         assert cuda.clip(lanes, 0.5, 3.0, 1e30, 0.0, record) is record
         expected = expected_record(gradients, 0.5, max_grad_norm=3.0, largest=1e30, propagate=0.0)
         np.testing.assert_array_equal(record, expected)

@@ -1,0 +1,65 @@
+"""States in one format as states in another, on request."""
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+
+from fastadam.arrays import DTYPES, as_array, check_dtype, dtype_name, moved
+from fastadam.buffers import Buffers
+from fastadam.kernels import stored
+from fastadam.kernels.storage import EXPONENT_BLOCK, Storage
+
+
+def converted(
+    entry: Mapping[str, Any], key: str, label: str, buffers: Buffers, name: Hashable, buffer: str
+) -> dict[str, Any]:
+    """Flat array -> what it is to hold for parameter `name`: `entry[key]`, rounded to nearest to its format."""
+    shape = buffers.segments[name].shape
+    values = _values(entry, key, label, buffer).astype(buffers.arithmetic, copy=False)
+    if values.shape != shape:
+        raise ValueError(f"`{label}['{key}']` must have shape {shape} like its parameter, got {values.shape}")
+    storage = buffers.storage.nearest
+    targets = {flat: buffers.part(name, flat) for flat in storage.flats(buffer)}
+    held = {flat: np.empty(target.size, buffers.flat(flat).dtype) for flat, target in targets.items()}
+    with np.errstate(over="ignore"):
+        stored.store(storage, buffer, values.reshape(-1), held)
+    return {
+        flat: moved(held[flat].view(target.dtype).reshape(target.shape), target) for flat, target in targets.items()
+    }
+
+
+def _values(entry, key, label, buffer):
+    """What `entry[key]` holds, in any format that is recognised by its dtype and by the exponents beside it."""
+    array = _on_host(as_array(entry[key], f"{label}['{key}']"))
+    if f"{key}_exponent" in entry:
+        exponents = _on_host(as_array(entry[f"{key}_exponent"], f"{label}['{key}_exponent']"))
+        check_codes(array, exponents, key, label)
+        flats = {buffer: array.reshape(-1), f"{buffer}_exponent": exponents}
+        return stored.load(Storage(**{buffer: "float8"}), buffer, flats).reshape(array.shape)
+    check_dtype(array, f"{label}['{key}']", DTYPES)
+    name = dtype_name(array)
+    if name in ("float32", "float64"):
+        return array
+    return stored.load(Storage(**{buffer: name}), buffer, {buffer: array.view(np.uint16)})
+
+
+def _on_host(array):
+    return array if isinstance(array, np.ndarray) else array.get()
+
+
+def check_codes(codes: Any, exponents: Any, key: str, label: str) -> None:
+    """Raise unless `codes` are 8-bit codes with an exponent for each block of `EXPONENT_BLOCK`.
+
+    They are items of the mapping `label`, or arguments if that is empty.
+    """
+    label, of_exponents = (f"{label}['{name}']" if label else name for name in (key, f"{key}_exponent"))
+    for name, array in ((label, codes), (of_exponents, exponents)):
+        if array.dtype != np.uint8:
+            raise TypeError(f"`{name}` must be uint8, got {array.dtype}")
+    blocks = (-(-codes.size // EXPONENT_BLOCK),)
+    if exponents.shape != blocks:
+        raise ValueError(
+            f"`{of_exponents}` must have shape {blocks}, one for each block of {EXPONENT_BLOCK} codes, got "
+            f"{exponents.shape}"
+        )

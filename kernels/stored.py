@@ -1,0 +1,37 @@
+"""Whole buffers read and written in NumPy, in any format."""
+
+from typing import Any
+
+import numpy as np
+
+from fastadam.kernels import casts
+from fastadam.kernels.storage import BLOCK_FORMATS, EXPONENT_BLOCK, Storage
+
+# A random word that rounds codes to nearest.
+HALF = np.uint32(0x80000000)
+
+
+def load(storage: Storage, buffer: str, flats: dict[str, Any]) -> Any:
+    """The values of a buffer: `flats` itself has them, if it is of the dtype of the arithmetic."""
+    names = {**vars(casts), **flats}
+    if buffer in storage.blocked:
+        names[f"{buffer}_first"] = _first_codes(flats[f"{buffer}_exponent"], flats[buffer].size)
+    return eval(storage.load(buffer, "{}"), names)
+
+
+def store(storage: Storage, buffer: str, value: Any, flats: dict[str, Any], word: Any = HALF, turn: Any = 0) -> None:
+    """Write `value` into the flat arrays of a buffer; `word` and `turn` round what is rounded stochastically."""
+    names = {**vars(casts), "value": value, "word": word, "turn": np.uint32(turn)}
+    if buffer in storage.blocked:
+        firsts = np.arange(0, value.size, EXPONENT_BLOCK)
+        largest = np.maximum.reduceat(casts.size_of(value), firsts) if value.size else np.zeros(0, np.uint32)
+        flats[f"{buffer}_exponent"][...] = casts.shared_exponent(largest, BLOCK_FORMATS[buffer].octaves)
+        names[f"{buffer}_first"] = _first_codes(flats[f"{buffer}_exponent"], value.size)
+    for flat, expression in storage.stores(buffer, "value"):
+        stored = eval(expression, names)
+        if stored is not flats[flat]:
+            flats[flat][...] = stored
+
+
+def _first_codes(exponents, size):
+    return np.repeat(casts.first_code(exponents), EXPONENT_BLOCK)[:size]
