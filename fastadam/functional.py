@@ -10,7 +10,7 @@ from fastadam.conversion import check_codes
 from fastadam.groups import ParamGroup
 from fastadam.kernels import fold
 from fastadam.options import Options
-from fastadam.recipes import STEP, check_settings, update_for
+from fastadam.recipes import STEP, check_eps, check_settings, update_for
 from fastadam.storage import storage_of_arrays
 
 
@@ -97,6 +97,8 @@ def adam_step(
         f"{label}_exponent": as_array(value, f"{label}_exponent") for label, value in codes.items() if value is not None
     }
     storage = storage_of_arrays(arrays, exponents, chosen)
+    if storage.v == "float16":
+        check_eps(group["eps"])
     for label, array in arrays.items():
         check_place(array, arrays["p"], label, "`p`")
         check_flat(array, label, written=label != "g" or chosen.zero_grad)

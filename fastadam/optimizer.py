@@ -313,7 +313,8 @@ class Optimizer:
         array has the shape of its parameter and the dtype in which it is stored; a moment in "float8" is an array of
         codes, uint8, with "exp_avg_exponent" or "exp_avg_sq_exponent" beside it. Further entries, where the optimizer
         has them: "max_exp_avg_sq" (`amsgrad`), "mu_product" (NAdam), "ema" (`ema_decay`), "skipped" (steps that were
-        skipped, `nonfinite`), "remainder" (`master_weights`), "seed" (stochastic rounding). Adamax has "exp_inf" in place of "exp_avg_sq". A schedule is in it as it is: to be pickled, it must be one that
+        skipped, `nonfinite`), "remainder" (`master_weights`), "seed" (stochastic rounding). Adamax has "exp_inf" in
+        place of "exp_avg_sq". A schedule is in it as it is: to be pickled, it must be one that
         can be, as those of `fastadam.schedules`. The parameters are not part of it: save `params` too, after this call,
         which brings all rows up to date with `sparse="exact"`.
         """

@@ -76,11 +76,8 @@ def check_settings(settings: Mapping[str, Any], options: Options) -> None:
         raise ValueError(
             "`decouple_lr` needs `decoupled_weight_decay`: L2 is a part of the gradient, and so always multiplied by lr"
         )
-    if options.moment_dtypes[1] == "float16" and settings["eps"] < SMALLEST_FLOAT16_ROOT:
-        raise ValueError(
-            f"`eps` must be >= {SMALLEST_FLOAT16_ROOT} (2**-12) with a second moment in float16, got {settings['eps']}: "
-            "smaller second moments vanish, and eps alone would divide. Use `moment_dtype` ('float16', 'bfloat16')"
-        )
+    if options.moment_dtypes[1] == "float16":
+        check_eps(settings["eps"])
     if settings.get("amsgrad") and options.member != "adam":
         raise ValueError("`amsgrad` must be False for this optimizer, which has none, got True")
     if options.sparse == "exact" and not _is_exactly_sparse(settings, options):
@@ -96,6 +93,15 @@ def check_settings(settings: Mapping[str, Any], options: Options) -> None:
         )
     if settings.get("amsgrad") and not CONVENTIONS[options.convention].amsgrad:
         raise ValueError(f"`amsgrad` must be False with `convention` {options.convention!r}, which has none, got True")
+
+
+def check_eps(eps: float) -> None:
+    """Raise if second moments that float16 cannot hold would leave `eps` alone to divide by."""
+    if eps < SMALLEST_FLOAT16_ROOT:
+        raise ValueError(
+            f"`eps` must be >= {SMALLEST_FLOAT16_ROOT} (2**-12) with second moments in float16, got {eps}: those below "
+            "its square become zero. Use bfloat16 for the second moment: `moment_dtype` ('float16', 'bfloat16')"
+        )
 
 
 def _is_exactly_sparse(settings, options):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastadam.arrays import dtype_name, widened
-from fastadam.kernels.storage import Storage
+from fastadam.kernels.storage import NATIVE, Storage
 from fastadam.options import Options
 from fastadam.parameters import Parameter
 
@@ -33,7 +33,7 @@ def storage_of(parameters: list[Parameter], options: Options) -> Storage:
         raise ValueError(f"`master_weights` needs bfloat16 parameters, got {stored}: they would lack nothing")
     first, second = (_moment(dtype, arithmetic, is_small(parameters[0])) for dtype in options.moment_dtypes)
     stochastic = options.rounding == "stochastic"
-    return Storage(
+    storage = Storage(
         p="split" if options.master_weights else _format(stored, arithmetic, "params", stochastic=stochastic),
         g=_format(options.grad_dtype or stored, arithmetic, "grad_dtype"),
         m=first,
@@ -41,6 +41,9 @@ def storage_of(parameters: list[Parameter], options: Options) -> Storage:
         v_max="native" if second == "float8" else second,
         low=options.copy_dtype or "native",
     )
+    if options.sparse == "exact" and storage != NATIVE:
+        raise ValueError(f"`sparse` must be 'lazy' with {stored} parameters, got 'exact': rounding is not made up for")
+    return storage
 
 
 def _moment(dtype, arithmetic, small):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastadam.kernels import cuda, cuda_norm, cuda_rows, norm
+from fastadam.kernels import cuda, cuda_norm, cuda_rows, cuda_source, cuda_step, norm
 
 HAS_COMPILER = shutil.which("g++") is not None
 
@@ -178,10 +178,16 @@ def launch_on_host(update, flats, gradients, blocks, rows, hyper, carried, table
     """What `cuda.launcher` launches, on the CPU. `grad_scale` is a number or a record of `clip_on_host`."""
     guarded = isinstance(grad_scale, np.ndarray)
     addresses = addresses_of(gradients)
-    pieces, count = cuda.blocks_of(blocks, None, update.storage)
+    pieces, count = pieces_on_host(blocks, update.storage)
     run_on_host(cuda.fold_rows(update, guarded), rows, grad_scale, hyper, carried, table)
     record = (grad_scale,) if guarded else ()
     run_on_host(cuda.step_rows(update, guarded), addresses, pieces, len(pieces), table, *record, *flats, size=count)
+
+
+def pieces_on_host(pieces, storage):
+    """What `cuda.blocks_of` uploads."""
+    pieces = np.asarray(pieces, np.int64).reshape(-1, 5)
+    return cuda_source.numbered(pieces, cuda_step.threads_of(storage, pieces[:, 1] - pieces[:, 0]))
 
 
 def clip_on_host(gradients, grad_scale, max_grad_norm, largest, propagate, record):

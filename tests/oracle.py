@@ -105,8 +105,7 @@ def bits(arrays):
 def memory(opt):
     """The bytes of all that a step of `opt` writes but for the gradients, and its counts of steps."""
     state = opt.state_dict()["state"]
-    flats = [
-        {key: flat for key, flat in vars(flats).items() if key not in ("g", "segments")} for flats in opt.all_buffers
-    ]
+    others = ("g", "segments", "storage")
+    flats = [{key: flat for key, flat in vars(flats).items() if key not in others} for flats in opt.all_buffers]
     counts = [(entry["step"], entry.get("mu_product")) for entry in state.values()]
     return [bits(named) for named in flats], counts

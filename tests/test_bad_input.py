@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 from gpu import device_problem
+from ml_dtypes import float8_e5m2
 from oracle import memory
 
 import fastadam
 
 F4 = np.float32
 NAN, INF = float("nan"), float("inf")
+DTYPES = "float32, float64, bfloat16 or float16 in native byte order, got"
+OF_FLOAT32 = "float32 or bfloat16 or float16 with `p` of float32"
 
 
 def cupy_array_without_a_gpu():
@@ -287,12 +290,14 @@ PARAMS = {
     "group and array": (lambda: [{"params": [np.ones(2)]}, np.ones(2)], TypeError, r"`params\[1\]` must be a dict"),
     "list entry": (lambda: {"w": [1.0, 2.0]}, TypeError, r"`params\['w'\]` must be a NumPy or CuPy array.*got list"),
     "float entry": (lambda: [np.ones(2), 1.5], TypeError, r"`params\[1\]` must be .*got float"),
-    "integers": (lambda: {"w": np.arange(3)}, TypeError, r"`params\['w'\]` must be float32 or float64.*int64"),
-    "complex": (lambda: np.ones(3, complex), TypeError, "`params` must be float32 or float64.*complex128"),
-    "booleans": (lambda: np.ones(3, bool), TypeError, "`params` must be float32 or float64.*bool"),
-    "half": (lambda: [np.ones(3, np.float16)], TypeError, r"`params\[0\]` must be float32 or float64.*float16"),
+    "integers": (lambda: {"w": np.arange(3)}, TypeError, rf"`params\['w'\]` must be {DTYPES}.*int64"),
+    "complex": (lambda: np.ones(3, complex), TypeError, f"`params` must be {DTYPES}.*complex128"),
+    "booleans": (lambda: np.ones(3, bool), TypeError, f"`params` must be {DTYPES}.*bool"),
+    "8-bit floats": (lambda: [np.ones(3, float8_e5m2)], TypeError, rf"`params\[0\]` must be {DTYPES}.*float8_e5m2"),
+    "bits of bfloat16": (lambda: np.ones(3, np.uint16), TypeError, f"`params` must be {DTYPES}.*uint16"),
+    "half, big-endian": (lambda: np.ones(3, ">f2"), TypeError, "`params` must be .*native byte order.*>f2"),
     "big-endian": (lambda: np.ones(3, ">f4"), TypeError, "`params` must be .*native byte order.*>f4"),
-    "objects": (lambda: np.ones(3, object), TypeError, "`params` must be float32 or float64"),
+    "objects": (lambda: np.ones(3, object), TypeError, f"`params` must be {DTYPES}"),
     "masked": (lambda: np.ma.ones(3), TypeError, "`params` must be a plain array, got a masked array"),
     "mixed dtypes": (
         lambda: {"a": np.ones(3, F4), "b": np.ones(3)},
@@ -354,7 +359,7 @@ def test_params(make, error, message):
         ({"lr": 0.1}, TypeError, "`param_group` must be a dict with the key 'params'"),
         ({"params": {}}, ValueError, r"`param_group\['params'\]` must hold at least one parameter"),
         ({"params": {"w": np.ones(2, F4)}}, ValueError, "got 'w' twice"),
-        ({"params": [np.ones(2, int)]}, TypeError, r"`param_group\['params'\]\[0\]` must be float32 or float64"),
+        ({"params": [np.ones(2, int)]}, TypeError, rf"`param_group\['params'\]\[0\]` must be {DTYPES}"),
     ],
 )
 def test_added_group(group, error, message):
@@ -402,7 +407,7 @@ GRADIENTS = {
     "flat of another dtype": (
         lambda: np.ones(17),
         TypeError,
-        "`grads` must be float32 like .*`buffers.p`, got",
+        "`grads` must be float32 like .*`buffers.g`, got float64",
     ),
     "flat with gaps": (lambda: np.ones(34, F4)[::2], ValueError, "`grads` must be contiguous"),
     "unaligned": (lambda: unaligned(17), ValueError, "`grads` must be aligned"),
@@ -475,10 +480,12 @@ def test_assignment_to_a_view(name, value, error, message):
 
 ARRAYS = {
     "no array": ("g", lambda: [0.0] * 4, TypeError, "`g` must be a NumPy or CuPy array.*got list"),
-    "integers": ("p", lambda: np.arange(4), TypeError, "`p` must be float32 or float64.*int64"),
-    "complex": ("p", lambda: np.ones(4, complex), TypeError, "`p` must be float32 or float64.*complex128"),
-    "dtype of g": ("g", lambda: np.ones(4), TypeError, "`g` must be float32 like `p`, got float64"),
-    "dtype of v": ("v", lambda: np.ones(4, np.float16), TypeError, "`v` must be float32 like `p`, got float16"),
+    "integers": ("p", lambda: np.arange(4), TypeError, f"`p` must be {DTYPES}.*int64"),
+    "complex": ("p", lambda: np.ones(4, complex), TypeError, f"`p` must be {DTYPES}.*complex128"),
+    "dtype of g": ("g", lambda: np.ones(4), TypeError, f"`g` must be {OF_FLOAT32}, got float64"),
+    "dtype of v": ("v", lambda: np.ones(4), TypeError, f"`v` must be {OF_FLOAT32}, got float64"),
+    "codes alone": ("m", lambda: np.ones(4, np.uint8), TypeError, f"`m` must be {OF_FLOAT32}, got uint8"),
+    "v in float16": ("v", lambda: np.ones(4, np.float16), ValueError, r"`eps` must be >= .*2\*\*-12.*float16, got 1e-08"),
     "size of g": ("g", lambda: np.ones(1, F4), ValueError, r"`g` must have shape \(4,\) like `p`, got \(1,\)"),
     "size of m": ("m", lambda: np.ones(5, F4), ValueError, r"`m` must have shape \(4,\) like `p`, got \(5,\)"),
     "shape of p": ("p", lambda: np.ones((2, 2), F4), ValueError, r"`p` must be 1-D, got shape \(2, 2\)"),
