@@ -122,7 +122,7 @@ CONTENDERS = {
 # Contender -> the package that it needs, which is not installed.
 MISSING = {
     name: "torch"
-    for name in ("torch default", "torch fused", "torch, loops", "torch, fastest of each")
+    for name in ("torch default", "torch fused", "torch, loops", "torch, fastest of each", "torch fused, float32")
     if not importlib.util.find_spec("torch")
 }
 

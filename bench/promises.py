@@ -3,6 +3,7 @@
 from functools import partial
 from typing import NamedTuple
 
+import formats
 import numpy as np
 from interleave import interleave, timed
 from memory import megabytes_grown
@@ -79,6 +80,20 @@ def sequence_promises(results: Results) -> list[Promise]:
     ]
     share = results.ratio(large, "limit of 44 bytes", ours)
     return [*rows, Promise(f"full step, {large.name}: share of the limit of its bytes", share, "at least", 0.9)]
+
+
+def format_promises(results: Results) -> list[Promise]:
+    """What is promised of storage in fewer bytes, beside torch's fused step in float32."""
+    large = flat(formats.SIZE)
+    return [
+        Promise(
+            f"{large.name}, {name}: times as fast as {formats.TORCH}",
+            results.ratio(large, formats.TORCH, f"fastadam, {name}"),
+            "at least",
+            bound,
+        )
+        for name, bound in formats.PROMISED.items()
+    ]
 
 
 def launch_promises() -> list[Promise]:

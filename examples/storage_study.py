@@ -92,19 +92,23 @@ COLUMNS = ["stored as", "held-out loss of the seeds", "mean", "from float32, in 
 
 
 def draw(results: dict[str, dict[str, list[Run]]], path: Path) -> None:
-    """The curves of all formats, a panel for each problem: means over the seeds, with the range of float32."""
-    figure, panels = plt.subplots(1, len(results), figsize=(14, 5.5), layout="constrained")
-    for panel, (problem, runs) in zip(panels, results.items(), strict=True):
+    """The curves of all formats, and below in terms of float32: means over the seeds, with the range of float32."""
+    figure, panels = plt.subplots(2, len(results), figsize=(14, 8), layout="constrained", sharex=True)
+    for (above, below), (problem, runs) in zip(panels.T, results.items(), strict=True):
+        plain = np.mean([run.curve for run in runs["float32"]], axis=0)
         for index, (name, of_seeds) in enumerate(runs.items()):
             curves = np.array([run.curve for run in of_seeds])
             steps = EVERY * np.arange(1, curves.shape[1] + 1)
-            style = {"linestyle": "--" if "nearest" in name else "-", "color": f"C{index}"}
-            panel.plot(steps, curves.mean(axis=0), label=name, linewidth=1.4, **style)
-            if name == "float32":
-                panel.fill_between(steps, curves.min(axis=0), curves.max(axis=0), color="C0", alpha=0.25)
-        panel.set(title=problem, xlabel="step", ylabel="loss of the last 100 batches", yscale="log")
-        panel.grid(alpha=0.3, which="both")
-    panels[0].legend(fontsize=8)
+            style = {"linestyle": "--" if "nearest" in name else "-", "color": f"C{index}", "linewidth": 1.4}
+            for panel, shown in ((above, curves), (below, curves / plain)):
+                panel.plot(steps, shown.mean(axis=0), label=name, **style)
+                if name == "float32":
+                    panel.fill_between(steps, shown.min(axis=0), shown.max(axis=0), color="C0", alpha=0.25)
+        above.set(title=problem, ylabel="loss of the last 100 batches", yscale="log")
+        below.set(xlabel="step", ylabel="in terms of float32", ylim=(0.85, 1.5))
+        for panel in (above, below):
+            panel.grid(alpha=0.3, which="both")
+    panels[0, 0].legend(fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

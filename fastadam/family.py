@@ -21,7 +21,8 @@ class Adam(Optimizer):
         ema = ema + (1 - ema_decay) * (p - ema)         (with `ema_decay`)
 
     which is Algorithm 1 of the paper, with torch's placement of eps and of both decays. All arithmetic is in the dtype
-    of the parameters; what does not depend on the element is computed in float64 and rounded once.
+    of the parameters, or in float32 for those of 16 bits; what does not depend on the element is computed in float64
+    and rounded once.
 
     `convention` takes the defaults and definitions of another system:
 
@@ -36,7 +37,8 @@ class Adam(Optimizer):
     ==========  =============================================  =====  ============  ================================
 
     Args:
-        params: What to train, float32 or float64, in CPU or CUDA memory. One of
+        params: What to train, float32, float64, bfloat16 (of ml_dtypes in NumPy; uint16 bits in CuPy) or float16, in
+            CPU or CUDA memory. One of
 
             * a dict, name -> array of any shape. The arrays are packed once into one flat buffer, and **the dict's
               entries are re-bound to views of it**: read `params["w"]` after construction, and write it in place
@@ -71,6 +73,17 @@ class Adam(Optimizer):
         copy_dtype: "bfloat16" or "float16": write the parameters, rounded to nearest even, to `copies` as well.
         zero_grad: Zero the gradients in the same pass, wherever they lie; also those of a step that is skipped, but not
             the values of `SparseRows`.
+        moment_dtype: How both moments are stored, or a pair for the first and the second: "float32", "bfloat16",
+            "float16", or "float8", which are 8-bit codes with an exponent for each block of 128 elements. None is the
+            dtype of the arithmetic. Parameters of fewer than 4,096 elements keep float32 moments with "float8", in a
+            group of their own. See docs/storage.md.
+        grad_dtype: Of the gradients: "float32", "bfloat16" or "float16". None is that of the parameters.
+        master_weights: Keep what bfloat16 parameters lack of float32 in 16 bits more, so that training equals that of
+            float32 parameters bit for bit; `masters` has them.
+        rounding: "stochastic" or "nearest": how bfloat16 parameters and bfloat16 second moments are rounded. Stochastic
+            rounding depends on `seed`, step and position alone, and is the same bit for bit for any number of threads.
+            Rounded to nearest, parameters do not move by small steps, and second moments do not fade.
+        seed: Of the stochastic rounding, an integer >= 0.
         sparse: "lazy" or "exact": whether rows that a `SparseRows` gradient does not name stay as they are, or are
             brought to where dense Adam would have taken them when they are named again; see `catch_up`.
         exclude_from_weight_decay: A function of a parameter's name: those for which it is true get a group of their own
@@ -84,6 +97,7 @@ class Adam(Optimizer):
 
     Raises:
         TypeError: an argument of the wrong kind: no array, an integer or complex dtype, an immutable container.
+        UserWarning: `lr` is too small to change most of 16-bit parameters that are rounded to nearest.
         ValueError: a wrong value: a hyperparameter out of range, options that contradict one another, a read-only or
             non-contiguous flat array, a parameter listed twice, arrays on several devices. Nothing has been re-bound
             or written then.

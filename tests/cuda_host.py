@@ -21,26 +21,12 @@ _SHIMS = """
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include <barrier>
-#include <thread>
-#include <vector>
 #define __device__
 #define __host__
 #define __global__
 #define __forceinline__ inline
 struct Index { unsigned x; };
 static thread_local Index threadIdx, blockIdx, blockDim, gridDim;
-// A shuffle between the 32 threads of a warp, which are threads of the CPU then.
-static std::barrier<> warp(32);
-static unsigned lanes[32];
-unsigned __shfl_xor_sync(unsigned, unsigned value, int distance) {
-  unsigned lane = threadIdx.x % 32;
-  lanes[lane] = value;
-  warp.arrive_and_wait();
-  unsigned other = lanes[lane ^ distance];
-  warp.arrive_and_wait();
-  return other;
-}
 // For functions in CuPy's headers that no elementwise kernel calls.
 template <class T, class U> T atomicCAS(T*, U, U) { abort(); }
 unsigned long long atomicAdd(unsigned long long*, unsigned long long) { abort(); }
@@ -52,21 +38,48 @@ unsigned __popc(unsigned) { abort(); }
 unsigned __popcll(unsigned long long) { abort(); }
 """
 
-# Every thread of a launch of 3 blocks of 128: one after the other, or with shuffles a warp of them at a time.
+# A shuffle between the 32 threads of a warp, which are threads of the CPU.
+_SHUFFLE = """
+#include <barrier>
+#include <thread>
+#include <vector>
+static std::barrier<> warp(32);
+static unsigned lanes[32];
+unsigned __shfl_xor_sync(unsigned, unsigned value, int distance) {
+  unsigned lane = threadIdx.x % 32;
+  lanes[lane] = value;
+  warp.arrive_and_wait();
+  unsigned other = lanes[lane ^ distance];
+  warp.arrive_and_wait();
+  return other;
+}
+static void launch_together(void (*each)(unsigned)) {
+  for (unsigned first = 0; first < 384; first += 32) {
+    std::vector<std::thread> others;
+    for (unsigned lane = 1; lane < 32; ++lane) others.emplace_back(each, first + lane);
+    each(first);
+    for (auto& other : others) other.join();
+  }
+}
+"""
+# Without shuffles every thread runs after the other.
+_NO_SHUFFLE = """
+unsigned __shfl_xor_sync(unsigned, unsigned, int) { abort(); }
+static void launch_together(void (*each)(unsigned)) { for (unsigned thread = 0; thread < 384; ++thread) each(thread); }
+"""
+
+# A launch of 3 blocks of 128 threads.
 _LAUNCH = """
-static void launch_lane(unsigned block, unsigned thread, ptrdiff_t size, void** arguments, const ptrdiff_t* sizes) {{
-  blockDim.x = 128; gridDim.x = 3; blockIdx.x = block; threadIdx.x = thread;
+static ptrdiff_t size;
+static void** arguments;
+static const ptrdiff_t* sizes;
+static void launch_thread(unsigned thread) {{
+  blockDim.x = 128; gridDim.x = 3; blockIdx.x = thread / 128; threadIdx.x = thread % 128;
   {kernel}({arguments}, CIndexer<1, 1>(&size));
 }}
-extern "C" void launch(ptrdiff_t size, void** arguments, const ptrdiff_t* sizes) {{
-  for (unsigned block = 0; block < 3; ++block)
-    for (unsigned thread = 0; thread < 128; thread += {together}) {{
-      std::vector<std::thread> lanes;
-      for (unsigned lane = 1; lane < {together}; ++lane)
-        lanes.emplace_back(launch_lane, block, thread + lane, size, arguments, sizes);
-      launch_lane(block, thread, size, arguments, sizes);
-      for (auto& lane : lanes) lane.join();
-    }}
+extern "C" void launch(ptrdiff_t given_size, void** given_arguments, const ptrdiff_t* given_sizes) {{
+  size = given_size; arguments = given_arguments; sizes = given_sizes;
+  launch_together(launch_thread);
 }}
 """
 
@@ -164,12 +177,12 @@ def compile_on_host(source, kernel, arguments, folder):
         pointer = f"static_cast<{parameter.ctype}*>(arguments[{index}])"
         is_array = isinstance(argument, np.ndarray)
         passed.append(f"CArray<{parameter.ctype}, 1, 1, 1>({pointer}, &sizes[{index}])" if is_array else f"*{pointer}")
-    together = 32 if "warp_maximum" in kernel.operation else 1
-    launch = _LAUNCH.format(kernel=kernel.name, arguments=", ".join(passed), together=together)
-    (folder / "kernel.cpp").write_text(_SHIMS + source + launch)
+    launch = _LAUNCH.format(kernel=kernel.name, arguments=", ".join(passed))
+    shuffle, standard = (_SHUFFLE, "c++20") if "warp_maximum" in kernel.operation else (_NO_SHUFFLE, "c++17")
+    (folder / "kernel.cpp").write_text(_SHIMS + shuffle + source + launch)
     # CuPy's own headers only: those of the CUDA toolkit are for its compilers.
     include = [option for option in cuda.compiler_options() if option.startswith("-I") and "cupy" in option]
-    command = ["g++", "-O2", "-std=c++20", "-pthread", "-ffp-contract=off", "-w", "-shared", "-fPIC", *include]
+    command = ["g++", "-O2", f"-std={standard}", "-pthread", "-ffp-contract=off", "-w", "-shared", "-fPIC", *include]
     subprocess.run([*command, "kernel.cpp", "-o", "kernel.so"], cwd=folder, check=True)
     return ctypes.CDLL(str(folder / "kernel.so"))
 
@@ -184,19 +197,29 @@ def launch_on_host(update, flats, gradients, blocks, rows, hyper, carried, table
     run_on_host(cuda.step_rows(update, guarded), addresses, pieces, len(pieces), table, *record, *flats, size=count)
 
 
+def run_flat_on_host(launch, table):
+    """What `cuda.launch_flat` launches, on the CPU, with the scalars of a row of the table."""
+    update, size = launch.update, launch.gradients[0].size
+    threads = int(cuda_step.threads_of(update.storage, size))
+    arrays = *launch.gradients, *launch.flats.values()
+    scalars = map(float, table[: len(update.columns)])
+    run_on_host(cuda_step.step_flat(update), size, *scalars, *arrays, size=threads)
+
+
 def pieces_on_host(pieces, storage):
     """What `cuda.blocks_of` uploads."""
     pieces = np.asarray(pieces, np.int64).reshape(-1, 5)
     return cuda_source.numbered(pieces, cuda_step.threads_of(storage, pieces[:, 1] - pieces[:, 0]))
 
 
-def clip_on_host(gradients, grad_scale, max_grad_norm, largest, propagate, record):
+def clip_on_host(gradients, grad_scale, max_grad_norm, largest, propagate, record, storage="native"):
     """What `cuda.squares_launcher` and `cuda.clip` launch, on the CPU."""
     blocks = norm.blocks_of([gradient.size for gradient in gradients])
     # Gradients without elements have one block of zeros.
     lanes = np.zeros((max(1, len(blocks)), norm.LANES))
     if len(blocks):
-        run_on_host(cuda_norm.squares(gradients[0].dtype), addresses_of(gradients), blocks, lanes)
+        squares = cuda_norm.squares(gradients[0].dtype if storage == "native" else np.dtype(np.float32), storage)
+        run_on_host(squares, addresses_of(gradients), blocks, lanes)
     for stride, groups in cuda_norm.levels(len(lanes)):
         run_on_host(cuda_norm.row_sums(), len(lanes), stride, lanes, size=groups * norm.LANES)
     run_on_host(cuda_norm.clip_record(), lanes, grad_scale, max_grad_norm, largest, propagate, record, size=1)

@@ -16,13 +16,13 @@ def draw(sizes, dtype, seed=0):
     return [(rng.standard_normal(size) * np.exp(rng.standard_normal(size))).astype(dtype) for size in sizes]
 
 
-def lanes_on_cpu(gradients, dtype, parallel):
+def lanes_on_cpu(gradients, dtype, parallel, storage="native"):
     blocks = norm.blocks_of([gradient.size for gradient in gradients])
     # Gradients without elements have one block of zeros.
     lanes = np.zeros((max(1, len(blocks)), norm.LANES))
     addresses = np.array([cpu.address(gradient) for gradient in gradients], np.int64)
-    kernel = cpu_norm.squares_kernel(np.dtype(dtype), parallel=parallel)
-    kernel(addresses, blocks, lanes[: len(blocks)], dtype(0))
+    kernel = cpu_norm.squares_kernel(np.dtype(dtype), storage, parallel=parallel)
+    kernel(addresses, blocks, lanes[: len(blocks)], np.dtype(dtype if storage == "native" else np.uint16).type(0))
     return lanes
 
 

@@ -485,7 +485,12 @@ ARRAYS = {
     "dtype of g": ("g", lambda: np.ones(4), TypeError, f"`g` must be {OF_FLOAT32}, got float64"),
     "dtype of v": ("v", lambda: np.ones(4), TypeError, f"`v` must be {OF_FLOAT32}, got float64"),
     "codes alone": ("m", lambda: np.ones(4, np.uint8), TypeError, f"`m` must be {OF_FLOAT32}, got uint8"),
-    "v in float16": ("v", lambda: np.ones(4, np.float16), ValueError, r"`eps` must be >= .*2\*\*-12.*float16, got 1e-08"),
+    "v in float16": (
+        "v",
+        lambda: np.ones(4, np.float16),
+        ValueError,
+        r"`eps` must be >= .*2\*\*-12.*float16, got 1e-08",
+    ),
     "size of g": ("g", lambda: np.ones(1, F4), ValueError, r"`g` must have shape \(4,\) like `p`, got \(1,\)"),
     "size of m": ("m", lambda: np.ones(5, F4), ValueError, r"`m` must have shape \(4,\) like `p`, got \(5,\)"),
     "shape of p": ("p", lambda: np.ones((2, 2), F4), ValueError, r"`p` must be 1-D, got shape \(2, 2\)"),

@@ -27,7 +27,7 @@ from cuda_host import (
     launch_on_host,
     on_host,
     patch_cuda,
-    run_on_host,
+    run_flat_on_host,
 )
 
 from fastadam.kernels import cuda, fold, reference
@@ -35,7 +35,7 @@ from fastadam.kernels import cuda, fold, reference
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="needs g++")
 
 main = pytest.mark.parametrize("name", MAIN)
-members = pytest.mark.parametrize("name", MEMBERS)
+members = pytest.mark.parametrize("name", MAIN + OTHERS)
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 guards = pytest.mark.parametrize("guarded", [False, True], ids=["", "guarded"])
 
@@ -75,8 +75,7 @@ def test_flat_kernel(name):
         launch = launch_of(update, buffers, step=6)
         expected = copy.deepcopy(launch)
         by_reference(expected)
-        scalars, outputs = expected.table[0, : len(update.scalars)], [*launch.gradients, *launch.flats.values()]
-        run_on_host(cuda.step_flat(update), *map(float, scalars), *outputs)
+        run_flat_on_host(launch, expected.table[0])
         launch.table, launch.carried = expected.table, expected.carried
         assert_same(launch.arrays(), expected.arrays(), update)
 

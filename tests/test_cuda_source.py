@@ -9,16 +9,16 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from members import MAIN, MEMBERS, OTHERS
+from members import MAIN, MEMBERS, NAMES_AND_DTYPES, OTHERS, STORED, is_exponent
 
 pytest.importorskip("cupy")
 nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc")
 
 from cuda_host import stand_ins_for  # noqa: E402
 
-from fastadam.kernels import cuda, fold  # noqa: E402
+from fastadam.kernels import cuda, cuda_norm, cuda_step, fold  # noqa: E402
+from fastadam.kernels.storage import EXPONENT_BLOCK  # noqa: E402
 
-members = pytest.mark.parametrize("name", MEMBERS)
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 guards = pytest.mark.parametrize("guarded", [False, True], ids=["", "guarded"])
 # Every member on one architecture, and those of the whole matrix on all.
@@ -28,7 +28,8 @@ targets = pytest.mark.parametrize(("name", "architecture"), TARGETS)
 
 
 def source_of(kernel, update, dtype):
-    return cuda.source(kernel, stand_ins_for(kernel, dtype, (*update.scalars, "count", "scale")))
+    scalars = [f"{name}_value" for name in update.columns]
+    return cuda.source(kernel, stand_ins_for(kernel, dtype, (*scalars, "elements", "count", "scale")))
 
 
 def ptx(source, architecture="sm_90", replaced=()):
@@ -67,11 +68,41 @@ def findings(text, update, dtype):
 
 def expected_accesses(update, dtype, copies=1, scalars=0):
     """Loads and stores of a kernel with so many copies of the body, which loads so many scalars of the table."""
-    kind = "f32" if dtype is np.float32 else "f64"
-    low = "low" in update.buffers
-    loads = Counter({kind: copies * (len(update.buffers) - low + scalars)})
-    stores = Counter({kind: copies * (len(update.written) - low), "u16": copies * low})
-    return loads, +stores
+    loads = Counter({"f32" if dtype is np.float32 else "f64": copies * scalars})
+    loads += accesses_of(update, [name for name in update.buffers if name != "low"], dtype, copies)
+    return loads, accesses_of(update, update.written, dtype, copies)
+
+
+def accesses_of(update, buffers, dtype, copies):
+    """How many accesses of each type read or write an element of `buffers`, or what a thread has of a block."""
+    kinds = {"native": "f32" if dtype is np.float32 else "f64", "uint16": "u16", "uint8": "u8"}
+    elements = EXPONENT_BLOCK // cuda_step.WARP if update.storage.blocked else 1
+    found = Counter()
+    for flat in (flat for buffer in buffers for flat in update.storage.flats(buffer)):
+        found[kinds[update.storage.dtype(flat)]] += copies * (1 if is_exponent(flat) else elements)
+    return found
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_flat_kernel_of_a_storage_accesses_what_is_stored_once(name):
+    update = MEMBERS[name]
+    text = ptx(source_of(cuda.step_flat(update), update, np.float32))
+    assert findings(text, update, np.float32) == []
+    assert (accesses(text, "ld"), accesses(text, "st")) == expected_accesses(update, np.float32)
+
+
+@pytest.mark.parametrize("name", STORED)
+@guards
+def test_rows_kernel_of_a_storage_accesses_what_is_stored_once(name, guarded):
+    update = MEMBERS[name]
+    text = ptx(source_of(cuda.step_rows(update, guarded), update, np.float32))
+    assert findings(text, update, np.float32) == []
+    scalars = [name for name in update.columns if name != "zero"]
+    found = accesses(text, "ld"), accesses(text, "st")
+    # Of the pieces and of the record.
+    del found[0]["u64"], found[0]["f64"]
+    # The compiler makes one copy or two.
+    assert found in [expected_accesses(update, np.float32, copies, len(scalars)) for copies in (1, 2)]
 
 
 @targets
@@ -99,22 +130,21 @@ def test_rows_kernel_loads_and_stores_each_buffer_once_with_ieee_arithmetic(name
     assert (found, accesses(text, "st")) == (+loads, stores)
 
 
-@members
-@pytest.mark.parametrize(("dtype", "guarded"), [(np.float32, False), (np.float64, True)])
-def test_fold_loads_and_stores_each_number_once(name, dtype, guarded):
-    update = MEMBERS[name]
+@pytest.mark.parametrize(("name", "dtype"), NAMES_AND_DTYPES)
+def test_fold_loads_and_stores_each_number_once(name, dtype):
+    update, guarded = MEMBERS[name], dtype is np.float64
     text = ptx(source_of(cuda.fold_rows(update, guarded), update, dtype))
-    needed = {*update.fold.arguments, *update.scalars}
+    needed = {*update.fold.arguments, *update.columns}
     carried = [each for each in fold.CARRIED if each in update.fold.assigned]
     loads = sum(each in needed for each in (*fold.HYPER, *fold.CARRIED)) + 2 * guarded
     assert accesses(text, "ld")["f64"] == loads
-    assert sum(accesses(text, "st").values()) == len(carried) + len(update.scalars)
+    assert sum(accesses(text, "st").values()) == len(carried) + len(update.columns)
 
 
 @dtypes
 def test_kernels_of_the_norm_compile_without_fused_multiply_adds(dtype):
     adam, sources = MEMBERS["adam"], {}
-    for kernel in (cuda.squares(), cuda.row_sums(), cuda.clip_record()):
+    for kernel in (cuda_norm.squares(np.dtype(dtype)), cuda_norm.row_sums(), cuda_norm.clip_record()):
         numbers = ("count", "scale", "max_grad_norm", "largest", "propagate")
         sources[kernel.name] = ptx(cuda.source(kernel, stand_ins_for(kernel, dtype, numbers)))
         ignored = {"no IEEE square root", "no IEEE division", "float64 arithmetic in a float32 kernel"}
@@ -140,9 +170,7 @@ def test_ptx_check_notices_a_wrong_option(option, other, finding):
 def test_ptx_check_notices_an_update_that_works_on_memory():
     adam = MEMBERS["adam"]
     source = source_of(cuda.step_flat(adam), adam, np.float32)
-    by_reference = source.replace(
-        "T p = p_flat; T m = m_flat; T v = v_flat;", "T &p = p_flat, &m = m_flat, &v = v_flat;"
-    )
+    by_reference = re.sub(r"T (\w) = (\w_flat\[k\]);", r"T &\1 = \2;", source)
     assert by_reference != source
     text = ptx(by_reference)
     assert (accesses(text, "ld"), accesses(text, "st")) != expected_accesses(adam, np.float32)
@@ -165,8 +193,7 @@ def trees(text):
     return [ast.dump(ast.parse(statement)) for statement in text.statements]
 
 
-@members
-@dtypes
+@pytest.mark.parametrize(("name", "dtype"), NAMES_AND_DTYPES)
 @guards
 def test_cuda_text_is_the_update_text(name, dtype, guarded):
     update = MEMBERS[name]
@@ -180,7 +207,7 @@ def test_cuda_text_is_the_update_text(name, dtype, guarded):
 
 
 def test_clip_is_the_text_of_the_fold():
-    (body,) = re.findall(r"\+= lanes\[k\];\n(.*)\nrecord\[0\]", cuda.clip_record().operation, re.DOTALL)
+    (body,) = re.findall(r"\+= lanes\[k\];\n(.*)\nrecord\[0\]", cuda_norm.clip_record().operation, re.DOTALL)
     assert [ast.dump(ast.parse(line.rstrip(";"))) for line in body.splitlines()] == trees(fold.CLIP)
 
 

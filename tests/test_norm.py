@@ -8,7 +8,7 @@ import pytest
 from norm_kernels import HAS_COMPILER, clipped, draw, expected_record, lanes_on_cpu
 from oracle import misaligned
 
-from fastadam.kernels import cpu, norm
+from fastadam.kernels import casts, cpu, norm
 
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 needs_host_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="needs CuPy and g++")
@@ -23,6 +23,8 @@ LISTS = {
     "three levels": [1] * 64 * 64 + [9_000],
 }
 lists = pytest.mark.parametrize("sizes", LISTS.values(), ids=LISTS)
+ROUNDINGS = {"bfloat16": casts.to_bfloat16, "float16": casts.to_float16}
+WIDENINGS = {"bfloat16": casts.from_bfloat16, "float16": casts.from_float16}
 ANY = {"max_grad_norm": math.inf, "largest": math.inf, "propagate": 0.0}
 
 
@@ -58,6 +60,24 @@ def test_cuda_equals_the_reference(sizes, dtype):
         actual = clip_on_host(gradients, 0.5, 3.0, 1e30, 0.0, np.zeros(4))
         expected = expected_record(gradients, 0.5, max_grad_norm=3.0, largest=1e30, propagate=0.0)
         np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["mixture", "1", "524289"])
+def test_gradients_of_16_bits_have_the_norm_of_their_values(storage, name):
+    bits = [ROUNDINGS[storage](gradient) for gradient in draw(LISTS[name], np.float32)]
+    values = [WIDENINGS[storage](each) for each in bits]
+    lanes, blocks = np.full((len(norm.blocks_of(LISTS[name])), norm.LANES), np.nan), norm.blocks_of(LISTS[name])
+    cpu.squares_launcher(np.float32, sum(LISTS[name]), storage)(np.array(list(map(cpu.address, bits))), blocks, lanes)
+    for parallel in (False, True):
+        np.testing.assert_array_equal(lanes_on_cpu(bits, np.float32, parallel, storage), lanes)
+        np.testing.assert_array_equal(lanes_on_cpu(values, np.float32, parallel), lanes)
+    expected = expected_record(values, 0.5, max_grad_norm=3.0, largest=1e30, propagate=0.0)
+    if HAS_COMPILER:
+        from cuda_host import clip_on_host
+
+        record = clip_on_host(bits, 0.5, 3.0, 1e30, 0.0, np.zeros(4), storage)
+        np.testing.assert_array_equal(record, expected)
 
 
 @lists

@@ -30,7 +30,7 @@ def by_mapping(opt, grads, **options):
 
 
 def by_flat_array(opt, grads, **options):
-    flat = np.zeros_like(opt.buffers.p)
+    flat = np.zeros(opt.buffers.p.size, opt.buffers.dtype("g"))
     for name, view in opt.buffers.views(flat).items():
         view[...] = grads[name]
     opt.step(flat, **options)

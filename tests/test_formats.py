@@ -1,0 +1,258 @@
+"""Steps of parameters, gradients and moments in every format, beside a model in NumPy, and with the rest of a step."""
+
+import numpy as np
+import pytest
+from ml_dtypes import bfloat16
+from oracle import bits, memory
+from stored_model import Followed, buffers_of, raw
+from training import WAYS, by_assignment, by_mapping, copies, make
+
+import fastadam
+from fastadam import SparseRows
+
+MEMBERS = ("Adam", "AdamW", "NAdam", "Adamax", "RAdam")
+SHAPES = {"w": (3, 5), "b": (), "none": (0, 4), "k": (5, 1001), "last": (4096,)}
+WIDE = {"k": (5, 1001), "last": (4096,)}  # none of them is too small for codes
+NEAREST = {"rounding": "nearest"}
+# dtype of the parameters, and options. Every format is at every place in one of the first five.
+STORAGES = {
+    "g16 m16 v_bf16": (np.float32, {"grad_dtype": "float16", "moment_dtype": ("float16", "bfloat16"), **NEAREST}),
+    "p_bf16 m_bf16 v16": (bfloat16, {"moment_dtype": ("bfloat16", "float16"), "eps": 2.0**-12, **NEAREST}),
+    "p16 g32 v dithered": (np.float16, {"grad_dtype": "float32", "moment_dtype": ("float32", "bfloat16")}),
+    "p dithered codes": (bfloat16, {"moment_dtype": "float8"}),
+    "split m_codes v_bf16": (bfloat16, {"master_weights": True, "moment_dtype": ("float8", "bfloat16"), **NEAREST}),
+    "g_bf16": (np.float32, {"grad_dtype": "bfloat16"}),
+    "bfloat16": (np.float32, {"moment_dtype": "bfloat16", **NEAREST}),
+    "float16": (np.float16, {"moment_dtype": "float16", "eps": 2.0**-12}),
+    "all bfloat16": (bfloat16, {"moment_dtype": "bfloat16", **NEAREST}),
+    "all dithered": (bfloat16, {"moment_dtype": "bfloat16"}),
+    "float8": (np.float32, {"moment_dtype": "float8"}),
+    "v codes": (np.float32, {"moment_dtype": (None, "float8"), "grad_dtype": "bfloat16"}),
+    "split": (bfloat16, {"master_weights": True}),
+}
+COMBINED = tuple(STORAGES)[:5]
+combined = pytest.mark.parametrize("storage", COMBINED)
+EXTRAS = {"ema_decay": 0.75, "copy_dtype": "float16", "zero_grad": True}
+HYPER = {"lr": 0.02, "betas": (0.8, 0.99), "eps": 1e-3, "weight_decay": 0.05}
+
+
+def built(storage, shapes=SHAPES, member="AdamW", **options):
+    """An optimizer with two groups, the second of which has settings of its own, followed by the model."""
+    dtype, stored = STORAGES[storage]
+    first = make(shapes, dtype=dtype)
+    second = {"params": {"last": first.pop("last")}, "lr": 0.005, "betas": (0.5, 0.75), "weight_decay": 0.25}
+    options = {**HYPER, **stored, **options}
+    opt = getattr(fastadam, member)([{"params": first}, second], **options)
+    return Followed(opt, **options)
+
+
+def draw(opt, seed, scale=1.0):
+    """Gradients of all sizes, in the dtype that `opt` takes; some are zero."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: np.asarray(
+            scale
+            * rng.standard_normal(view.shape)
+            * 10.0 ** rng.integers(-3, 1, view.shape)
+            * rng.integers(0, 9, view.shape),
+            view.dtype,
+        )
+        for name, view in opt.grads.items()
+    }
+
+
+# --- every format beside the model, to the last bit
+
+
+@pytest.mark.parametrize(
+    ("storage", "member"),
+    [(storage, member) for storage in STORAGES for member in (MEMBERS if storage in COMBINED else ["AdamW"])],
+)
+def test_20_steps_are_those_of_the_model(storage, member):
+    followed = built(storage, member=member)
+    for seed in range(20):
+        followed.step(draw(followed.opt, seed), grad_scale=(1.0, 0.3)[seed % 2])
+
+
+@combined
+def test_extras_are_those_of_the_model(storage):
+    followed = built(storage, amsgrad=True, **EXTRAS)
+    for seed in range(20):
+        grads = draw(followed.opt, seed)
+        followed.step(grads)
+        assert not any(gradient.any() for gradient in grads.values())
+    assert bits(followed.opt.ema) == bits({name: raw(followed.opt, name)["ema"] for name in SHAPES})
+
+
+def test_formats_of_the_arithmetic_are_the_default():
+    for dtype in (np.float32, np.float64):
+        plain, named = (
+            fastadam.AdamW(make(SHAPES, dtype=dtype), **options)
+            for options in ({}, {"moment_dtype": (np.dtype(dtype).name, None), "grad_dtype": np.dtype(dtype).name})
+        )
+        for opt in (plain, named):
+            opt.step(make(SHAPES, 1, dtype))
+        assert memory(plain) == memory(named)
+        assert plain.buffers.storage == named.buffers.storage
+
+
+@pytest.mark.parametrize("dtype", [bfloat16, np.float16])
+def test_moments_and_average_of_16_bit_parameters_are_float32(dtype):
+    opt = fastadam.Adam(make(SHAPES, dtype=dtype), ema_decay=0.5, amsgrad=True)
+    opt.step(draw(opt, 1))
+    assert {getattr(opt.buffers, name).dtype for name in ("m", "v", "v_max", "ema")} == {np.dtype(np.float32)}
+    assert {opt.buffers.p.dtype, opt.buffers.g.dtype} == {np.dtype(dtype)}
+
+
+# --- with the rest of a step
+
+
+@combined
+@pytest.mark.parametrize("most", [1e-2, 1e6], ids=["clipped", "not clipped"])
+def test_clipping_is_a_gradient_scale(storage, most):
+    clipped, scaled = built(storage, max_grad_norm=most).opt, built(storage)
+    for seed in range(3):
+        grads = draw(clipped, seed)
+        exact = np.sqrt(sum(np.sum(gradient.astype(float) ** 2) for gradient in grads.values()))
+        clipped.step(grads, grad_scale=2.0)
+        assert clipped.grad_norm == pytest.approx(2.0 * exact, rel=1e-12)
+        scaled.step(grads, grad_scale=2.0 * min(1.0, most / (clipped.grad_norm + 1e-6)))
+    assert memory(clipped) == memory(scaled.opt)
+
+
+@combined
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_skipped_step_leaves_every_byte(storage, value):
+    opt, clean = (built(storage, amsgrad=True, nonfinite=policy, **EXTRAS).opt for policy in ("skip", "propagate"))
+    for seed in range(2):
+        opt.step(draw(opt, seed))
+        clean.step(draw(clean, seed))
+    before = memory(opt)
+    for count, name in enumerate(("w", "b", "k", "last"), 1):
+        grads = draw(opt, 9)
+        grads[name].reshape(-1)[-1] = value
+        opt.step(grads)
+        assert memory(opt) == before
+        assert opt.skipped_steps == count
+    for each in (opt, clean):
+        each.step(draw(each, 5))
+    assert memory(opt) == memory(clean)
+
+
+@combined
+def test_error_names_the_place_and_nothing_is_written(storage):
+    opt = built(storage, nonfinite="raise").opt
+    before, grads = memory(opt), draw(opt, 1)
+    grads["w"][1, 2] = -np.inf
+    with pytest.raises(FloatingPointError, match=r"gradient of 'w' must be finite, got -inf at index \(1, 2\)"):
+        opt.step(grads)
+    assert memory(opt) == before
+
+
+@combined
+def test_all_ways_to_hand_over_gradients_are_one(storage):
+    dtype, options = STORAGES[storage]
+    opts = [fastadam.AdamW(make(WIDE, dtype=dtype), **{**HYPER, **options}) for _ in WAYS]
+    for seed in range(3):
+        for opt, way in zip(opts, WAYS, strict=True):
+            way(opt, draw(opt, seed))
+    assert all(memory(opt) == memory(opts[0]) for opt in opts)
+
+
+@combined
+@pytest.mark.parametrize("way", [by_mapping, by_assignment], ids=lambda way: way.__name__)
+def test_group_that_is_added_later_is_stepped_as_the_model(storage, way):
+    followed = built(storage)
+    followed.step(draw(followed.opt, 0))
+    added = make({"more": (2, 2100), "few": (7,)}, dtype=STORAGES[storage][0])
+    followed.opt.add_param_group({"params": added, "lr": 0.1})
+    for seed in range(3):
+        followed.step(draw(followed.opt, seed), way)
+    assert added["more"].base is not None
+    assert {entry["step"] for entry in followed.opt.state_dict()["state"].values()} == {3, 4}
+
+
+@combined
+def test_rows_are_stepped_as_the_model_and_the_others_are_not_touched(storage):
+    followed = built(storage, {"table": (40, 128), "last": (4096,)}, ema_decay=0.75)
+    for seed in range(4):
+        rows = np.random.default_rng(seed).choice(40, 5, replace=False)
+        followed.step(draw(followed.opt, seed), rows_of("table", rows), rows={"table": rows})
+
+
+def rows_of(table, rows):
+    def hand_over(opt, grads, **options):
+        opt.step({**grads, table: SparseRows(rows, grads[table][rows])}, **options)
+
+    return hand_over
+
+
+@combined
+def test_rows_that_occur_twice_are_added_up_in_float32(storage):
+    opts = [built(storage, {"table": (40, 128), "last": (4096,)}).opt for _ in range(2)]
+    grads = draw(opts[0], 1)
+    values, last = grads["table"][:3], grads["last"]
+    total = values[0].astype(np.float32) + values[2].astype(np.float32)
+    opts[0].step({"table": SparseRows([7, 3, 7], values), "last": last})
+    summed = np.stack([values[1], total.astype(values.dtype)])
+    opts[1].step({"table": SparseRows([3, 7], summed), "last": last})
+    assert memory(opts[0]) == memory(opts[1])
+
+
+def test_rows_without_blocks_of_their_own_are_refused():
+    opt = fastadam.Adam({"table": np.ones((64, 100), np.float32)}, moment_dtype="float8")
+    before = memory(opt)
+    message = r"`grads\['table'\]` must be an array with `moment_dtype` 'float8', got SparseRows of 100 elements a row"
+    with pytest.raises(ValueError, match=message):
+        opt.step({"table": SparseRows([1], np.ones((1, 100), np.float32))})
+    assert memory(opt) == before
+
+
+# --- small parameters beside codes
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(4095, np.float32), (4096, np.uint8)])
+def test_moments_of_small_parameters_are_no_codes(size, dtype):
+    opt = fastadam.Adam({"w": np.ones(size, np.float32)}, moment_dtype="float8")
+    assert {opt.buffers.m.dtype, opt.buffers.v.dtype} == {np.dtype(dtype)}
+    assert ("m_exponent" in vars(opt.buffers)) == (dtype == np.uint8)
+
+
+def test_small_parameters_have_a_group_and_buffers_of_their_own():
+    followed = built("float8")
+    opt = followed.opt
+    assert [group["params"] for group in opt.param_groups] == [("k",), ("w", "b", "none"), ("last",)]
+    assert [group["lr"] for group in opt.param_groups] == [0.02, 0.02, 0.005]
+    assert len(opt.all_buffers) == 2
+    assert list(opt.params) == ["k", "w", "b", "none", "last"]
+    opt.param_groups[1]["lr"] = 0.5
+    followed.step(draw(opt, 1))
+
+
+def test_exponents_are_those_of_blocks_of_each_parameter():
+    opt = built("float8").opt
+    buffers = buffers_of(opt, "k")
+    assert buffers_of(opt, "last") is buffers
+    assert [segment.start % 128 for segment in buffers.segments.values()] == [0, 0]
+    opt.step({name: np.ones_like(view) for name, view in opt.params.items()})
+    assert raw(opt, "k")["m_exponent"].shape == raw(opt, "k")["v_exponent"].shape == (40,)
+    assert raw(opt, "last")["m_exponent"].shape == (32,)
+    assert raw(opt, "k")["m_exponent"].all()
+
+
+# --- adam_step
+
+
+@pytest.mark.parametrize("storage", ["p16 g32 v dithered", "p dithered codes", "split m_codes v_bf16"])
+@pytest.mark.parametrize("size", [4096, 4999])
+def test_adam_step_takes_arrays_of_these_formats(storage, size):
+    dtype, stored = STORAGES[storage]
+    opt = fastadam.Adam(make({"w": size}, dtype=dtype), **{**HYPER, **stored}, seed=5)
+    arrays = {name: flat.copy() for name, flat in vars(opt.buffers).items() if name not in ("g", "segments", "storage")}
+    for step in (1, 2, 3):
+        gradient = draw(opt, step)["w"]
+        opt.step({"w": gradient})
+        options = {"rounding": stored.get("rounding", "stochastic"), "seed": 5}
+        fastadam.adam_step(g=gradient, step=step, **arrays, **HYPER, **options)
+    assert bits(arrays) == bits({name: getattr(opt.buffers, name) for name in arrays})
+    assert copies(arrays)["m"].any()

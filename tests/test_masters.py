@@ -1,0 +1,128 @@
+"""`master_weights`: bfloat16 parameters that, with what they lack, are float32 parameters to the last bit."""
+
+import numpy as np
+import pytest
+from ml_dtypes import bfloat16
+from oracle import bits
+from training import LARGE, copies, make
+
+import fastadam
+
+SHAPES = {"w": (3, 5), "b": (), "none": (0, 4), "k": (33, 31)}
+WIDE = {"w": (LARGE + 77,), "b": ()}
+MEMBERS = ("Adam", "AdamW", "NAdam", "Adamax", "RAdam")
+
+
+def pair(member="AdamW", shapes=SHAPES, **options):
+    """With masters, and of float32 parameters that are the same."""
+    params = make(shapes, dtype=bfloat16)
+    whole = {name: array.astype(np.float32) for name, array in params.items()}
+    kind, options = getattr(fastadam, member), {"lr": 1e-3, "weight_decay": 0.05, **options}
+    return kind(params, master_weights=True, **options), kind(whole, grad_dtype="bfloat16", **options)
+
+
+def draw(shapes, seed):
+    return make(shapes, seed, bfloat16)
+
+
+def run(opts, shapes, seeds):
+    for seed in seeds:
+        for opt in opts:
+            opt.step(draw(shapes, seed))
+
+
+def assert_same(split, whole):
+    assert bits(split.masters) == bits(whole.params)
+    for name in split.params:
+        for flat in "mv":
+            assert split.buffers.part(name, flat).tobytes() == whole.buffers.part(name, flat).tobytes()
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_300_steps_are_those_of_float32(member):
+    split, whole = pair(member)
+    for seed in range(300):
+        run((split, whole), SHAPES, [seed])
+        assert bits(split.masters) == bits(whole.params)
+    assert_same(split, whole)
+    assert_nearest(split)
+
+
+def test_steps_on_all_threads_are_those_of_float32():
+    split, whole = pair(shapes=WIDE)
+    run((split, whole), WIDE, range(10))
+    assert_same(split, whole)
+    assert_nearest(split)
+
+
+def test_average_copies_and_amsgrad_are_those_of_float32():
+    split, whole = pair(ema_decay=0.9, copy_dtype="float16", amsgrad=True, max_grad_norm=1.0)
+    run((split, whole), SHAPES, range(20))
+    assert_same(split, whole)
+    assert bits(split.ema) == bits(whole.ema)
+    assert bits(split.copies) == bits(whole.copies)
+    assert split.grad_norm == whole.grad_norm
+
+
+def test_resumed_run_is_that_of_float32():
+    split, whole = pair(ema_decay=0.9)
+    run((split, whole), SHAPES, range(20))
+    params, saved = copies(split.params), split.state_dict()
+    assert {entry["remainder"].dtype for entry in saved["state"].values()} == {np.dtype(np.uint16)}
+    resumed, _ = pair(ema_decay=0.9)
+    for name, value in params.items():
+        resumed.params[name] = value
+    resumed.load_state_dict(saved)
+    assert bits(resumed.masters) == bits(split.masters)
+    run((resumed, whole), SHAPES, range(20, 40))
+    assert_same(resumed, whole)
+    assert bits(resumed.ema) == bits(whole.ema)
+
+
+def test_steps_add_up_that_are_too_small_for_the_parameters():
+    flat = np.ones(5, bfloat16)
+    opt = fastadam.Adam(flat, lr=2.0**-20, betas=(0.0, 0.0), master_weights=True)
+    for steps, rounded in ((1000, 1.0), (4000, 1.0 - 2.0**-8)):
+        for _ in range(steps):
+            opt.step(np.ones(5, bfloat16))
+        np.testing.assert_array_equal(flat, np.full(5, rounded))
+    np.testing.assert_array_equal(opt.masters[0], np.float32(1.0 - 5000 * 2.0**-20))
+
+
+def assert_nearest(opt):
+    """No bfloat16 is nearer to the master than the parameter."""
+    for name, master in opt.masters.items():
+        exact = master.astype(float)
+        distance = np.abs(opt.params[name].astype(float) - exact)
+        np.testing.assert_array_equal(distance, np.abs(master.astype(bfloat16).astype(float) - exact))
+
+
+# --- the copies in float32
+
+
+def test_masters_are_copies():
+    split, _ = pair()
+    masters = split.masters
+    before = split.buffers.p.tobytes(), split.buffers.remainder.tobytes()
+    masters["w"][...] = 7.0
+    assert (split.buffers.p.tobytes(), split.buffers.remainder.tobytes()) == before
+    assert {name: array.shape for name, array in masters.items()} == SHAPES
+    assert {array.dtype for array in masters.values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, bfloat16])
+def test_masters_of_whole_parameters_are_these(dtype):
+    opt = fastadam.Adam([{"params": make({"w": (3, 2)}, dtype=dtype)}, {"params": make({"k": 5}, dtype=dtype)}])
+    expected = np.float64 if dtype == np.float64 else np.float32
+    assert bits(opt.masters) == bits({name: view.astype(expected) for name, view in opt.params.items()})
+
+
+def test_masters_of_several_buffers_are_in_the_order_of_the_groups():
+    split, whole = pair(shapes={"large": (64, 65), "small": (7,)}, moment_dtype="float8")
+    for opt in (split, whole):
+        opt.add_param_group({"params": make({"more": (3,)}, dtype=opt.params["small"].dtype)})
+    assert len(split.all_buffers) == len(split.param_groups) == 3
+    assert list(split.masters) == ["large", "small", "more"]
+    whole.params["more"] = split.params["more"]
+    run((split, whole), {"large": (64, 65), "small": (7,), "more": (3,)}, range(10))
+    assert bits(split.masters) == bits(whole.params)
