@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastadam.arrays import array_dtype, as_bits, dtype_name, namespace
+from fastadam.arrays import array_dtype, as_bits, dtype_name, moved, namespace
 from fastadam.kernels import stored
 from fastadam.kernels.storage import EXPONENT_BLOCK, NATIVE, Storage
 
@@ -47,8 +47,6 @@ class Buffers:
     """
 
     p: Any
-    m: Any
-    v: Any
     segments: dict[Hashable, Segment]
     storage: Storage
 
@@ -91,7 +89,7 @@ class Buffers:
     @cached_property
     def ema(self) -> Any:  # noqa: D102 (described above)
         average = _zeros(self.p.size, self.p, self.dtype("ema"))
-        average[...] = namespace(average).asarray(self.values("p"))
+        average[...] = moved(self.values("p"), average)
         return average
 
     @cached_property

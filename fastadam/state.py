@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.arrays import as_array, check_like, moved
+from fastadam.arrays import as_array, as_bits, check_like, dtype_name, moved
 from fastadam.checks import integer, real
 from fastadam.conversion import check_codes, converted
 from fastadam.plan import Plan
@@ -129,12 +129,14 @@ def _entries(state, plan, row, group, convert):
 
 def _as_stored(entry, key, label, view):
     """`entry[key]`, which must be stored as `view` is."""
-    value = moved(as_array(entry[key], f"{label}['{key}']"), view)
-    if value.dtype != view.dtype:
+    value = as_array(entry[key], f"{label}['{key}']")
+    if value.dtype != view.dtype and dtype_name(value) != dtype_name(view):
         raise TypeError(
             f"`{label}['{key}']` must be {view.dtype} as in this optimizer, got {value.dtype}: nothing is cast unless "
             "`load_state_dict` is asked to by `convert=True`"
         )
+    # bfloat16 has another dtype in CuPy.
+    value = moved(as_bits(value), view).view(view.dtype)
     if key.endswith("_exponent"):
         check_codes(as_array(entry[key.removesuffix("_exponent")], label), value, key.removesuffix("_exponent"), label)
     check_like(value, view, f"{label}['{key}']", "its parameter")

@@ -37,7 +37,7 @@ def _statement(statement):
     if isinstance(statement, ast.Return):
         return f"return {_expression(statement.value)};"
     assert isinstance(statement, ast.Assign)
-    return f"auto {statement.targets[0].id} = {_expression(statement.value)};"
+    return f"auto {ast.unparse(statement.targets[0])} = {_expression(statement.value)};"
 
 
 def _expression(node):
@@ -47,7 +47,7 @@ def _expression(node):
         case ast.Constant():
             return f"{node.value}u" if isinstance(node.value, int) else repr(node.value)
         case ast.Call():
-            return f"{node.func.id}({', '.join(map(_expression, node.args))})"
+            return f"{ast.unparse(node.func)}({', '.join(map(_expression, node.args))})"
         case ast.BinOp(op=ast.Pow()):
             return repr(ast.literal_eval(node.left) ** ast.literal_eval(node.right))
         case ast.BinOp():

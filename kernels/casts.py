@@ -7,6 +7,8 @@ float16 and bfloat16 are rounded to nearest even; infinity and NaN stay what the
 first. The 8-bit codes belong to blocks of elements, which share an exponent.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy import maximum, minimum, uint8, uint16, uint32, where
 
@@ -159,7 +161,7 @@ def encode_unsigned(value, first, threshold):
 
 
 # In the order in which they call one another.
-CASTS = (
+CASTS: tuple[Callable, ...] = (
     from_bfloat16,
     to_bfloat16,
     dither_bfloat16,

@@ -65,7 +65,7 @@ def block_floats(_):
     return types.CPointer(types.float32)(), generate
 
 
-SOURCES = "".join(map(inspect.getsource, CASTS))
+SOURCES = "".join(inspect.getsource(cast) for cast in CASTS)
 
 
 def _compiled() -> dict[str, Any]:

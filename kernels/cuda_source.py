@@ -25,7 +25,7 @@ __device__ inline uint32 warp_maximum(uint32 value) {
   return value;
 }
 """
-PREAMBLE = "\n".join([_BUILT_IN, *map(c_function, CASTS)])
+PREAMBLE = "\n".join([_BUILT_IN, *(c_function(cast) for cast in CASTS)])
 
 # Thread i works on what lies i places after the first in the pieces; the piece is found by halving.
 FIND = """

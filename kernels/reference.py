@@ -36,12 +36,12 @@ def _run(update, flats, gradient, scalars, start, stop):
         cut[name] = flat[_blocks(start, stop) if name.endswith("_exponent") else slice(start, stop)]
     values = [stored.load(storage, name, cut) for name in update.buffers]
     results = update.element(*values, *scalars[: len(update.scalars)])
-    random = ()
+    word, turn = stored.HALF, 0
     if storage.dithers:
         word = casts.random_word(np.arange(start, stop).astype(np.uint32), np.uint32(columns["seed"]))
-        random = word, columns["turn"]
+        turn = columns["turn"]
     for name, value in zip(update.written, results, strict=True):
-        stored.store(storage, name, value, cut, *random)
+        stored.store(storage, name, value, cut, word, turn)
 
 
 def _blocks(start, stop):

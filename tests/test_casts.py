@@ -1,6 +1,7 @@
-"""The 16-bit copies: every rounding of float32 to bfloat16 and float16, the same on every kernel."""
+"""Every rounding of float32 to 16 bits and back, and the random words of it, the same on every kernel."""
 
 import re
+from functools import cache
 
 import numba
 import numpy as np
@@ -9,13 +10,16 @@ from machine_code import FUSED, SHIFTED
 from numba import njit
 
 from fastadam.kernels import casts, cpu
+from fastadam.kernels.cpu_casts import COMPILED
 
 try:
-    from cuda_host import HAS_COMPILER, on_host, patch_cuda
+    from cuda_host import HAS_COMPILER, on_host, patch_cuda, run_on_host
 except ImportError:
     HAS_COMPILER = False
 
-KINDS = {"bfloat16": casts.to_bfloat16, "float16": casts.to_float16}
+# The reference runs them like this.
+quietly = np.errstate(all="ignore")
+KINDS = {"bfloat16": quietly(casts.to_bfloat16), "float16": quietly(casts.to_float16)}
 kinds = pytest.mark.parametrize("kind", KINDS)
 INFINITY = {"bfloat16": 0x7F80, "float16": 0x7C00}
 
@@ -76,7 +80,7 @@ def compiled():
 
 
 def loop_of(kind):
-    cast = KINDS[kind]
+    cast = COMPILED[f"to_{kind}"]
 
     @njit(error_model="numpy")
     def loop(values, out):
@@ -174,3 +178,212 @@ def test_loop_is_vectorised_in_32_bits(kind, compiled):
     assert re.search(SHIFTED, assembly)
     assert not re.search(FUSED, assembly)
     assert not re.search(r"\bv?psrlq\b", assembly), "half the lanes are lost"
+
+
+# --- back to float32, stochastic rounding and halves, on each kernel
+
+HALVES = np.arange(65_536, dtype=np.uint32).astype(np.uint16)
+SUBNORMALS = np.concatenate([np.arange(1, 2**23, 1_021), [2**23 - 1]]).astype(np.uint32).view(np.float32)
+SAMPLE = np.concatenate([all_high_halves(), SUBNORMALS, -SUBNORMALS])
+ON_NUMPY, ON_NUMBA, ON_CUDA = "numpy", "numba", "cuda"
+where_it_runs = pytest.mark.parametrize(
+    "place",
+    [
+        ON_NUMPY,
+        ON_NUMBA,
+        pytest.param(ON_CUDA, marks=pytest.mark.skipif(not HAS_COMPILER, reason="needs CuPy and g++")),
+    ],
+)
+
+
+def run(name, place, dtype, *arguments):
+    """What the cast `name` makes of arrays of one size, as an array of `dtype`."""
+    if place == ON_NUMPY:
+        with np.errstate(all="ignore"):
+            return getattr(casts, name)(*arguments)
+    out = np.zeros(arguments[0].size, dtype)
+    if place == ON_NUMBA:
+        loop_over(name, len(arguments))(out, *arguments)
+        return out
+    run_on_host(kernel_over(name, out.dtype, *(argument.dtype for argument in arguments)), *arguments, out)
+    return out
+
+
+@cache
+def kernel_over(name, dtype, *dtypes):
+    """The CUDA kernel that does the same."""
+    from fastadam.kernels.cuda_source import kernel_of
+
+    inputs = [f"{each} given{index}" for index, each in enumerate(dtypes)]
+    call = f"out = {name}({', '.join(f'given{index}' for index in range(len(dtypes)))})"
+    return kernel_of(f"test_{name}", inputs, [f"{dtype} out"], call)
+
+
+@cache
+def loop_over(name, count):
+    """The compiled loop over arrays of the arguments of a cast."""
+    cast = COMPILED[name]
+
+    def one(out, first):
+        for index in range(out.size):
+            out[index] = cast(first[index])
+
+    def two(out, first, second):
+        for index in range(out.size):
+            out[index] = cast(first[index], second[index])
+
+    return njit({1: one, 2: two}[count], error_model="numpy")
+
+
+def bits(values):
+    return np.asarray(values, np.float32).view(np.uint32)
+
+
+def assert_same_floats(actual, expected):
+    """The same bits; NaN where NaN."""
+    numbers = ~np.isnan(expected)
+    np.testing.assert_array_equal(np.isnan(actual), ~numbers)
+    np.testing.assert_array_equal(bits(actual)[numbers], bits(expected)[numbers])
+
+
+@where_it_runs
+@kinds
+def test_every_16_bit_pattern_is_the_number_of_the_other_libraries(kind, place):
+    if kind == "float16":
+        expected = HALVES.view(np.float16).astype(np.float32)
+    else:
+        expected = HALVES.view(pytest.importorskip("ml_dtypes").bfloat16).astype(np.float32)
+    assert_same_floats(run(f"from_{kind}", place, np.float32, HALVES), expected)
+
+
+@kinds
+def test_what_16_bits_hold_is_rounded_to_itself(kind):
+    numbers = HALVES[~is_nan(HALVES, kind)]
+    np.testing.assert_array_equal(KINDS[kind](getattr(casts, f"from_{kind}")(numbers)), numbers)
+
+
+def dithered(value, place, thresholds):
+    values = np.full(thresholds.size, value, np.float32)
+    return run("dither_bfloat16", place, np.uint16, values, thresholds)
+
+
+@where_it_runs
+@pytest.mark.parametrize("lower", [0, 1, 2, 0x7FFF, 0x8000, 0x8001, 0xFFFE, 0xFFFF])
+def test_as_many_thresholds_round_up_as_the_lower_half_says(place, lower):
+    thresholds = np.arange(65_536, dtype=np.uint32)
+    for upper in (0x0000, 0x0001, 0x007F, 0x0080, 0x3F80, 0x7F7E, 0x8000, 0xC2F1, 0xFF7E):
+        value = np.array([upper << 16 | lower], np.uint32).view(np.float32)[0]
+        steps = dithered(value, place, thresholds).astype(int) - upper
+        assert set(steps) <= {0, 1}
+        assert steps.sum() == lower
+
+
+@where_it_runs
+def test_dithering_keeps_infinity_nan_and_what_bfloat16_holds(place):
+    for threshold in (0, 1, 0x8000, 0xFFFF):
+        thresholds = np.full(SAMPLE.size, threshold, np.uint32)
+        actual = run("dither_bfloat16", place, np.uint16, SAMPLE, thresholds)
+        np.testing.assert_array_equal(is_nan(actual, "bfloat16"), np.isnan(SAMPLE))
+        exact = (bits(SAMPLE) & 0xFFFF == 0) & ~np.isnan(SAMPLE)
+        assert np.isinf(SAMPLE[exact]).any()
+        np.testing.assert_array_equal(actual[exact], bits(SAMPLE)[exact] >> 16)
+
+
+@where_it_runs
+def test_halves_hold_float32_exactly(place):
+    upper, lower = (run(f"{half}_half", place, np.uint16, SAMPLE) for half in ("upper", "lower"))
+    assert_same_floats(run("join_halves", place, np.float32, upper, lower), SAMPLE)
+
+
+@where_it_runs
+def test_upper_half_is_the_nearest_bfloat16(place):
+    values = SAMPLE[~np.isnan(SAMPLE)]
+    ties = bits(values) & 0xFFFF == 0x8000
+    upper = run("upper_half", place, np.uint16, values)
+    np.testing.assert_array_equal(upper[~ties] & 0x7FFF, nearest(np.abs(values[~ties]), "bfloat16"))
+    np.testing.assert_array_equal(upper[ties], (bits(values[ties]) >> 16) + 1)
+
+
+# --- thresholds
+
+
+def words(count, seed, start=0):
+    with np.errstate(over="ignore"):
+        return casts.random_word(np.arange(start, start + count, dtype=np.uint32), np.uint32(seed))
+
+
+THRESHOLDS = {
+    "p": lambda word, turn=0: casts.low_threshold(word, np.uint32(turn)),
+    "v": lambda word, turn=0: casts.high_threshold(word, np.uint32(turn), 16),
+    "code": lambda word, turn=0: casts.high_threshold(word, np.uint32(turn), 12),
+}
+SIZES = {"p": 2**16, "v": 2**16, "code": 2**20}
+thresholds = pytest.mark.parametrize("name", THRESHOLDS)
+
+
+def correlation(left, right):
+    return np.corrcoef(left.astype(float), right.astype(float))[0, 1]
+
+
+@thresholds
+@pytest.mark.parametrize("seed", [0, 1, 7654321])
+@pytest.mark.parametrize("turn", [0, 40_503])
+def test_thresholds_of_neighbours_are_uniform(name, seed, turn):
+    values = THRESHOLDS[name](words(1_000_000, seed), turn)
+    assert values.dtype == np.uint32
+    assert values.max() < SIZES[name]
+    counts = np.bincount(values // np.uint32(SIZES[name] // 16), minlength=16)
+    expected = values.size / 16
+    # Of 15 degrees of freedom, 45 is passed once in 10,000 times.
+    assert ((counts - expected) ** 2 / expected).sum() < 45
+
+
+@thresholds
+@pytest.mark.parametrize("apart", [1, 2, 32, 128, 1024])
+def test_thresholds_of_neighbours_are_not_correlated(name, apart):
+    values = THRESHOLDS[name](words(1_000_000, 5))
+    assert abs(correlation(values[apart:], values[:-apart])) < 0.01
+
+
+@pytest.mark.parametrize("turn", [0, 40_503, 65_535])
+def test_thresholds_of_p_and_v_are_not_correlated(turn):
+    word = words(1_000_000, 5)
+    for name in ("v", "code"):
+        assert abs(correlation(THRESHOLDS["p"](word, turn), THRESHOLDS[name](word, turn))) < 0.01
+
+
+@thresholds
+@pytest.mark.parametrize(("seed", "other"), [(0, 1), (1, 2), (3, 2**24 - 1), (100, 101)])
+def test_thresholds_of_two_seeds_are_not_correlated(name, seed, other):
+    one, two = (THRESHOLDS[name](words(1_000_000, each)) for each in (seed, other))
+    assert abs(correlation(one, two)) < 0.01
+
+
+@where_it_runs
+def test_random_words_are_the_same_on_every_kernel(place):
+    index = np.concatenate([np.arange(1_000), 2**32 - 1 - np.arange(1_000)]).astype(np.uint32)
+    for seed in (0, 1, 2**24 - 1):
+        actual = run("random_word", place, np.uint32, index, np.full_like(index, seed))
+        np.testing.assert_array_equal(actual, [lowbias32((int(each) + seed * 0x9E3779B9) % 2**32) for each in index])
+
+
+def lowbias32(x):
+    x = (x ^ x >> 16) * 0x7FEB352D % 2**32
+    x = (x ^ x >> 15) * 0x846CA68B % 2**32
+    return x ^ x >> 16
+
+
+@pytest.mark.parametrize("name", ["p", "v"])
+def test_an_element_gets_every_threshold_once_in_65536_steps(name):
+    turns = (40_503 * np.arange(1, 65_537) % 65_536).astype(np.uint32)
+    for word in words(5, 9, start=123):
+        values = getattr(casts, "low_threshold" if name == "p" else "high_threshold")
+        drawn = values(word, turns) if name == "p" else values(word, turns, 16)
+        np.testing.assert_array_equal(np.sort(drawn), np.arange(65_536))
+
+
+def test_thresholds_of_a_few_steps_are_spread_evenly():
+    turns = (40_503 * np.arange(1, 17) % 65_536).astype(np.uint32)
+    for word in words(100, 9):
+        gaps = np.diff(np.sort(casts.low_threshold(word, turns)))
+        assert gaps.max() < 3 * 65_536 / 16

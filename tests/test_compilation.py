@@ -47,7 +47,13 @@ def test_every_loop_is_vectorised(name, dtype):
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [("adam", np.float32), ("adam", np.float64), ("radam", np.float32), ("everything", np.float64), ("codes", np.float32)],
+    [
+        ("adam", np.float32),
+        ("adam", np.float64),
+        ("radam", np.float32),
+        ("everything", np.float64),
+        ("codes", np.float32),
+    ],
 )
 def test_parallel_loop_is_vectorised(name, dtype):
     check_vectorised(MEMBERS[name], assembly_of(MEMBERS[name], dtype, parallel=True), dtype)

@@ -144,7 +144,9 @@ def test_fold_loads_and_stores_each_number_once(name, dtype):
 @dtypes
 def test_kernels_of_the_norm_compile_without_fused_multiply_adds(dtype):
     adam, sources = MEMBERS["adam"], {}
-    for kernel in (cuda_norm.squares(np.dtype(dtype)), cuda_norm.row_sums(), cuda_norm.clip_record()):
+    squares = [cuda_norm.squares(np.dtype(dtype))]
+    squares += [cuda_norm.squares(np.dtype(np.float32), storage) for storage in ("bfloat16", "float16")]
+    for kernel in (*squares, cuda_norm.row_sums(), cuda_norm.clip_record()):
         numbers = ("count", "scale", "max_grad_norm", "largest", "propagate")
         sources[kernel.name] = ptx(cuda.source(kernel, stand_ins_for(kernel, dtype, numbers)))
         ignored = {"no IEEE square root", "no IEEE division", "float64 arithmetic in a float32 kernel"}
