@@ -117,7 +117,7 @@ def special_flats(update, dtype):
 
 def encode(storage, buffer, values):
     """The flat arrays of a buffer with these values; those of a copy are filled with anything."""
-    sizes = {flat: values.size for flat in storage.flats(buffer)}
+    sizes = dict.fromkeys(storage.flats(buffer), values.size)
     sizes |= {flat: -(-values.size // EXPONENT_BLOCK) for flat in sizes if is_exponent(flat)}
     if getattr(storage, buffer) == "native":
         return {buffer: values}
@@ -183,8 +183,8 @@ def hyper_of(**changed):
 
 def rows_launch(update, dtype, sizes, seed=0):
     """A launch with a row for each of `sizes`, and one that is left out; narrow and wide gaps lie between the pieces,
-    which come in any order and read their gradients from two arrays. One row has a second piece. Blocks of shared exponents
-    begin where pieces do."""
+    which come in any order and read their gradients from two arrays. One row has a second piece. Where exponents are
+    shared, pieces begin with a block of them."""
     rng = np.random.default_rng(seed)
     count, order = len(sizes), rng.permutation(len(sizes))
     place = EXPONENT_BLOCK if update.storage.blocked else 1

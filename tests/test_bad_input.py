@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from gpu import device_problem
-from ml_dtypes import float8_e5m2
+from ml_dtypes import bfloat16, float8_e5m2
 from oracle import memory
 
 import fastadam
@@ -118,6 +118,15 @@ CONVENTIONS = "'torch', 'optax', 'keras', 'sklearn', 'apex'"
 EPS_ROOT = "`eps_root` must be 0 unless `convention` is 'optax', got 0.5 with '{}', whose eps stands elsewhere"
 NO_AMSGRAD = "`amsgrad` must be False with `convention` '{}', which has none, got True"
 FREE = "`decouple_lr` needs `decoupled_weight_decay`: L2 is a part of the gradient, and so always multiplied by lr"
+MOMENTS, GRADS = (
+    "'float32', 'float64', 'bfloat16', 'float16', 'float8'",
+    "'float32', 'float64', 'bfloat16', 'float16'",
+)
+MASTERS = "`master_weights` needs bfloat16 parameters, got {}: they would lack nothing"
+FLOAT16 = (
+    "`eps` must be >= 0.000244140625 (2**-12) with second moments in float16, got 1e-08: those below its square become "
+    "zero. Use bfloat16 for the second moment: `moment_dtype` ('float16', 'bfloat16')"
+)
 ALL, NO_APEX = (
     ("Adam", "AdamW", "NAdam", "Adamax", "RAdam"),
     "`convention` must be one of {} for this optimizer, got '{}'",
@@ -170,6 +179,42 @@ OPTIONS = [
     (ALL, {"zero_grad": 1}, TypeError, "`zero_grad` must be True or False, got 1"),
     (ALL, {"decouple_lr": "yes"}, TypeError, "`decouple_lr` must be True or False, got 'yes'"),
     (ALL, {"sparse": "fast"}, ValueError, "`sparse` must be one of 'lazy', 'exact', got 'fast'"),
+    (ALL, {"moment_dtype": "int8"}, ValueError, f"`moment_dtype` must be one of {MOMENTS}, got 'int8'"),
+    (ALL, {"moment_dtype": (None, "f4")}, ValueError, f"`moment_dtype[1]` must be one of {MOMENTS}, got 'f4'"),
+    (ALL, {"moment_dtype": (8, None)}, TypeError, f"`moment_dtype[0]` must be one of {MOMENTS}, got 8"),
+    (ALL, {"moment_dtype": 8}, TypeError, "`moment_dtype` must be a string, a pair of them or None, got 8"),
+    (
+        ALL,
+        {"moment_dtype": ("float32",)},
+        TypeError,
+        "`moment_dtype` must be a string, a pair of them or None, got ('float32',)",
+    ),
+    (ALL, {"moment_dtype": F4}, TypeError, f"`moment_dtype` must be a string, a pair of them or None, got {F4}"),
+    (
+        ALL,
+        {"moment_dtype": "float64"},
+        ValueError,
+        "`moment_dtype` must not be float64 without float64 parameters, got 'float64'",
+    ),
+    (ALL, {"moment_dtype": "float16"}, ValueError, FLOAT16),
+    (ALL, {"moment_dtype": (None, "float16"), "eps": 2.4e-4}, ValueError, FLOAT16.replace("1e-08", "0.00024")),
+    (ALL, {"grad_dtype": "float8"}, ValueError, f"`grad_dtype` must be one of {GRADS}, got 'float8'"),
+    (ALL, {"grad_dtype": ("float16", None)}, TypeError, f"`grad_dtype` must be one of {GRADS}, got ('float16', None)"),
+    (ALL, {"grad_dtype": F4}, TypeError, f"`grad_dtype` must be one of {GRADS}, got {F4}"),
+    (
+        ALL,
+        {"grad_dtype": "float64"},
+        ValueError,
+        "`grad_dtype` must not be float64 without float64 parameters, got 'float64'",
+    ),
+    (ALL, {"master_weights": 1}, TypeError, "`master_weights` must be True or False, got 1"),
+    (ALL, {"master_weights": True}, ValueError, MASTERS.format("float32")),
+    (ALL, {"rounding": "up"}, ValueError, "`rounding` must be one of 'stochastic', 'nearest', got 'up'"),
+    (ALL, {"rounding": None}, TypeError, "`rounding` must be one of 'stochastic', 'nearest', got None"),
+    (ALL, {"seed": -1}, ValueError, "`seed` must be >= 0, got -1"),
+    (ALL, {"seed": 1.0}, TypeError, "`seed` must be an integer, got 1.0"),
+    (ALL, {"seed": "1"}, TypeError, "`seed` must be an integer, got '1'"),
+    (ALL, {"seed": None}, TypeError, "`seed` must be an integer, got None"),
     (
         ALL,
         {"exclude_from_weight_decay": ["b"]},
@@ -189,6 +234,95 @@ def test_option_of_the_classes(names, options, error, message):
         assert str(raised.value) == message
         assert all(params[key] is array for key, array in before.items())
         getattr(fastadam, name)(params)
+
+
+OF_FLOAT64 = "must be float64 with float64 parameters, got"
+EXACT = "`sparse` must be 'lazy'"
+OF_A_DTYPE = [
+    (np.float64, {"moment_dtype": "float32"}, f"`moment_dtype` {OF_FLOAT64} 'float32'"),
+    (np.float64, {"moment_dtype": (None, "float8")}, f"`moment_dtype` {OF_FLOAT64} 'float8'"),
+    (np.float64, {"moment_dtype": ("bfloat16", None)}, f"`moment_dtype` {OF_FLOAT64} 'bfloat16'"),
+    (np.float64, {"grad_dtype": "float32"}, f"`grad_dtype` {OF_FLOAT64} 'float32'"),
+    (np.float64, {"grad_dtype": "bfloat16"}, f"`grad_dtype` {OF_FLOAT64} 'bfloat16'"),
+    (np.float64, {"master_weights": True}, MASTERS.format("float64")),
+    (np.float16, {"master_weights": True}, MASTERS.format("float16")),
+    (bfloat16, {"moment_dtype": "float64"}, "`moment_dtype` must not be float64 without float64 parameters"),
+    (np.float16, {"grad_dtype": "float64"}, "`grad_dtype` must not be float64 without float64 parameters"),
+    (bfloat16, {"moment_dtype": ("bfloat16", "float16")}, FLOAT16),
+    (bfloat16, {"sparse": "exact"}, f"{EXACT} with bfloat16 parameters, got 'exact'"),
+    (np.float16, {"sparse": "exact"}, f"{EXACT} with float16 parameters, got 'exact'"),
+    (F4, {"sparse": "exact", "moment_dtype": "bfloat16"}, EXACT),
+    (F4, {"sparse": "exact", "moment_dtype": (None, "float8")}, EXACT),
+    (F4, {"sparse": "exact", "grad_dtype": "float16"}, EXACT),
+    (bfloat16, {"sparse": "exact", "master_weights": True}, EXACT),
+]
+
+
+@pytest.mark.parametrize(("dtype", "options", "message"), OF_A_DTYPE, ids=[str(row[:2]) for row in OF_A_DTYPE])
+def test_option_for_parameters_of_another_dtype(dtype, options, message):
+    params, flat = {"w": np.ones((3, 4), dtype), "b": np.ones((), dtype)}, np.full(5, 7, dtype)
+    before = dict(params)
+    for given in (params, flat, [{"params": params}]):
+        with pytest.raises(ValueError, match="`") as raised:
+            fastadam.AdamW(given, **options)
+        assert str(raised.value).startswith(message)
+    assert all(params[key] is array for key, array in before.items())
+    assert (flat == 7).all()
+    fastadam.AdamW(params)
+
+
+LATER = [
+    ({"sparse": "exact"}, bfloat16, {}, f"{EXACT} with bfloat16 parameters"),
+    ({"moment_dtype": "bfloat16"}, np.float64, {}, f"`moment_dtype` {OF_FLOAT64}"),
+    ({"grad_dtype": "bfloat16"}, np.float64, {}, f"`grad_dtype` {OF_FLOAT64}"),
+    ({"moment_dtype": "float16", "eps": 1e-3}, F4, {"eps": 1e-5}, FLOAT16.replace("1e-08", "1e-05")),
+]
+
+
+@pytest.mark.parametrize(("options", "dtype", "settings", "message"), LATER)
+def test_later_group_that_contradicts_a_format(options, dtype, settings, message):
+    optimizer, added = fastadam.Adam({"w": np.ones(4, F4)}, **options), {"added": np.ones(2, dtype)}
+    array, state = added["added"], memory(optimizer)
+    with pytest.raises(ValueError, match="`") as raised:
+        optimizer.add_param_group({"params": added, **settings})
+    assert str(raised.value).startswith(message)
+    assert added["added"] is array
+    assert list(optimizer.params) == ["w"]
+    assert memory(optimizer) == state
+    optimizer.step({"w": np.ones_like(optimizer.grads["w"])})
+
+
+def test_masters_of_a_later_group_need_bfloat16_too():
+    optimizer, added = fastadam.Adam({"w": np.ones(4, bfloat16)}, master_weights=True), {"added": np.ones(2, F4)}
+    array = added["added"]
+    with pytest.raises(ValueError, match=MASTERS.format("float32")):
+        optimizer.add_param_group({"params": added})
+    assert added["added"] is array
+    optimizer.step({"w": np.ones(4, bfloat16)})
+
+
+@pytest.mark.parametrize("key", ["moment_dtype", "grad_dtype", "master_weights", "rounding", "seed"])
+def test_formats_cannot_be_those_of_a_group(key):
+    params = {"w": np.ones(4, F4)}
+    optimizer, array = fastadam.Adam({"w": np.ones(4, F4)}), params["w"]
+    attempts = [
+        lambda: fastadam.Adam([{"params": params, key: None}]),
+        lambda: optimizer.param_groups[0].update({key: None}),
+        lambda: optimizer.add_param_group({"params": {"added": np.ones(2, F4)}, key: None}),
+    ]
+    for attempt in attempts:
+        with pytest.raises(TypeError, match=f"`{key}` must be given to the optimizer, not to a group"):
+            attempt()
+    assert params["w"] is array
+
+
+def test_small_eps_for_second_moments_in_float16():
+    optimizer = fastadam.Adam({"w": np.ones(4, F4)}, moment_dtype="float16", eps=1e-3)
+    with pytest.raises(ValueError, match="`eps` must be >= ") as raised:
+        optimizer.param_groups[0]["eps"] = 1e-8
+    assert str(raised.value) == FLOAT16
+    assert optimizer.param_groups[0]["eps"] == 1e-3
+    fastadam.Adam({"w": np.ones(4, F4)}, moment_dtype=("float16", "bfloat16"))
 
 
 @pytest.mark.parametrize("name", ["NAdam", "Adamax", "RAdam"])
@@ -257,6 +391,29 @@ OF_ADAM_STEP = {
     "free L2": ({"decouple_lr": True}, ValueError, "`decouple_lr` needs `decoupled_weight_decay`"),
     "norm": ({"max_grad_norm": 1.0}, TypeError, r"adam_step\(\) got an unexpected keyword argument 'max_grad_norm'"),
     "schedule": ({"lr": lambda step: 0.1}, TypeError, "`lr` must be a real number"),
+    "rounding": ({"rounding": "up"}, ValueError, "`rounding` must be one of 'stochastic', 'nearest', got 'up'"),
+    "seed": ({"seed": -1}, ValueError, "`seed` must be >= 0, got -1"),
+    "dtype": (
+        {"moment_dtype": "float8"},
+        TypeError,
+        r"adam_step\(\) got an unexpected keyword argument 'moment_dtype'",
+    ),
+    "dtype of ema": (
+        {"ema": np.ones(4, bfloat16), "ema_decay": 0.5},
+        TypeError,
+        "`ema` must be float32 with `p` of float32, got bfloat16",
+    ),
+    "dtype of v_max": (
+        {"v_max": np.ones(4, int), "amsgrad": True},
+        TypeError,
+        f"`v_max` must be {OF_FLOAT32}, got int64",
+    ),
+    "float32 with a remainder": (
+        {"remainder": np.ones(4, np.uint16)},
+        TypeError,
+        "`remainder` must be uint16, beside `p` of bfloat16, got uint16 and float32",
+    ),
+    "exponents without codes": ({"v_exponent": np.ones(1, np.uint8)}, TypeError, "`v` must be uint8, got float32"),
 }
 
 
@@ -421,6 +578,27 @@ def test_gradients(make, error, message):
     assert_step_refuses(make(), {}, error, message)
 
 
+@pytest.mark.parametrize("stored", [np.float16, bfloat16], ids=["float16", "bfloat16"])
+def test_dtype_of_gradients_is_that_of_grad_dtype(stored):
+    optimizer = fastadam.Adam({"w": np.ones((3, 4), F4)}, grad_dtype=np.dtype(stored).name)
+    before, name = memory(optimizer), np.dtype(stored).name
+    for other in (np.float32, np.float64, np.uint16):
+        with pytest.raises(TypeError, match=rf"`grads\['w'\]` must be {name} .*got {np.dtype(other).name}"):
+            optimizer.step({"w": np.ones((3, 4), other)})
+        with pytest.raises(TypeError, match=rf"`grads` must be {name} like .*, got {np.dtype(other).name}"):
+            optimizer.step(np.ones(12, other))
+    assert memory(optimizer) == before
+    optimizer.step({"w": np.ones((3, 4), stored)})
+
+
+@pytest.mark.parametrize("flat", ["remainder", "m_exponent", "v_exponent"])
+def test_flat_gradient_over_stored_arrays(flat):
+    optimizer = fastadam.Adam(np.ones(4096, bfloat16), master_weights=True, moment_dtype="float8")
+    vars(optimizer.buffers)[flat] = np.zeros(4096, bfloat16)
+    with pytest.raises(ValueError, match=f"`grads` must not overlap `buffers.{flat}`"):
+        optimizer.step(getattr(optimizer.buffers, flat))
+
+
 @pytest.mark.parametrize("flat", ["p", "m", "v", "v_max", "ema"])
 def test_flat_gradient_over_a_buffer_that_a_step_writes(flat):
     optimizer = fastadam.Adam(np.ones(20, F4), amsgrad=True, ema_decay=0.5)
@@ -508,6 +686,85 @@ ARRAYS = {
 @pytest.mark.parametrize(("name", "make", "error", "message"), table(ARRAYS))
 def test_arrays_of_adam_step(name, make, error, message):
     assert_adam_step_refuses({name: make()}, error, message)
+
+
+@pytest.mark.parametrize("name", ["p", "g", "m", "v"])
+@pytest.mark.parametrize("dtype", [">f4", ">f2"])
+def test_byte_order_of_the_arrays_of_adam_step(name, dtype):
+    message = rf"`{name}` must be .*{dtype}"
+    assert_adam_step_refuses({name: np.ones(4, dtype), "eps": 1e-3}, TypeError, message)
+
+
+STORED = {
+    "remainder is no array": ({"remainder": [0] * 4}, TypeError, "`remainder` must be a NumPy or CuPy array.*got list"),
+    "dtype of remainder": (
+        {"remainder": np.ones(4, np.uint8)},
+        TypeError,
+        "`remainder` must be uint16, beside `p` of bfloat16, got uint8 and bfloat16",
+    ),
+    "size of remainder": (
+        {"remainder": np.ones(5, np.uint16)},
+        ValueError,
+        r"`remainder` must have shape \(4,\) like `p`, got \(5,\)",
+    ),
+    "read-only remainder": (
+        {"remainder": read_only(np.ones(4, np.uint16))},
+        ValueError,
+        "`remainder` must be writable",
+    ),
+    "no exponents": (
+        {"m_exponent": None},
+        TypeError,
+        "`m` must be float32 or bfloat16 or float16 with `p` of bfloat16, got uint8",
+    ),
+    "exponents are no array": ({"v_exponent": 3}, TypeError, "`v_exponent` must be a NumPy or CuPy array.*got int"),
+    "dtype of exponents": ({"m_exponent": np.ones(1, np.int8)}, TypeError, "`m_exponent` must be uint8, got int8"),
+    "number of exponents": (
+        {"v_exponent": np.ones(2, np.uint8)},
+        ValueError,
+        r"`v_exponent` must have shape \(1,\), one for each block of 128 codes, got \(2,\)",
+    ),
+    "read-only exponents": (
+        {"m_exponent": read_only(np.ones(1, np.uint8))},
+        ValueError,
+        "`m_exponent` must be writable",
+    ),
+    "codes with a sign": ({"m": np.ones(4, np.int8)}, TypeError, "`m` must be uint8, got int8"),
+    "float64 gradients": (
+        {"g": np.ones(4)},
+        TypeError,
+        "`g` must be float32 or bfloat16 or float16 with `p` of bfloat16, got float64",
+    ),
+    "codes beside float64": (
+        {"p": np.ones(4), "g": np.ones(4), "remainder": None},
+        TypeError,
+        "`m` must be float64 with `p` of float64, got uint8",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), table(STORED))
+def test_stored_arrays_of_adam_step(changes, error, message):
+    arrays = {"p": np.ones(4, bfloat16), "g": np.ones(4, bfloat16), "remainder": np.ones(4, np.uint16)}
+    for name in "mv":
+        arrays |= {name: np.ones(4, np.uint8), f"{name}_exponent": np.full(1, 100, np.uint8)}
+    before = {name: array.tobytes() for name, array in arrays.items()}
+    with pytest.raises(error, match=message):
+        fastadam.adam_step(**(arrays | changes), step=1)
+    assert {name: array.tobytes() for name, array in arrays.items()} == before
+    fastadam.adam_step(**arrays, step=1)
+    assert arrays["remainder"].tobytes() != before["remainder"]
+
+
+@pytest.mark.parametrize("pair", [("remainder", "p"), ("m_exponent", "m"), ("v_exponent", "v"), ("v_exponent", "m")])
+def test_overlapping_stored_arrays_of_adam_step(pair):
+    arrays = {"p": np.ones(4, bfloat16), "g": np.ones(4, bfloat16), "remainder": np.ones(4, np.uint16)}
+    for name in "mv":
+        arrays |= {name: np.ones(4, np.uint8), f"{name}_exponent": np.full(1, 100, np.uint8)}
+    left, right = pair
+    arrays[left] = arrays[right].view(arrays[left].dtype)[: arrays[left].size]
+    with pytest.raises(ValueError, match=f"`{left}` must not overlap `{right}`"):
+        fastadam.adam_step(**arrays, step=1)
 
 
 @without_gpu

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from oracle import assert_same_bits
+from ml_dtypes import bfloat16
+from oracle import assert_same_bits, memory
 from training import HYPER, make, pmv, sizes
 
 import fastadam
@@ -25,6 +26,46 @@ def test_torch_tensors_become_tensors_over_the_flat_buffer(size):
     np.testing.assert_array_equal(params["w"].numpy(), numpy.params["w"])
     params["b"].fill_(4.0)
     assert opt.params["b"] == 4.0
+
+
+@pytest.mark.parametrize("options", [{}, {"master_weights": True}, {"moment_dtype": "float8"}], ids=str)
+def test_torch_bfloat16_tensors_become_tensors_over_the_flat_buffer(options):
+    torch = pytest.importorskip("torch")
+    shapes = {"w": (2, 2500), "b": (), "none": (0,)}
+    params = {name: torch.tensor(array).bfloat16() for name, array in make(shapes).items()}
+    numpy = fastadam.Adam({name: array.astype(bfloat16) for name, array in make(shapes).items()}, **HYPER, **options)
+    opt = fastadam.Adam(params, **HYPER, **options)
+    assert {tensor.dtype for tensor in params.values()} == {torch.bfloat16}
+    assert [tuple(tensor.shape) for tensor in params.values()] == [(2, 2500), (), (0,)]
+    assert params["w"].data_ptr() == opt.params["w"].ctypes.data
+    for seed in (1, 2, 3):
+        grads = {name: torch.tensor(array).bfloat16() for name, array in make(shapes, seed).items()}
+        opt.step(grads)
+        numpy.step({name: array.astype(bfloat16) for name, array in make(shapes, seed).items()})
+    assert memory(opt) == memory(numpy)
+    assert params["w"].float().numpy().tobytes() == numpy.params["w"].astype(np.float32).tobytes()
+    params["b"].fill_(4.0)
+    assert opt.params["b"] == 4.0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_flat_torch_tensor_of_16_bits_is_adopted(dtype):
+    torch = pytest.importorskip("torch")
+    flat = torch.ones(5, dtype=getattr(torch, dtype))
+    opt = fastadam.Adam(flat, lr=0.5)
+    assert opt.buffers.p.ctypes.data == flat.data_ptr()
+    opt.step(torch.ones(5, dtype=flat.dtype))
+    opt.step({0: torch.ones(5, dtype=flat.dtype)})
+    np.testing.assert_allclose(flat.float().numpy(), np.zeros(5), atol=1e-2)
+
+
+def test_gradients_of_torch_may_be_bfloat16_for_float32_parameters():
+    torch = pytest.importorskip("torch")
+    opts = [fastadam.Adam(make({"w": (3, 4)}), **HYPER, grad_dtype="bfloat16") for _ in range(2)]
+    gradient = make({"w": (3, 4)}, 1)["w"]
+    opts[0].step({"w": torch.tensor(gradient).bfloat16()})
+    opts[1].step({"w": gradient.astype(bfloat16)})
+    assert memory(opts[0]) == memory(opts[1])
 
 
 @pytest.mark.parametrize("make_layout", [lambda x: x.T.contiguous().T, lambda x: x.repeat_interleave(2, 1)[:, ::2]])

@@ -188,3 +188,51 @@ def test_8_bit_second_moment_follows_fading_gradients_whatever_the_rounding():
     errors = actual / exact - 1.0
     assert np.sqrt(np.mean(errors**2)) < 0.1
     assert abs(errors.mean()) < 0.04
+
+
+# --- a learning rate too small to change what is rounded to nearest
+
+WHY = "which are rounded to nearest: "
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "lr", "remedy"),
+    [
+        (bfloat16, {"rounding": "nearest"}, 1e-4, "use `rounding` 'stochastic' or `master_weights`$"),
+        (np.float16, {}, 1e-4, "use float32 parameters$"),
+    ],
+)
+@pytest.mark.parametrize("kind", [fastadam.Adam, fastadam.AdamW, fastadam.NAdam, fastadam.Adamax, fastadam.RAdam])
+def test_vanishing_steps_are_warned_of_where_the_optimizer_is_made(kind, dtype, options, lr, remedy):
+    with pytest.warns(UserWarning, match=rf"`lr` {lr} is too small to change 100% of the .*, {WHY}{remedy}") as caught:
+        kind({"w": np.ones(500, dtype)}, lr=lr, **options)
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_vanishing_steps_of_a_later_group_are_warned_of():
+    opt = fastadam.Adam({"w": np.ones(500, bfloat16)}, lr=0.1, rounding="nearest")
+    with pytest.warns(UserWarning, match="`lr` 0.0001 is too small") as caught:
+        opt.add_param_group({"params": {"k": np.ones(500, bfloat16)}, "lr": 1e-4})
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (bfloat16, {}),
+        (bfloat16, {"master_weights": True}),
+        (bfloat16, {"rounding": "nearest", "lr": 2.0**-8}),
+        (np.float16, {"lr": 2.0**-11}),
+        (bfloat16, {"rounding": "nearest", "lr": lambda step: 1e-4}),
+        (bfloat16, {"rounding": "nearest", "lr": 0.0}),
+        (np.float32, {"lr": 1e-9}),
+    ],
+)
+def test_steps_that_do_not_vanish_are_not_warned_of(dtype, options):
+    fastadam.Adam({"w": np.ones(500, dtype)}, **{"lr": 1e-4, **options})  # a warning is an error
+
+
+def test_share_of_stuck_parameters_is_told():
+    params = {"w": np.repeat([1.0, 2.0**-8], [300, 100]).astype(bfloat16)}
+    with pytest.warns(UserWarning, match="to change 75% of the bfloat16 parameters"):
+        fastadam.Adam(params, lr=1e-4, rounding="nearest")

@@ -191,6 +191,7 @@ MISFITS = {
     "moment of another shape": (at("state", "w", "exp_avg", value=np.zeros((5, 4), "f4")), ValueError, r"\(5, 4\)"),
     "moment to broadcast": (at("state", "w", "exp_avg", value=np.zeros(5, "f4")), ValueError, r"\(5,\)"),
     "moment of another dtype": (at("state", "w", "exp_avg_sq", value=np.zeros((4, 5))), TypeError, "float64"),
+    "moment in another byte order": (at("state", "w", "exp_avg", value=np.zeros((4, 5), ">f4")), TypeError, ">f4"),
     "moment is no array": (at("state", "large", "exp_avg", value="x"), TypeError, r"\['large'\]\['exp_avg'\]`.*str"),
     "negative step": (at("state", "w", "step", value=-1), ValueError, r"\['step'\]` must be >= 0, got -1"),
     "fractional step": (at("state", "w", "step", value=2.5), TypeError, r"\['step'\]` must be an integer, got 2.5"),
