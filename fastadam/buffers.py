@@ -117,7 +117,8 @@ class Buffers:
         """What is stored for a buffer, in the dtype of the arithmetic, on the host: flat, or of the parts `flats`."""
         flats = flats or {name: self.flat(name) for name in self.storage.flats(buffer)}
         on_host = {name: flat if isinstance(flat, np.ndarray) else flat.get() for name, flat in flats.items()}
-        return stored.load(self.storage, buffer, on_host)
+        with np.errstate(all="ignore"):
+            return stored.load(self.storage, buffer, on_host)
 
     def part(self, name: Hashable, flat: str) -> Any:
         """Where parameter `name` lies in a flat array: in its shape, but for exponents, of which a block has one."""

@@ -22,7 +22,7 @@ def converted(
     storage = buffers.storage.nearest
     targets = {flat: buffers.part(name, flat) for flat in storage.flats(buffer)}
     held = {flat: np.empty(target.size, buffers.flat(flat).dtype) for flat, target in targets.items()}
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         stored.store(storage, buffer, values.reshape(-1), held)
     return {
         flat: moved(held[flat].view(target.dtype).reshape(target.shape), target) for flat, target in targets.items()
@@ -36,12 +36,14 @@ def _values(entry, key, label, buffer):
         exponents = _on_host(as_array(entry[f"{key}_exponent"], f"{label}['{key}_exponent']"))
         check_codes(array, exponents, key, label)
         flats = {buffer: array.reshape(-1), f"{buffer}_exponent": exponents}
-        return stored.load(Storage(**{buffer: "float8"}), buffer, flats).reshape(array.shape)
+        with np.errstate(all="ignore"):
+            return stored.load(Storage(**{buffer: "float8"}), buffer, flats).reshape(array.shape)
     check_dtype(array, f"{label}['{key}']", DTYPES)
     name = dtype_name(array)
     if name in ("float32", "float64"):
         return array
-    return stored.load(Storage(**{buffer: name}), buffer, {buffer: array.view(np.uint16)})
+    with np.errstate(all="ignore"):
+        return stored.load(Storage(**{buffer: name}), buffer, {buffer: array.view(np.uint16)})
 
 
 def _on_host(array):

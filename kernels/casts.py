@@ -131,10 +131,11 @@ def first_code(exponent):
 
 
 def decode_signed(code, first):
+    # NaN in a block that is not finite, whose exponent is 255.
     size = uint32(uint32(code) & 0x7F)
     sign = uint32(uint32(uint32(code) & 0x80) << 24)
-    bits = uint32(where(size == 0, uint32(0), uint32(uint32(size + first) << 20)))
-    return float_of(uint32(bits | sign))
+    finite = uint32(where(size == 0, uint32(0), uint32(uint32(size + first) << 20)))
+    return float_of(uint32(where(first < 2040, uint32(finite | sign), uint32(0x7FC00000))))
 
 
 def encode_signed(value, first):
@@ -147,8 +148,10 @@ def encode_signed(value, first):
 
 
 def decode_unsigned(code, first):
+    # Likewise.
     size = uint32(code)
-    return float_of(uint32(where(size == 0, uint32(0), uint32(uint32(size + first) << 20))))
+    finite = uint32(where(size == 0, uint32(0), uint32(uint32(size + first) << 20)))
+    return float_of(uint32(where(first < 2040, finite, uint32(0x7FC00000))))
 
 
 def encode_unsigned(value, first, threshold):

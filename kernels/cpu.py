@@ -71,7 +71,8 @@ def upload(array, like=None):
 
 def copy_out(p, low, kind):
     """Write `p`, rounded to `kind` ("bfloat16" or "float16"), into the bits `low`."""
-    low[...] = casts.to_bfloat16(p) if kind == "bfloat16" else casts.to_float16(p)
+    with np.errstate(all="ignore"):
+        low[...] = casts.to_bfloat16(p) if kind == "bfloat16" else casts.to_float16(p)
 
 
 def address(array):

@@ -46,6 +46,7 @@ for (int j = 0; j < {elements}; ++j) {{
 _ROWS = """
 ptrdiff_t row = {columns} * pieces[piece + 2];
 {gradient}* gradients = reinterpret_cast<{gradient}*>(addresses[pieces[piece + 3]]) + pieces[piece + 4] - pieces[piece];
+{taken}
 {scalars}
 {places}
 {body}
@@ -71,7 +72,7 @@ def threads_of(storage, sizes):
 def step_rows(update, guarded):
     """The pass over all rows: scalars from the table, gradients by address, and no store if the step is not taken."""
     scalars = [_scalar(update, name, f"table[row + {index}]") for index, name in enumerate(update.columns)]
-    taken = "record[1] != 0.0" if guarded else ""
+    taken = "bool taken = record[1] != 0.0;" if guarded else ""
     if update.storage.blocked:
         places = f"ptrdiff_t first = pieces[piece] + inside / {WARP} * {EXPONENT_BLOCK}, stop = pieces[piece + 1];"
     else:
@@ -81,7 +82,8 @@ def step_rows(update, guarded):
         gradient=_kind(update, "g"),
         scalars=" ".join(scalars),
         places=places,
-        body=_body(update, taken),
+        taken=taken,
+        body=_body(update, guarded),
     )
     raw = ["raw int64 addresses", "raw int64 pieces", "int64 count", "raw T table"]
     inputs = [*raw, *(["raw float64 record"] if guarded else [])]
@@ -105,7 +107,7 @@ def step_flat(update):
         outputs = [gradient, *outputs]
     else:
         inputs = [*inputs, gradient]
-    return kernel_of(f"fastadam_{update.name}", inputs, outputs, "\n".join([*lines, _body(update, "")]))
+    return kernel_of(f"fastadam_{update.name}", inputs, outputs, "\n".join([*lines, _body(update, guarded=False)]))
 
 
 @cache
@@ -150,11 +152,11 @@ def flat_parameters(update):
     return [f"raw {_kind(update, name)} {name}_flat" for name in update.flats]
 
 
-def _body(update, taken):
-    """The work of a thread; without any store but of zeros as gradients unless `taken`."""
+def _body(update, guarded):
+    """The work of a thread; if `guarded`, without any store but of zeros as gradients unless the step is taken."""
     storage = update.storage
     zeroed = "gradients[k] = 0;" if "g" in update.written else ""
-    guard = f"if ({taken}) {{{{ {{}} }}}}" if taken else "{}"
+    guard = "if (taken) {{ {} }}" if guarded else "{}"
     word = "uint32 word = random_word((uint32)k, seed);" if storage.dithers else ""
     element = _ELEMENT.format(
         gradient=storage.load("g", "gradients[k]"),

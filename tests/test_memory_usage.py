@@ -78,6 +78,7 @@ def test_groups_of_later_count():
     after = opt.memory_usage()
     assert after.parameters - before.parameters == 1000
     assert after.nbytes - before.nbytes == 12 * 1000
+    assert after.plain_nbytes - before.plain_nbytes == 16 * 1000
 
 
 def test_no_parameters():
