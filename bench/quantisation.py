@@ -103,6 +103,7 @@ COLUMNS = [
     "moments stored by",
     "m: rms error, of sqrt(v)",
     "sqrt(v): rms error of its logarithm",
+    "mean error",
     "v > 0 that became 0",
     "moved without a gradient",
 ]
@@ -133,6 +134,7 @@ def _figures(state, m, v, silent):
     relative = np.log(np.sqrt(state.v[live][~lost]) / root[~lost])
     yield f"{np.sqrt(np.mean(error**2)):.4f}"
     yield f"{np.sqrt(np.mean(relative**2)):.3f}"
+    yield f"{np.mean(relative):+.3f}"
     yield f"{100 * lost.mean():.1f}%"
     yield f"{100 * np.mean(state.p[silent] != 0):.0f}%"
 

@@ -185,6 +185,17 @@ def check_place(array: Any, other: Any, label: str, other_label: str) -> None:
     """Raise unless `array` has the shape and device of `other`."""
     if array.shape != other.shape:
         raise ValueError(f"`{label}` must have shape {other.shape} like {other_label}, got {array.shape}")
+    check_device(array, other, label, other_label)
+
+
+def check_native(array: Any, label: str) -> None:
+    """Raise unless `array` is in native byte order."""
+    if not array.dtype.isnative:
+        raise TypeError(f"`{label}` must be in native byte order, got {array.dtype!r}")
+
+
+def check_device(array: Any, other: Any, label: str, other_label: str) -> None:
+    """Raise unless `array` is on the device of `other`."""
     if type(array) is not type(other) or device(array) != device(other):
         raise ValueError(f"`{label}` must be on {device(other)} like {other_label}, got {device(array)}")
 

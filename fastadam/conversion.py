@@ -24,6 +24,11 @@ def converted(
     held = {flat: np.empty(target.size, buffers.flat(flat).dtype) for flat, target in targets.items()}
     with np.errstate(all="ignore"):
         stored.store(storage, buffer, values.reshape(-1), held)
+        kept = stored.load(storage, buffer, held)
+    if np.isfinite(values).all() and not np.isfinite(kept).all():
+        raise ValueError(
+            f"`{label}['{key}']` must be within the range of {getattr(storage, buffer)}, got {np.abs(values).max()}"
+        )
     return {
         flat: moved(held[flat].view(target.dtype).reshape(target.shape), target) for flat, target in targets.items()
     }
@@ -31,15 +36,16 @@ def converted(
 
 def _values(entry, key, label, buffer):
     """What `entry[key]` holds, in any format that is recognised by its dtype and by the exponents beside it."""
-    array = _on_host(as_array(entry[key], f"{label}['{key}']"))
+    original = as_array(entry[key], f"{label}['{key}']")
+    array = _on_host(original)
     if f"{key}_exponent" in entry:
         exponents = _on_host(as_array(entry[f"{key}_exponent"], f"{label}['{key}_exponent']"))
         check_codes(array, exponents, key, label)
         flats = {buffer: array.reshape(-1), f"{buffer}_exponent": exponents}
         with np.errstate(all="ignore"):
             return stored.load(Storage(**{buffer: "float8"}), buffer, flats).reshape(array.shape)
-    check_dtype(array, f"{label}['{key}']", DTYPES)
-    name = dtype_name(array)
+    check_dtype(original, f"{label}['{key}']", DTYPES)
+    name = dtype_name(original)
     if name in ("float32", "float64"):
         return array
     with np.errstate(all="ignore"):

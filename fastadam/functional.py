@@ -4,7 +4,17 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.arrays import as_array, as_bits, check_disjoint, check_dtype, check_flat, check_place, kernels
+from fastadam.arrays import (
+    as_array,
+    as_bits,
+    check_device,
+    check_disjoint,
+    check_dtype,
+    check_flat,
+    check_native,
+    check_place,
+    kernels,
+)
 from fastadam.checks import flag, integer, nonnegative
 from fastadam.conversion import check_codes
 from fastadam.groups import ParamGroup
@@ -99,6 +109,9 @@ def adam_step(
     storage = storage_of_arrays(arrays, exponents, chosen)
     if storage.v == "float16":
         check_eps(group["eps"])
+    for label, array in (*arrays.items(), *exponents.items()):
+        check_native(array, label)
+        check_device(array, arrays["p"], label, "`p`")
     for label, array in arrays.items():
         check_place(array, arrays["p"], label, "`p`")
         check_flat(array, label, written=label != "g" or chosen.zero_grad)

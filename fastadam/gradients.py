@@ -45,6 +45,7 @@ class Gradients:
         self._written: Located | None = None
         # Gradients that lie in a gradient buffer, of which copies are read.
         self._originals: list[Any] = []
+        self._like = "its parameter" if plan.options.grad_dtype is None else "`grad_dtype` says"
         # Of the dtype, shape and device of the gradient buffer, but without its memory.
         p = plan.buffers.p
         self._example = namespace(p).broadcast_to(zeros((1,), plan.buffers.dtype("g"), p), p.shape)
@@ -91,7 +92,7 @@ class Gradients:
             if type(gradient) is not self._usual or gradient.dtype is not dtype or gradient.shape != view.shape:
                 label = f"grads[{name!r}]"
                 gradient = as_array(gradient, label)
-                check_like(gradient, view, label, "its parameter")
+                check_like(gradient, view, label, self._like)
             if zeroed:
                 _check_can_be_zeroed(grads[name], gradient, name)
             if gradient.base is not None and gradient is not view:

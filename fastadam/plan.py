@@ -57,10 +57,7 @@ class Plan:
     def refresh_copies(self) -> None:
         """Write the 16-bit copy of the parameters, if there is one, as they are now."""
         if self.options.copy_dtype:
-            kind = self.options.copy_dtype
-            buffers = self.buffers
-            values = buffers.p if buffers.storage.p == "native" else self.kernels.upload(buffers.values("p"), buffers.p)
-            self.kernels.copy_out(values, buffers.low, kind)
+            self.kernels.copy_out(self.buffers.p, self.buffers.low, self.options.copy_dtype)
 
     def _refresh(self, row: int) -> None:
         group = self.groups[row]

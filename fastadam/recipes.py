@@ -1,6 +1,7 @@
 """From the settings of a group and the options of an optimizer to an update text and a row of hyperparameters."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from fastadam.kernels.storage import NATIVE, Storage
 from fastadam.kernels.update import Recipe, Update, update_of
 from fastadam.options import CONVENTIONS, SMALLEST_FLOAT16_ROOT, Options
 
+# Seeds of flat buffers are integers below this, which every dtype holds exactly.
+SEEDS = 2**24
 LR = fold.HYPER.index("lr")
 STEP = fold.CARRIED.index("step")
 MOMENTUM_PRODUCT = fold.CARRIED.index("momentum_product")
@@ -17,6 +20,8 @@ MOMENTUM_PRODUCT = fold.CARRIED.index("momentum_product")
 
 def recipe_of(settings: Mapping[str, Any], options: Options, storage: Storage = NATIVE) -> Recipe:
     """What the update of a group is joined from."""
+    if not settings.get("amsgrad"):
+        storage = replace(storage, v_max="native")
     return Recipe(
         member=options.member,
         convention=options.convention,
@@ -66,8 +71,8 @@ def update_for(
 
 
 def derived_seed(seed: int, position: int) -> int:
-    """The seed of the flat buffers at a position, an integer below 2**24, which every dtype holds exactly."""
-    return int(np.random.SeedSequence([seed, position]).generate_state(1)[0]) >> 8
+    """The seed of the flat buffers at a position."""
+    return int(np.random.SeedSequence([seed, position]).generate_state(1)[0]) % SEEDS
 
 
 def check_settings(settings: Mapping[str, Any], options: Options) -> None:

@@ -9,6 +9,7 @@ from fastadam.arrays import as_array, as_bits, check_like, dtype_name, moved
 from fastadam.checks import integer, real
 from fastadam.conversion import check_codes, converted
 from fastadam.plan import Plan
+from fastadam.recipes import SEEDS
 
 
 def dump_state(rows: list[tuple[Plan, int]]) -> dict[str, Any]:
@@ -64,6 +65,10 @@ def load_state(rows: list[tuple[Plan, int]], state_dict: Mapping[str, Any], *, c
     groups, state = state_dict["param_groups"], state_dict["state"]
     _check_kind(groups, Sequence, "state_dict['param_groups']", "a list")
     _check_kind(state, Mapping, "state_dict['state']", "a dict")
+    for index, group in enumerate(groups):
+        _check_kind(group, Mapping, f"state_dict['param_groups'][{index}]", "a dict")
+    if convert:
+        groups = _regrouped(groups, rows)
     if len(groups) != len(rows):
         raise ValueError(f"`state_dict['param_groups']` must hold {len(rows)} groups, got {len(groups)}")
     expected = {name for plan, row in rows for name in plan.groups[row]["params"]}
@@ -88,9 +93,24 @@ def _check_kind(value, kind, label, description):
         raise TypeError(f"`{label}` must be {description}, got {value!r}")
 
 
+def _regrouped(groups, rows):
+    """`groups` in the order of `rows`: parameters of one group here may be in several there, with the same settings."""
+    regrouped = []
+    for plan, row in rows:
+        names = plan.groups[row]["params"]
+        found = [group for group in groups if not set(names).isdisjoint(group.get("params", ()))]
+        settings = [{key: value for key, value in group.items() if key != "params"} for group in found]
+        if not found or any(each != settings[0] for each in settings):
+            raise ValueError(
+                "`state_dict['param_groups']` must have the same settings for all parameters of a group of this "
+                f"optimizer, got {settings} for {list(names)}"
+            )
+        regrouped.append({**settings[0], "params": list(names)})
+    return regrouped
+
+
 def _settings(group, plan, row, index):
     label = f"state_dict['param_groups'][{index}]"
-    _check_kind(group, Mapping, label, "a dict")
     names, saved = plan.groups[row]["params"], group.get("params")
     if not isinstance(saved, Sequence) or tuple(saved) != names:
         raise ValueError(f"`{label}['params']` must be {list(names)} as in this optimizer, got {saved!r}")
@@ -116,21 +136,32 @@ def _entries(state, plan, row, group, convert):
         values = {}
         if convert:
             for key, buffer in _buffers(plan, settings).items():
-                values.update(converted(entry, key, label, buffers, name, buffer))
+                if not _is_stored_alike(entry, key, label, buffers, buffer):
+                    values.update(converted(entry, key, label, buffers, name, buffer))
+            if buffers.storage.p == "split" and "remainder" not in entry:
+                values["remainder"] = 0
         for key, flat in _arrays(plan, settings).items():
-            if key in entry and flat not in values:
+            if flat not in values:
                 values[flat] = _as_stored(entry, key, label, buffers.part(name, flat))
         arrays += [(buffers.part(name, flat), value) for flat, value in values.items()]
-    if len(counts) != 1:
-        steps = sorted({count[0] for count in counts})
-        raise ValueError(f"`state_dict` must have one step count for all parameters of a group, got {steps}")
+    for index, what in enumerate(("step count", "product of momenta", "number of skipped steps", "seed")):
+        found = sorted({count[index] for count in counts})
+        if len(found) != 1:
+            raise ValueError(f"`state_dict` must have one {what} for all parameters of a group, got {found}")
     return (*counts.pop(), arrays)
+
+
+def _is_stored_alike(entry, key, label, buffers, buffer):
+    """Whether a moment in `entry` is in the format of this optimizer."""
+    stored = as_array(entry[key], f"{label}['{key}']")
+    has_exponents = f"{key}_exponent" in entry
+    return dtype_name(stored) == buffers.dtype(buffer).name and has_exponents == (buffer in buffers.storage.blocked)
 
 
 def _as_stored(entry, key, label, view):
     """`entry[key]`, which must be stored as `view` is."""
     value = as_array(entry[key], f"{label}['{key}']")
-    if value.dtype != view.dtype and dtype_name(value) != dtype_name(view):
+    if value.dtype != view.dtype and not (value.dtype.isnative and dtype_name(value) == dtype_name(view)):
         raise TypeError(
             f"`{label}['{key}']` must be {view.dtype} as in this optimizer, got {value.dtype}: nothing is cast unless "
             "`load_state_dict` is asked to by `convert=True`"
@@ -154,4 +185,6 @@ def _counts(entry, label, plan, row):
     seed = plan.seed(row)
     if plan.buffers.storage.dithers:
         seed = integer(entry.get("seed", seed), f"{label}['seed']", least=0)
+        if seed >= SEEDS:
+            raise ValueError(f"`{label}['seed']` must be < 2**24, got {seed}")
     return step, product, skipped, seed

@@ -1,7 +1,9 @@
 """In which format each buffer is stored: what the options of an optimizer ask for, and what the parameters are."""
 
+import inspect
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,8 @@ def storage_of(parameters: list[Parameter], options: Options) -> Storage:
         v_max="native" if second == "float8" else second,
         low=options.copy_dtype or "native",
     )
+    if options.copy_dtype and stored in ("bfloat16", "float16"):
+        raise ValueError(f"`copy_dtype` must be None with {stored} parameters, got {options.copy_dtype!r}")
     if options.sparse == "exact" and storage != NATIVE:
         raise ValueError(f"`sparse` must be 'lazy' with {stored} parameters, got 'exact': rounding is not made up for")
     return storage
@@ -102,5 +106,13 @@ def warn_of_vanishing(parameters: list[Parameter], settings: Mapping[str, Any], 
             f"`lr` {lr} is too small to change {100 * stuck:.0f}% of the {storage.p} parameters, which are rounded to "
             f"nearest: use {remedy}",
             UserWarning,
-            stacklevel=5,
+            stacklevel=_levels_to_caller(),
         )
+
+
+def _levels_to_caller():
+    """How many calls above the one that asks is the first that is not of this package."""
+    package, frame, level = Path(__file__).parent, inspect.currentframe(), 0
+    while frame is not None and Path(frame.f_code.co_filename).parent == package:
+        frame, level = frame.f_back, level + 1
+    return level

@@ -250,6 +250,7 @@ OF_A_DTYPE = [
     (np.float16, {"grad_dtype": "float64"}, "`grad_dtype` must not be float64 without float64 parameters"),
     (bfloat16, {"moment_dtype": ("bfloat16", "float16")}, FLOAT16),
     (bfloat16, {"sparse": "exact"}, f"{EXACT} with bfloat16 parameters, got 'exact'"),
+    (bfloat16, {"copy_dtype": "bfloat16"}, "`copy_dtype` must be None with bfloat16 parameters, got 'bfloat16'"),
     (np.float16, {"sparse": "exact"}, f"{EXACT} with float16 parameters, got 'exact'"),
     (F4, {"sparse": "exact", "moment_dtype": "bfloat16"}, EXACT),
     (F4, {"sparse": "exact", "moment_dtype": (None, "float8")}, EXACT),
