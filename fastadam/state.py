@@ -70,7 +70,10 @@ def load_state(rows: list[tuple[Plan, int]], state_dict: Mapping[str, Any], *, c
     if convert:
         groups = _regrouped(groups, rows)
     if len(groups) != len(rows):
-        raise ValueError(f"`state_dict['param_groups']` must hold {len(rows)} groups, got {len(groups)}")
+        raise ValueError(
+            f"`state_dict['param_groups']` must hold {len(rows)} groups, got {len(groups)} (8-bit moments make groups of "
+            "small parameters: `convert=True` takes other groups with the same settings)"
+        )
     expected = {name for plan, row in rows for name in plan.groups[row]["params"]}
     if state.keys() != expected:
         difference = sorted(map(repr, state.keys() ^ expected))

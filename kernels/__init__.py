@@ -15,6 +15,6 @@ over ``flats``, the flat arrays of ``update.flats``, in place; ``dtype`` is that
 folded first: row by row, ``hyper`` has hyperparameters in the order of ``fold.HYPER``, ``carried`` what is carried from
 step to step, and ``table`` gets the scalars, rounded to ``dtype``. ``blocks`` are the pieces (start, stop, row,
 parameter, offset) that are stepped: with the scalars of ``row``, and with the gradient that begins ``offset`` elements
-after ``addresses[parameter]`` (for the reference: in the array ``addresses[parameter]``). Inputs are trusted: all checks
-live in :mod:`fastadam`.
+after ``addresses[parameter]`` (for the reference: in the array ``addresses[parameter]``). Inputs are trusted: all
+checks live in :mod:`fastadam`.
 """

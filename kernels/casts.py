@@ -94,12 +94,15 @@ def join_halves(upper, lower):
     return float_of(uint32(whole - uint32(uint32(low & 0x8000) << 1)))
 
 
-def random_word(index, seed):
-    # Finalizer "lowbias32" of C. Wellons: every bit of the index changes every bit of the word with probability 1/2.
-    start = uint32(index + uint32(seed * 0x9E3779B9))
-    once = uint32(uint32(start ^ uint32(start >> 16)) * 0x7FEB352D)
-    twice = uint32(uint32(once ^ uint32(once >> 15)) * 0x846CA68B)
-    return uint32(twice ^ uint32(twice >> 16))
+def first_place(index, seed):
+    # Elements of one seed have neighbouring places; those of another seed lie elsewhere.
+    return uint32(index + uint32(seed * 0x9E3779B9))
+
+
+def random_word(place):
+    # The finalizer "lowbias32" of C. Wellons, but for its first and its last shift.
+    once = uint32(place * 0x7FEB352D)
+    return uint32(uint32(once ^ uint32(once >> 15)) * 0x846CA68B)
 
 
 def low_threshold(word, turn):
@@ -132,10 +135,11 @@ def first_code(exponent):
 
 def decode_signed(code, first):
     # NaN in a block that is not finite, whose exponent is 255.
+    nan = uint32(where(first < 2040, uint32(0), uint32(0x7FC00000)))
     size = uint32(uint32(code) & 0x7F)
     sign = uint32(uint32(uint32(code) & 0x80) << 24)
     finite = uint32(where(size == 0, uint32(0), uint32(uint32(size + first) << 20)))
-    return float_of(uint32(where(first < 2040, uint32(finite | sign), uint32(0x7FC00000))))
+    return float_of(uint32(uint32(finite | sign) | nan))
 
 
 def encode_signed(value, first):
@@ -149,9 +153,10 @@ def encode_signed(value, first):
 
 def decode_unsigned(code, first):
     # Likewise.
+    nan = uint32(where(first < 2040, uint32(0), uint32(0x7FC00000)))
     size = uint32(code)
     finite = uint32(where(size == 0, uint32(0), uint32(uint32(size + first) << 20)))
-    return float_of(uint32(where(first < 2040, finite, uint32(0x7FC00000))))
+    return float_of(uint32(finite | nan))
 
 
 def encode_unsigned(value, first, threshold):
@@ -174,6 +179,7 @@ CASTS: tuple[Callable, ...] = (
     upper_half,
     lower_half,
     join_halves,
+    first_place,
     random_word,
     low_threshold,
     high_threshold,

@@ -71,7 +71,7 @@ def _part(storage, index, name):
 def _plain_body(update):
     storage = update.storage
     lines = [*_word(storage), _element_call(update, "{}[i]"), *_stores(update, "{}[i]")]
-    return [*(["origin = uint32(start)"] * storage.dithers), block("for i in range(stop - start):", *lines)]
+    return [*_first_place(storage, "start"), block("for i in range(stop - start):", *lines)]
 
 
 def _block_body(update):
@@ -85,7 +85,7 @@ def _block_body(update):
     kept = [
         line
         for name in storage.blocked
-        for line in (f"new_{name}[i] = {name}_", f"{name}_largest = max({name}_largest, size_of({name}_))")
+        for line in (f"new_{name}[i] = {name}_", f"{name}_largest = max({name}_largest, {_size(name)})")
     ]
     return [
         *(f"new_{name} = carray(block_floats(), {EXPONENT_BLOCK})" for name in storage.blocked),
@@ -94,7 +94,7 @@ def _block_body(update):
             f"first = {EXPONENT_BLOCK} * index",
             f"count = min({EXPONENT_BLOCK}, stop - start - first)",
             *parts,
-            *(["origin = uint32(start + first)"] * storage.dithers),
+            *_first_place(storage, "start + first"),
             *(f"{name}_first = first_code({name}_exponent[index])" for name in storage.blocked),
             *(f"{name}_largest = uint32(0)" for name in storage.blocked),
             block(
@@ -118,13 +118,23 @@ def _encoded_again(storage, name):
             f"if exponent != {name}_exponent[index]:",
             f"{name}_exponent[index] = exponent",
             f"{name}_first = first_code(exponent)",
+            *(_first_place(storage, "start + first") if name == "v" else []),
             block("for i in range(count):", *(_word(storage) if name == "v" else []), *codes),
         ),
     ]
 
 
+def _size(name):
+    return BLOCK_FORMATS[name].size.format(value=f"{name}_")
+
+
+def _first_place(storage, index):
+    return [f"place = first_place(uint32({index}), seed)"] if storage.dithers else []
+
+
 def _word(storage):
-    return ["word = random_word(uint32(origin + uint32(i)), seed)"] if storage.dithers else []
+    # A counter of 32 bits takes a vector of half the size of what the index of the loop takes.
+    return ["word = random_word(place)", "place = uint32(place + uint32(1))"] if storage.dithers else []
 
 
 def _element_call(update, place):

@@ -157,7 +157,7 @@ def _body(update, guarded):
     storage = update.storage
     zeroed = "gradients[k] = 0;" if "g" in update.written else ""
     guard = "if (taken) {{ {} }}" if guarded else "{}"
-    word = "uint32 word = random_word((uint32)k, seed);" if storage.dithers else ""
+    word = "uint32 word = random_word(first_place((uint32)k, seed));" if storage.dithers else ""
     element = _ELEMENT.format(
         gradient=storage.load("g", "gradients[k]"),
         word=word,
@@ -190,13 +190,17 @@ def _body(update, guarded):
         warp=WARP,
         element=element,
         keeps=" ".join(
-            f"new_{name}[j] = {name}; {name}_largest = maximum({name}_largest, size_of({name}));"
+            f"new_{name}[j] = {name}; {name}_largest = maximum({name}_largest, {_size(name)});"
             for name in storage.blocked
         ),
         exponents="\n".join(exponents),
         word=word if storage.v == "float8" else "",
         codes=guard.format(" ".join(codes)),
     )
+
+
+def _size(name):
+    return BLOCK_FORMATS[name].size.format(value=name)
 
 
 def _scalar(update, name, value):

@@ -38,7 +38,8 @@ def _run(update, flats, gradient, scalars, start, stop):
     results = update.element(*values, *scalars[: len(update.scalars)])
     word, turn = stored.HALF, 0
     if storage.dithers:
-        word = casts.random_word(np.arange(start, stop).astype(np.uint32), np.uint32(columns["seed"]))
+        places = casts.first_place(np.arange(start, stop).astype(np.uint32), np.uint32(columns["seed"]))
+        word = casts.random_word(places)
         turn = columns["turn"]
     for name, value in zip(update.written, results, strict=True):
         stored.store(storage, name, value, cut, word, turn)

@@ -42,18 +42,22 @@ class BlockFormat(NamedTuple):
 
     Attributes:
         octaves: Below the largest of a block for which there are codes.
+        size: Expression of the bits by which the largest of a block is found, with `{value}`.
         load: Expression of the value, with `{0}` for the code and `{first}` for what its exponent adds to it.
         store: Expression of the code, with `{value}`, `{first}` and `{threshold}`.
     """
 
     octaves: int
+    size: str
     load: str
     store: str
 
 
 BLOCK_FORMATS = {
-    "m": BlockFormat(14, "decode_signed({0}, {first})", "encode_signed({value}, {first})"),
-    "v": BlockFormat(30, "decode_unsigned({0}, {first})", "encode_unsigned({value}, {first}, {threshold})"),
+    "m": BlockFormat(14, "size_of({value})", "decode_signed({0}, {first})", "encode_signed({value}, {first})"),
+    "v": BlockFormat(
+        30, "bits_of({value})", "decode_unsigned({0}, {first})", "encode_unsigned({value}, {first}, {threshold})"
+    ),
 }
 # Which bits of an element's random word round it: of bfloat16 16 bits are dropped, of the codes 20.
 _THRESHOLDS = {

@@ -23,9 +23,10 @@ def store(storage: Storage, buffer: str, value: Any, flats: dict[str, Any], word
     """Write `value` into the flat arrays of a buffer; `word` and `turn` round what is rounded stochastically."""
     names = {**vars(casts), "value": value, "word": word, "turn": np.uint32(turn)}
     if buffer in storage.blocked:
-        firsts = np.arange(0, value.size, EXPONENT_BLOCK)
-        largest = np.maximum.reduceat(casts.size_of(value), firsts) if value.size else np.zeros(0, np.uint32)
-        flats[f"{buffer}_exponent"][...] = casts.shared_exponent(largest, BLOCK_FORMATS[buffer].octaves)
+        chosen, firsts = BLOCK_FORMATS[buffer], np.arange(0, value.size, EXPONENT_BLOCK)
+        sizes = eval(chosen.size.format(value="value"), names)
+        largest = np.maximum.reduceat(sizes, firsts) if value.size else np.zeros(0, np.uint32)
+        flats[f"{buffer}_exponent"][...] = casts.shared_exponent(largest, chosen.octaves)
         names[f"{buffer}_first"] = _first_codes(flats[f"{buffer}_exponent"], value.size)
     for flat, expression in storage.stores(buffer, "value"):
         stored = eval(expression, names)
