@@ -3,7 +3,7 @@
 Three sets of gradients take turns, so that moments go on changing and codes get new exponents as in a training.
 """
 
-from itertools import cycle
+from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,7 +97,7 @@ def torch_fused(params, grads) -> Contender:
     ((key, values),) = params.items()
     tensor = torch.nn.Parameter(torch.from_numpy(values))
     optimizer = torch.optim.Adam([tensor], fused=True)
-    gradients = cycle([torch.from_numpy(next(turn)) for turn in [_gradients(grads, "float32")] for _ in range(3)])
+    gradients = cycle([torch.from_numpy(gradient) for gradient in islice(_gradients(grads, "float32"), 3)])
 
     def step():
         tensor.grad = next(gradients)

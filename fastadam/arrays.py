@@ -21,7 +21,8 @@ def as_array(value: Any, label: str) -> Any:
         return np.asarray(value)
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(value, cupy.ndarray):
-        return value
+        # Some versions of CuPy have bfloat16, but not in kernels of every version of CUDA.
+        return value.view(np.uint16) if value.dtype.name == "bfloat16" else value
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
         return _from_dlpack(value, label)
     raise TypeError(
@@ -56,8 +57,10 @@ def _is_torch_bfloat16(value):
 
 def like(view: Any, original: Any, label: str) -> Any:
     """`view` as an array of the library of `original`, over the same memory."""
-    if isinstance(original, (np.ndarray, np.generic)) or type(view) is type(original):
+    if isinstance(original, (np.ndarray, np.generic)):
         return view
+    if type(view) is type(original):
+        return view.view(original.dtype) if original.dtype.name == "bfloat16" else view
     library = importlib.import_module(type(original).__module__.partition(".")[0])
     if not hasattr(library, "from_dlpack"):
         raise TypeError(
@@ -119,7 +122,7 @@ def kernels(array: Any, label: str) -> ModuleType:
 
 
 def dtype_name(array: Any) -> str:
-    """The name of the dtype of `array`. CuPy has no bfloat16: its bits are uint16 there."""
+    """The name of the dtype of `array`. In CuPy, bfloat16 is handled as its bits, uint16."""
     name = array.dtype.name
     return "bfloat16" if name == "uint16" and not isinstance(array, np.ndarray) else name
 

@@ -53,6 +53,7 @@ class Buffers:
     def __init__(self, p: Any, segments: dict[Hashable, Segment], storage: Storage = NATIVE):
         vars(self).update(p=p, segments=segments, storage=storage)
         self.allocate(*(flat for name in ("p", "m", "v") for flat in storage.flats(name)))
+        self.dtype("g")  # raises where bfloat16 is asked for and ml_dtypes is not there
 
     def __setattr__(self, name: str, value: Any) -> None:
         if value is not getattr(self, name, None):  # what `buffers.g *= 2` assigns
@@ -199,6 +200,8 @@ class Views(Mapping):
         view = self._views[name]
         if value is view:  # what `views[name] += x` assigns
             return
+        if view.dtype == np.uint16 and getattr(value, "dtype", None) != np.uint16:
+            raise TypeError(f"`{name}` must be written as the bits of bfloat16, uint16, got {type(value).__name__}")
         shape = np.shape(value)
         if shape not in ((), view.shape):
             raise ValueError(f"`{name}` must have shape {view.shape}, got {shape}")

@@ -16,9 +16,12 @@ def converted(
 ) -> dict[str, Any]:
     """Flat array -> what it is to hold for parameter `name`: `entry[key]`, rounded to nearest to its format."""
     shape = buffers.segments[name].shape
-    values = _values(entry, key, label, buffer).astype(buffers.arithmetic, copy=False)
+    # Zero is added to make -0.0 one of the two zeros that has the code zero.
+    values = _values(entry, key, label, buffer).astype(buffers.arithmetic, copy=False) + 0.0
     if values.shape != shape:
         raise ValueError(f"`{label}['{key}']` must have shape {shape} like its parameter, got {values.shape}")
+    if buffer in ("v", "v_max") and (values < 0.0).any():
+        raise ValueError(f"`{label}['{key}']` must be >= 0, got {values.min()}")
     storage = buffers.storage.nearest
     targets = {flat: buffers.part(name, flat) for flat in storage.flats(buffer)}
     held = {flat: np.empty(target.size, buffers.flat(flat).dtype) for flat, target in targets.items()}

@@ -37,7 +37,8 @@ class Adam(Optimizer):
     ==========  =============================================  =====  ============  ================================
 
     Args:
-        params: What to train, float32, float64, bfloat16 (of ml_dtypes in NumPy; uint16 bits in CuPy) or float16, in
+        params: What to train, float32, float64, float16 or bfloat16 (in NumPy that of ml_dtypes; in CuPy also as
+            uint16 bits), in
             CPU or CUDA memory. One of
 
             * a dict, name -> array of any shape. The arrays are packed once into one flat buffer, and **the dict's
@@ -76,7 +77,7 @@ class Adam(Optimizer):
         moment_dtype: How both moments are stored, or a pair for the first and the second: "float32", "bfloat16",
             "float16", or "float8", which are 8-bit codes with an exponent for each block of 128 elements. None is the
             dtype of the arithmetic. Parameters of fewer than 4,096 elements keep float32 moments with "float8", in a
-            group of their own. See docs/storage.md.
+            group of their own, which comes after that of the others. See docs/storage.md.
         grad_dtype: Of the gradients: "float32", "bfloat16" or "float16". None is that of the parameters.
         master_weights: Keep what bfloat16 parameters lack of float32 in 16 bits more, so that training equals that of
             float32 parameters bit for bit; `masters` has them.

@@ -45,7 +45,7 @@ class Gradients:
         self._written: Located | None = None
         # Gradients that lie in a gradient buffer, of which copies are read.
         self._originals: list[Any] = []
-        self._like = "its parameter" if plan.options.grad_dtype is None else "`grad_dtype` says"
+        self._like = "its parameter" if plan.options.grad_dtype is None else "the gradients, by `grad_dtype`"
         # Of the dtype, shape and device of the gradient buffer, but without its memory.
         p = plan.buffers.p
         self._example = namespace(p).broadcast_to(zeros((1,), plan.buffers.dtype("g"), p), p.shape)

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from fastadam.arrays import dtype_name
 from fastadam.buffers import Buffers
 
 # In this order; of those that are there only where they are needed.
@@ -72,10 +73,12 @@ def _of_buffer(name, all_buffers):
         size = buffers.p.size
         plain += size * (2 if name == "low" else buffers.arithmetic.itemsize)
         # Gradients are counted whether they lie in the buffer or where the caller has them.
-        nbytes += size * buffers.dtype(name).itemsize
-        nbytes += sum(getattr(buffers, flat).nbytes for flat in buffers.storage.flats(name)[1:])
+        first = buffers.low.dtype if name == "low" else buffers.dtype(name)
+        others = [getattr(buffers, flat) for flat in buffers.storage.flats(name)[1:]]
+        nbytes += size * first.itemsize + sum(other.nbytes for other in others)
+        of_p = dtype_name(buffers.p) if name == "p" else first.name
         described = " + ".join(
-            [buffers.dtype(name).name, *(getattr(buffers, flat).dtype.name for flat in buffers.storage.flats(name)[1:])]
+            [buffers.storage.low if name == "low" else of_p, *(other.dtype.name for other in others)]
         )
         dtypes += [described] * (described not in dtypes)
     return BufferMemory(name, ", ".join(dtypes), nbytes, plain)

@@ -120,7 +120,10 @@ class Optimizer:
 
     @property
     def masters(self) -> dict[Hashable, Any]:
-        """Name -> the parameter as float32, as it is now, in an array of its own: exact with `master_weights`."""
+        """Name -> the parameter as it is now in the dtype of the arithmetic, in a NumPy array of its own.
+
+        With `master_weights` these are the exact float32 masters of bfloat16 parameters.
+        """
         values = {plan: plan.buffers.values("p") for plan in self._plans}
         return {
             name: plan.buffers.segments[name].of(values[plan]).copy()

@@ -81,7 +81,7 @@ def check_settings(settings: Mapping[str, Any], options: Options) -> None:
         raise ValueError(
             "`decouple_lr` needs `decoupled_weight_decay`: L2 is a part of the gradient, and so always multiplied by lr"
         )
-    if options.moment_dtypes[1] == "float16":
+    if options.moment_dtypes[1] == "float16" and options.member != "adamax":
         check_eps(settings["eps"])
     if settings.get("amsgrad") and options.member != "adam":
         raise ValueError("`amsgrad` must be False for this optimizer, which has none, got True")

@@ -63,7 +63,7 @@ def checked_rows(rows: SparseRows, view: Any, label: str, storage: Storage) -> R
     indices = row_indices(rows.indices, view, f"{label}.indices")
     values = as_array(rows.values, f"{label}.values")
     rows_of_view = namespace(view).broadcast_to(view[:1], (len(indices), *view.shape[1:]))
-    check_like(values, rows_of_view, f"{label}.values", f"{len(indices)} rows of its parameter")
+    check_like(values, rows_of_view, f"{label}.values", f"the gradient of {len(indices)} rows")
     values = namespace(values).ascontiguousarray(values)
     if isinstance(values, np.ndarray) and not values.flags.aligned:
         values = values.copy()
@@ -74,7 +74,8 @@ def checked_rows(rows: SparseRows, view: Any, label: str, storage: Storage) -> R
     starts = np.flatnonzero(first)
     # On a GPU the sums are made on the host: an atomic addition there would add in any order.
     host = values if isinstance(values, np.ndarray) else values.get()
-    sums = np.add.reduceat(widened(host)[order], starts, axis=0)
+    with np.errstate(over="ignore"):
+        sums = np.add.reduceat(widened(host)[order], starts, axis=0)
     return Rows(ascending[starts], np.arange(len(starts)) * width, _narrowed(sums, values).reshape(-1))
 
 
@@ -82,7 +83,8 @@ def _narrowed(sums, like):
     """`sums` in the dtype and on the device of `like`."""
     if dtype_name(like) == "bfloat16":
         sums = casts.to_bfloat16(sums).view(like.dtype)
-    return namespace(like).asarray(sums.astype(like.dtype, copy=False))
+    with np.errstate(over="ignore"):
+        return namespace(like).asarray(sums.astype(like.dtype, copy=False))
 
 
 def row_indices(indices: Any, view: Any, label: str) -> np.ndarray:

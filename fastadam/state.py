@@ -57,7 +57,7 @@ def _arrays(plan, settings) -> dict[str, str]:
 
 
 def load_state(rows: list[tuple[Plan, int]], state_dict: Mapping[str, Any], *, convert: bool) -> None:
-    """Take over `state_dict`; everything is checked before anything is written, and nothing cast without `convert`."""
+    """Take over `state_dict`; all is checked before anything is written, and nothing is cast without `convert`."""
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
         raise TypeError(
             "`state_dict` must be a dict with the keys 'state' and 'param_groups', as `state_dict()` makes it"
@@ -71,8 +71,8 @@ def load_state(rows: list[tuple[Plan, int]], state_dict: Mapping[str, Any], *, c
         groups = _regrouped(groups, rows)
     if len(groups) != len(rows):
         raise ValueError(
-            f"`state_dict['param_groups']` must hold {len(rows)} groups, got {len(groups)} (8-bit moments make groups of "
-            "small parameters: `convert=True` takes other groups with the same settings)"
+            f"`state_dict['param_groups']` must hold {len(rows)} groups, got {len(groups)} (8-bit moments make "
+            "groups of small parameters: `convert=True` takes other groups with the same settings)"
         )
     expected = {name for plan, row in rows for name in plan.groups[row]["params"]}
     if state.keys() != expected:
@@ -132,6 +132,8 @@ def _entries(state, plan, row, group, convert):
     for name in plan.groups[row]["params"]:
         label, entry = f"state_dict['state'][{name!r}]", state[name]
         _check_kind(entry, Mapping, label, "a dict")
+        if not convert:
+            _check_no_other_format(entry, label, _arrays(plan, settings))
         needed = ["step", *(_buffers(plan, settings) if convert else _arrays(plan, settings))]
         if not set(needed) <= entry.keys():
             raise ValueError(f"`{label}` must have the keys {', '.join(map(repr, needed))}, got {list(entry)}")
@@ -147,11 +149,26 @@ def _entries(state, plan, row, group, convert):
             if flat not in values:
                 values[flat] = _as_stored(entry, key, label, buffers.part(name, flat))
         arrays += [(buffers.part(name, flat), value) for flat, value in values.items()]
+    if convert:
+        # Buffers that were stored apart had seeds of their own.
+        counts = (
+            {(*count[:3], plan.seed(row)) for count in counts} if len({count[3] for count in counts}) > 1 else counts
+        )
     for index, what in enumerate(("step count", "product of momenta", "number of skipped steps", "seed")):
         found = sorted({count[index] for count in counts})
         if len(found) != 1:
             raise ValueError(f"`state_dict` must have one {what} for all parameters of a group, got {found}")
     return (*counts.pop(), arrays)
+
+
+def _check_no_other_format(entry, label, expected):
+    """Raise if `entry` has a part of a format that this optimizer does not store: it would be dropped."""
+    others = [key for key in entry if (key == "remainder" or key.endswith("_exponent")) and key not in expected]
+    if others:
+        raise TypeError(
+            f"`{label}` must be stored as in this optimizer, got {', '.join(map(repr, others))} too: nothing is "
+            "dropped or cast unless `load_state_dict` is asked to by `convert=True`"
+        )
 
 
 def _is_stored_alike(entry, key, label, buffers, buffer):

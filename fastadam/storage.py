@@ -38,7 +38,7 @@ def storage_of(parameters: list[Parameter], options: Options) -> Storage:
     storage = Storage(
         p="split" if options.master_weights else _format(stored, arithmetic, "params", stochastic=stochastic),
         g=_format(options.grad_dtype or stored, arithmetic, "grad_dtype"),
-        m=first,
+        m="dithered" if first == "bfloat16" and stochastic else first,
         v="dithered" if second == "bfloat16" and stochastic else second,
         v_max="native" if second == "float8" else second,
         low=options.copy_dtype or "native",
@@ -77,10 +77,10 @@ def storage_of_arrays(arrays: Mapping[str, Any], exponents: Mapping[str, Any], o
         elif label in arrays:
             wanted = (arithmetic,) if label == "ema" or arithmetic == "float64" else ("float32", "bfloat16", "float16")
             if stored[label] not in wanted:
-                raise TypeError(
-                    f"`{label}` must be {' or '.join(wanted)} with `p` of {stored['p']}, got {arrays[label].dtype}"
-                )
-            formats[label] = _format(stored[label], arithmetic, label, stochastic=stochastic and label == "v")
+                codes = f", or uint8 with `{label}_exponent`," if label in "mv" and arithmetic == "float32" else ""
+                listed = f"{' or '.join(wanted)}{codes} with `p` of {stored['p']}"
+                raise TypeError(f"`{label}` must be {listed}, got {arrays[label].dtype}")
+            formats[label] = _format(stored[label], arithmetic, label, stochastic=stochastic and label in ("m", "v"))
     if "remainder" in arrays:
         if stored["p"] != "bfloat16" or arrays["remainder"].dtype != np.uint16:
             raise TypeError(

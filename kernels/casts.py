@@ -133,39 +133,37 @@ def first_code(exponent):
     return uint32(uint32(exponent) << 3)
 
 
-def decode_signed(code, first):
-    # NaN in a block that is not finite, whose exponent is 255.
-    nan = uint32(where(first < 2040, uint32(0), uint32(0x7FC00000)))
-    size = uint32(uint32(code) & 0x7F)
-    sign = uint32(uint32(uint32(code) & 0x80) << 24)
-    finite = uint32(where(size == 0, uint32(0), uint32(uint32(size + first) << 20)))
-    return float_of(uint32(uint32(finite | sign) | nan))
-
-
-def encode_signed(value, first):
-    # Rounded to nearest, ties away from zero; what is too small becomes zero.
-    bits = bits_of(value)
-    sign = uint32(uint32(bits >> 24) & 0x80)
-    rounded = uint32(uint32(uint32(bits & 0x7FFFFFFF) + 0x80000) >> 20)
-    code = uint32(uint32(maximum(rounded, first)) - first)
-    return uint8(uint32(code | sign))
+def lowest(first):
+    # What is added to absolute values before they are encoded: so the codes near zero are as far apart as the first
+    # are, and zero is the code zero. It is infinite for a block that is not finite, all of which is NaN then.
+    return float_of(uint32(first << 20))
 
 
 def decode_unsigned(code, first):
-    # Likewise.
-    nan = uint32(where(first < 2040, uint32(0), uint32(0x7FC00000)))
-    size = uint32(code)
-    finite = uint32(where(size == 0, uint32(0), uint32(uint32(size + first) << 20)))
-    return float_of(uint32(finite | nan))
+    return float_of(uint32(uint32(uint32(code) + first) << 20)) - lowest(first)
+
+
+def decode_signed(code, first):
+    sign = uint32(uint32(uint32(code) & 0x80) << 24)
+    return float_of(uint32(bits_of(decode_unsigned(uint32(uint32(code) & 0x7F), first)) | sign))
+
+
+def encode_size(size, first, threshold):
+    # Rounded stochastically, by a threshold of 20 bits, to the codes on both sides.
+    raised = uint32(bits_of(float32(size + lowest(first))) + threshold)
+    return uint32(uint32(raised >> 20) - first)
+
+
+def encode_signed(value, first, threshold):
+    bits = bits_of(value)
+    size = float_of(uint32(bits & 0x7FFFFFFF))
+    return uint8(uint32(encode_size(size, first, threshold) | uint32(uint32(bits >> 24) & 0x80)))
 
 
 def encode_unsigned(value, first, threshold):
-    # Rounded stochastically, by a threshold of 20 bits; what is too small, but not zero, becomes the smallest.
-    bits = bits_of(value)
-    raised = uint32(uint32(bits + threshold) >> 20)
-    code = uint32(uint32(maximum(raised, uint32(first + 1))) - first)
-    # Zero has the code zero; the bits of any other value are no less than its code.
-    return uint8(uint32(minimum(code, bits)))
+    # What is positive does not become zero.
+    least = uint32(minimum(bits_of(value), uint32(1)))
+    return uint8(uint32(maximum(encode_size(value, first, threshold), least)))
 
 
 # In the order in which they call one another.
@@ -186,8 +184,10 @@ CASTS: tuple[Callable, ...] = (
     size_of,
     shared_exponent,
     first_code,
-    decode_signed,
-    encode_signed,
+    lowest,
     decode_unsigned,
+    decode_signed,
+    encode_size,
+    encode_signed,
     encode_unsigned,
 )

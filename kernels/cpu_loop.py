@@ -118,8 +118,8 @@ def _encoded_again(storage, name):
             f"if exponent != {name}_exponent[index]:",
             f"{name}_exponent[index] = exponent",
             f"{name}_first = first_code(exponent)",
-            *(_first_place(storage, "start + first") if name == "v" else []),
-            block("for i in range(count):", *(_word(storage) if name == "v" else []), *codes),
+            *_first_place(storage, "start + first"),
+            block("for i in range(count):", *_word(storage), *codes),
         ),
     ]
 

@@ -22,7 +22,9 @@ def fetch_of(update) -> Any:
         if not name.endswith("_exponent")
     ]
     if "g" in update.buffers:
-        itemsize = "2" if storage.dtype("g") == "uint16" else "flats[0].itemsize"
+        # A native gradient of 16-bit parameters is float32.
+        native = "flats[0].itemsize" if storage.dtype("p") == "native" else "4"
+        itemsize = "2" if storage.dtype("g") == "uint16" else native
         calls.append(f"fetch_part(addresses[blocks[ahead, 3]], blocks[ahead, 4], size, {itemsize})")
     source = block(
         "def fetch(flats, addresses, blocks, index):",

@@ -194,7 +194,7 @@ def _body(update, guarded):
             for name in storage.blocked
         ),
         exponents="\n".join(exponents),
-        word=word if storage.v == "float8" else "",
+        word=word,
         codes=guard.format(" ".join(codes)),
     )
 

@@ -54,7 +54,9 @@ class BlockFormat(NamedTuple):
 
 
 BLOCK_FORMATS = {
-    "m": BlockFormat(14, "size_of({value})", "decode_signed({0}, {first})", "encode_signed({value}, {first})"),
+    "m": BlockFormat(
+        14, "size_of({value})", "decode_signed({0}, {first})", "encode_signed({value}, {first}, {threshold})"
+    ),
     "v": BlockFormat(
         30, "bits_of({value})", "decode_unsigned({0}, {first})", "encode_unsigned({value}, {first}, {threshold})"
     ),
@@ -62,6 +64,8 @@ BLOCK_FORMATS = {
 # Which bits of an element's random word round it: of bfloat16 16 bits are dropped, of the codes 20.
 _THRESHOLDS = {
     ("p", "dithered"): "low_threshold(word, turn)",
+    ("m", "dithered"): "high_threshold(uint32(word << 8), turn, 16)",
+    ("m", "float8"): "high_threshold(uint32(word << 8), turn, 12)",
     ("v", "dithered"): "high_threshold(word, turn, 16)",
     ("v", "float8"): "high_threshold(word, turn, 12)",
 }
@@ -87,12 +91,12 @@ class Storage:
     @property
     def dithers(self) -> bool:
         """Whether something is rounded stochastically."""
-        return "dithered" in (self.p, self.v) or self.v == "float8"
+        return "dithered" in (self.p, self.m, self.v) or bool(self.blocked)
 
     @property
     def nearest(self) -> "Storage":
         """The same with nothing rounded stochastically but codes."""
-        changed = {name: "bfloat16" for name in ("p", "v") if getattr(self, name) == "dithered"}
+        changed = {name: "bfloat16" for name in ("p", "m", "v") if getattr(self, name) == "dithered"}
         return replace(self, **changed)
 
     def arithmetic(self, p: Any) -> np.dtype:

@@ -7,8 +7,8 @@ import numpy as np
 from fastadam.kernels import casts
 from fastadam.kernels.storage import BLOCK_FORMATS, EXPONENT_BLOCK, Storage
 
-# A random word that rounds codes to nearest.
-HALF = np.uint32(0x80000000)
+# A random word that rounds codes to nearest: half a step, as the thresholds of m and of v take it.
+HALF = np.uint32(0x80800000)
 
 
 def load(storage: Storage, buffer: str, flats: dict[str, Any]) -> Any:

@@ -12,6 +12,7 @@ F4 = np.float32
 NAN, INF = float("nan"), float("inf")
 DTYPES = "float32, float64, bfloat16 or float16 in native byte order, got"
 OF_FLOAT32 = "float32 or bfloat16 or float16 with `p` of float32"
+OF_MOMENT = "float32 or bfloat16 or float16, or uint8 with `{}_exponent`, with `p` of float32"
 
 
 def cupy_array_without_a_gpu():
@@ -131,6 +132,7 @@ ALL, NO_APEX = (
     ("Adam", "AdamW", "NAdam", "Adamax", "RAdam"),
     "`convention` must be one of {} for this optimizer, got '{}'",
 )
+ROOTS = tuple(name for name in ALL if name != "Adamax")
 OPTIONS = [
     (ALL, {"convention": "jax"}, ValueError, f"`convention` must be one of {CONVENTIONS}, got 'jax'"),
     (ALL, {"convention": None}, TypeError, f"`convention` must be one of {CONVENTIONS}, got None"),
@@ -196,8 +198,9 @@ OPTIONS = [
         ValueError,
         "`moment_dtype` must not be float64 without float64 parameters, got 'float64'",
     ),
-    (ALL, {"moment_dtype": "float16"}, ValueError, FLOAT16),
-    (ALL, {"moment_dtype": (None, "float16"), "eps": 2.4e-4}, ValueError, FLOAT16.replace("1e-08", "0.00024")),
+    (ROOTS, {"moment_dtype": "float16"}, ValueError, FLOAT16),
+    # Adamax has no squares.
+    (ROOTS, {"moment_dtype": (None, "float16"), "eps": 2.4e-4}, ValueError, FLOAT16.replace("1e-08", "0.00024")),
     (ALL, {"grad_dtype": "float8"}, ValueError, f"`grad_dtype` must be one of {GRADS}, got 'float8'"),
     (ALL, {"grad_dtype": ("float16", None)}, TypeError, f"`grad_dtype` must be one of {GRADS}, got ('float16', None)"),
     (ALL, {"grad_dtype": F4}, TypeError, f"`grad_dtype` must be one of {GRADS}, got {F4}"),
@@ -662,8 +665,8 @@ ARRAYS = {
     "integers": ("p", lambda: np.arange(4), TypeError, f"`p` must be {DTYPES}.*int64"),
     "complex": ("p", lambda: np.ones(4, complex), TypeError, f"`p` must be {DTYPES}.*complex128"),
     "dtype of g": ("g", lambda: np.ones(4), TypeError, f"`g` must be {OF_FLOAT32}, got float64"),
-    "dtype of v": ("v", lambda: np.ones(4), TypeError, f"`v` must be {OF_FLOAT32}, got float64"),
-    "codes alone": ("m", lambda: np.ones(4, np.uint8), TypeError, f"`m` must be {OF_FLOAT32}, got uint8"),
+    "dtype of v": ("v", lambda: np.ones(4), TypeError, f"`v` must be {OF_MOMENT.format('v')}, got float64"),
+    "codes alone": ("m", lambda: np.ones(4, np.uint8), TypeError, f"`m` must be {OF_MOMENT.format('m')}, got uint8"),
     "v in float16": (
         "v",
         lambda: np.ones(4, np.float16),
@@ -716,7 +719,7 @@ STORED = {
     "no exponents": (
         {"m_exponent": None},
         TypeError,
-        "`m` must be float32 or bfloat16 or float16 with `p` of bfloat16, got uint8",
+        "`m` must be float32 or bfloat16 or float16, or uint8 with `m_exponent`, with `p` of bfloat16, got uint8",
     ),
     "exponents are no array": ({"v_exponent": 3}, TypeError, "`v_exponent` must be a NumPy or CuPy array.*got int"),
     "dtype of exponents": ({"m_exponent": np.ones(1, np.int8)}, TypeError, "`m_exponent` must be uint8, got int8"),

@@ -152,9 +152,9 @@ BAD = {
     "floats": ([0.5], np.ones((1, 7), F4), TypeError, "indices` must be integers, got float64"),
     "booleans": ([True], np.ones((1, 7), F4), TypeError, "indices` must be integers, got bool"),
     "matrix": ([[1]], np.ones((1, 7), F4), ValueError, r"indices` must be 1-D, got shape \(1, 1\)"),
-    "width": ([1], np.ones((1, 6), F4), ValueError, r"values` must have shape \(1, 7\) like 1 rows of .*\(1, 6\)"),
-    "count": ([1, 2], np.ones((1, 7), F4), ValueError, r"values` must have shape \(2, 7\) like 2 rows.*\(1, 7\)"),
-    "dtype": ([1], np.ones((1, 7)), TypeError, "values` must be float32 like 1 rows of its parameter, got float64"),
+    "width": ([1], np.ones((1, 6), F4), ValueError, r"must have shape \(1, 7\) like the gradient of 1 rows.*\(1, 6\)"),
+    "count": ([1, 2], np.ones((1, 7), F4), ValueError, r"shape \(2, 7\) like the gradient of 2 rows.*\(1, 7\)"),
+    "dtype": ([1], np.ones((1, 7)), TypeError, "values` must be float32 like the gradient of 1 rows, got float64"),
     "no array": ([1], "x", TypeError, "values` must be a NumPy or CuPy array.*got str"),
 }
 
