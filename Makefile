@@ -5,8 +5,9 @@ RUN = $(VENV)/bin/python
 EXTRAS_demo = demo
 EXTRAS_test = demo,test,torch
 EXTRAS_bench = bench,torch
+EXTRAS_study = examples
 
-.PHONY: demo test bench bench-readme clean
+.PHONY: demo test bench bench-readme study clean
 
 demo: $(VENV)/ready-demo
 	$(RUN) -m fastadam demo
@@ -23,6 +24,10 @@ bench: $(VENV)/ready-bench
 # The same report, and its tables written into README.md.
 bench-readme: $(VENV)/ready-bench
 	$(RUN) bench/report.py --readme
+
+# What storage formats do to training; writes tables and curves into docs/. About ten minutes on two cores.
+study: $(VENV)/ready-study
+	$(RUN) examples/storage_study.py --docs
 
 $(VENV)/ready-%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS_$*)]'
