@@ -47,7 +47,7 @@ def loop_of(update) -> Any:
     storage = update.storage
     body = _block_body if storage.blocked else _plain_body
     scalars = [f"{name} = table[{index}]" for index, name in enumerate(update.columns)]
-    integers = [f"{name} = uint32({name})" for name in ("seed", "turn") if storage.dithers]
+    integers = [f"{name} = uint32({name})" for name in ("seed", "turn", "toss") if storage.dithers]
     source = block(
         "def loop(table, address, offset, flats, start, stop):",
         *([f"g = view(address, offset, stop - start, {number_like(storage, 'g')})"] * ("g" in update.buffers)),

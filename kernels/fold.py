@@ -127,9 +127,14 @@ def zero_gradient():
 
 
 def next_turn(step, seed):
-    # The thresholds of an element go round by the golden ratio: over many steps they are spread evenly.
+    # Thresholds go round by the golden ratio, so that over many steps they are spread evenly: for slow changes.
     turn = 40503.0 * step
     turn -= 65536.0 * floor(turn / 65536.0)
+    # Or by more at each step, so that no two steps of an element are alike: for fast ones. 1 + 2 + ... + step takes
+    # every value modulo a power of two.
+    within = step - 131072.0 * floor(step / 131072.0)
+    toss = 40503.0 * (within * (within + 1.0) * 0.5)
+    toss -= 65536.0 * floor(toss / 65536.0)
 
 
 def clip_norm(grad_scale, squared_norm, max_grad_norm):

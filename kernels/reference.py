@@ -1,5 +1,7 @@
 """The in-place NumPy reference: the texts run on whole arrays. What every other kernel must equal bit for bit."""
 
+from typing import Any
+
 import numpy as np
 
 from fastadam.kernels import casts, fold, stored
@@ -36,13 +38,13 @@ def _run(update, flats, gradient, scalars, start, stop):
         cut[name] = flat[_blocks(start, stop) if name.endswith("_exponent") else slice(start, stop)]
     values = [stored.load(storage, name, cut) for name in update.buffers]
     results = update.element(*values, *scalars[: len(update.scalars)])
-    word, turn = stored.HALF, 0
+    random: dict[str, Any] = {}
     if storage.dithers:
         places = casts.first_place(np.arange(start, stop).astype(np.uint32), np.uint32(columns["seed"]))
-        word = casts.random_word(places)
-        turn = columns["turn"]
+        turns = {name: np.uint32(columns[name]) for name in ("turn", "toss")}
+        random = {"word": casts.random_word(places), **turns}
     for name, value in zip(update.written, results, strict=True):
-        stored.store(storage, name, value, cut, word, turn)
+        stored.store(storage, name, value, cut, random)
 
 
 def _blocks(start, stop):

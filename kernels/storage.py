@@ -61,11 +61,12 @@ BLOCK_FORMATS = {
         30, "bits_of({value})", "decode_unsigned({0}, {first})", "encode_unsigned({value}, {first}, {threshold})"
     ),
 }
-# Which bits of an element's random word round it: of bfloat16 16 bits are dropped, of the codes 20.
+# Which bits of an element's random word round it: of bfloat16 16 bits are dropped, of codes 20. First moments change
+# fast, parameters and second moments slowly.
 _THRESHOLDS = {
     ("p", "dithered"): "low_threshold(word, turn)",
-    ("m", "dithered"): "high_threshold(uint32(word << 8), turn, 16)",
-    ("m", "float8"): "high_threshold(uint32(word << 8), turn, 12)",
+    ("m", "dithered"): "high_threshold(uint32(word << 8), toss, 16)",
+    ("m", "float8"): "high_threshold(uint32(word << 8), toss, 12)",
     ("v", "dithered"): "high_threshold(word, turn, 16)",
     ("v", "float8"): "high_threshold(word, turn, 12)",
 }

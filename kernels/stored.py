@@ -7,8 +7,11 @@ import numpy as np
 from fastadam.kernels import casts
 from fastadam.kernels.storage import BLOCK_FORMATS, EXPONENT_BLOCK, Storage
 
-# A random word that rounds codes to nearest: half a step, as the thresholds of m and of v take it.
-HALF = np.uint32(0x80800000)
+# What rounds to nearest in the place of what rounds stochastically.
+_HALF: dict[str, Any] = {
+    "high_threshold": lambda word, turn, dropped: np.uint32(1 << (31 - dropped)),
+    **dict.fromkeys(("word", "turn", "toss"), np.uint32(0)),
+}
 
 
 def load(storage: Storage, buffer: str, flats: dict[str, Any]) -> Any:
@@ -19,9 +22,14 @@ def load(storage: Storage, buffer: str, flats: dict[str, Any]) -> Any:
     return eval(storage.load(buffer, "{}"), names)
 
 
-def store(storage: Storage, buffer: str, value: Any, flats: dict[str, Any], word: Any = HALF, turn: Any = 0) -> None:
-    """Write `value` into the flat arrays of a buffer; `word` and `turn` round what is rounded stochastically."""
-    names = {**vars(casts), "value": value, "word": word, "turn": np.uint32(turn)}
+def store(
+    storage: Storage, buffer: str, value: Any, flats: dict[str, Any], random: dict[str, Any] | None = None
+) -> None:
+    """Write `value` into the flat arrays of a buffer.
+
+    `random` has `word`, `turn` and `toss`, for what is rounded stochastically; without it codes are rounded to nearest.
+    """
+    names = {**vars(casts), "value": value, **(random or _HALF)}
     if buffer in storage.blocked:
         chosen, firsts = BLOCK_FORMATS[buffer], np.arange(0, value.size, EXPONENT_BLOCK)
         sizes = eval(chosen.size.format(value="value"), names)

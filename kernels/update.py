@@ -155,7 +155,7 @@ class Update:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the table's columns: the scalars, and what stochastic rounding needs."""
-        return self.scalars + (("seed", "turn") if self.storage.dithers else ())
+        return self.scalars + (("seed", "turn", "toss") if self.storage.dithers else ())
 
 
 def compose(

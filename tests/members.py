@@ -36,14 +36,14 @@ RECIPES = {
 _CODES = {"m": "float8", "v": "float8"}
 STORED_RECIPES = {
     "moments_bfloat16": Recipe(storage=Storage(m="bfloat16", v="bfloat16")),
-    "moments_dithered": Recipe(storage=Storage(m="bfloat16", v="dithered")),
+    "moments_dithered": Recipe(storage=Storage(m="dithered", v="dithered")),
     "all_float16": Recipe(amsgrad=True, ema=True, storage=Storage(*["float16"] * 6)),
-    "all_dithered": Recipe(storage=Storage(p="dithered", g="bfloat16", m="bfloat16", v="dithered")),
+    "all_dithered": Recipe(storage=Storage(p="dithered", g="bfloat16", m="dithered", v="dithered")),
     "split": Recipe(storage=Storage(p="split", g="bfloat16")),
     "codes": Recipe(storage=Storage(**_CODES)),
     "dithered_codes": Recipe(zero_grad=True, storage=Storage(p="dithered", g="bfloat16", **_CODES)),
     "split_codes": Recipe(decay="coupled", storage=Storage(p="split", g="bfloat16", m="float8", v="dithered")),
-    "v_codes": Recipe(amsgrad=True, storage=Storage(m="bfloat16", v="float8", v_max="bfloat16")),
+    "v_codes": Recipe(amsgrad=True, storage=Storage(m="dithered", v="float8", v_max="bfloat16")),
     "everything_codes": Recipe(
         decay="decoupled",
         clip_value=True,

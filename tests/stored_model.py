@@ -44,8 +44,14 @@ def decoded(stored, name):
     size = array & 0x7F if name == "m" else array
     sign = np.where(array & 0x80, -1.0, 1.0) if name == "m" else 1.0
     exponent = np.repeat(stored[f"{name}_exponent"].astype(int), BLOCK)[: array.size]
-    value = sign * np.ldexp(1.0 + size % 8 / 8.0, exponent + size // 8 - 127)
-    return np.where(size == 0, 0.0, value).astype(F4)
+    # Exact in float64, and rounded once.
+    return (sign * (sum_of(size, exponent) - sum_of(0, exponent))).astype(F4)
+
+
+def sum_of(size, exponent):
+    """What a code is and the lowest of its block, together: 8 in an octave, and in that of the subnormals."""
+    octave = exponent + size // 8
+    return np.ldexp((octave > 0) + size % 8 / 8.0, np.maximum(octave, 1) - 127)
 
 
 # --- a step
@@ -108,7 +114,7 @@ def assert_stored(stored, new, stochastic):
     for name, exact in new.items():
         if stored[name].dtype == np.uint8:
             assert_exponents(stored[f"{name}_exponent"], exact, OCTAVES[name])
-            expected = nearest_of_codes(stored, exact) if name == "m" else neighbours_of_codes(stored, exact)
+            expected = neighbours_of_codes(stored, name, exact)
         elif name == "p" and "remainder" in stored:
             expected = [exact]
         elif name in stochastic:
@@ -132,27 +138,18 @@ def assert_exponents(exponents, exact, octaves):
     np.testing.assert_array_equal(exponents, expected)
 
 
-def units(stored, name, size):
-    """What code 1 of each element would be without its fraction."""
-    return np.ldexp(1.0, np.repeat(stored[f"{name}_exponent"].astype(int), BLOCK)[:size] - 127)
-
-
-def quanta(exact):
-    return np.ldexp(1.0, np.frexp(exact)[1] - 4)  # 3 bits of the fraction
-
-
-def nearest_of_codes(stored, exact):
-    size, quantum = np.abs(exact.astype(float)), quanta(exact)
-    rounded = np.floor(size / quantum + 0.5) * quantum
-    kept = rounded > units(stored, "m", exact.size)
-    return [np.where(kept, np.copysign(rounded, exact), 0.0).astype(F4)]
-
-
-def neighbours_of_codes(stored, exact):
-    size, quantum = exact.astype(float), quanta(exact)
-    smallest = 1.125 * units(stored, "v", exact.size)
-    raised = [np.maximum(way(size / quantum) * quantum, smallest) for way in (np.floor, np.ceil)]
-    return [np.where(exact == 0.0, 0.0, each).astype(F4) for each in raised]
+def neighbours_of_codes(stored, name, exact):
+    """The numbers of the codes below and above in size."""
+    exponent = np.repeat(stored[f"{name}_exponent"].astype(int), BLOCK)[: exact.size]
+    lowest = sum_of(0, exponent)
+    # The one operation that is rounded: of float32.
+    summed = (np.abs(exact) + lowest.astype(F4)).astype(float)
+    quantum = np.ldexp(1.0, np.maximum(np.frexp(summed)[1] - 4, -129))  # 3 bits of the fraction
+    sizes = [way(summed / quantum) * quantum - lowest for way in (np.floor, np.ceil)]
+    if name == "v":
+        first = sum_of(1, exponent) - lowest
+        sizes = [np.where(exact > 0.0, np.maximum(size, first), size) for size in sizes]
+    return [np.copysign(size, exact).astype(F4) for size in sizes]
 
 
 class Followed:
@@ -189,7 +186,7 @@ class Followed:
 
     @staticmethod
     def _stochastic(stored):
-        return [name for name in ("p", "v") if stored[name].dtype == bfloat16]
+        return [name for name in ("p", "m", "v") if stored[name].dtype == bfloat16]
 
     def _only(self, name, rows, before, after, new):
         """Of all these, the elements in `rows`; the others are as they were."""

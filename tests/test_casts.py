@@ -2,6 +2,7 @@
 
 import re
 from functools import cache
+from itertools import combinations
 
 import numba
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from machine_code import FUSED, SHIFTED
 from numba import njit
 
-from fastadam.kernels import casts, cpu
+from fastadam.kernels import casts, cpu, storage, stored
 from fastadam.kernels.cpu_casts import COMPILED
 
 try:
@@ -315,10 +316,12 @@ def words(count, seed, start=0):
 
 THRESHOLDS = {
     "p": lambda word, turn=0: casts.low_threshold(word, np.uint32(turn)),
+    "m": lambda word, turn=0: casts.high_threshold(np.uint32(word << 8), np.uint32(turn), 16),
+    "m code": lambda word, turn=0: casts.high_threshold(np.uint32(word << 8), np.uint32(turn), 12),
     "v": lambda word, turn=0: casts.high_threshold(word, np.uint32(turn), 16),
-    "code": lambda word, turn=0: casts.high_threshold(word, np.uint32(turn), 12),
+    "v code": lambda word, turn=0: casts.high_threshold(word, np.uint32(turn), 12),
 }
-SIZES = {"p": 2**16, "v": 2**16, "code": 2**20}
+SIZES = {name: 2**20 if "code" in name else 2**16 for name in THRESHOLDS}
 thresholds = pytest.mark.parametrize("name", THRESHOLDS)
 
 
@@ -347,10 +350,33 @@ def test_thresholds_of_neighbours_are_not_correlated(name, apart):
 
 
 @pytest.mark.parametrize("turn", [0, 40_503, 65_535])
-def test_thresholds_of_p_and_v_are_not_correlated(turn):
+@pytest.mark.parametrize("names", [pair for pair in combinations(THRESHOLDS, 2) if pair[0][0] != pair[1][0]])
+def test_thresholds_of_two_buffers_are_not_correlated(turn, names):
     word = words(1_000_000, 5)
-    for name in ("v", "code"):
-        assert abs(correlation(THRESHOLDS["p"](word, turn), THRESHOLDS[name](word, turn))) < 0.01
+    one, other = (THRESHOLDS[name](word, turn) for name in names)
+    assert abs(correlation(one, other)) < 0.01
+
+
+def test_thresholds_are_those_of_the_storage():
+    word, turn = words(1_000, 5), np.uint32(40_503)
+    for (buffer, kind), expression in storage._THRESHOLDS.items():
+        expected = THRESHOLDS[f"{buffer} code" if kind == "float8" else buffer](word, turn)
+        actual = eval(expression, {**vars(casts), "word": word, "turn": turn, "toss": turn})
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_half_is_half_a_step_of_moments():
+    for (buffer, kind), expression in storage._THRESHOLDS.items():
+        threshold = eval(expression, {**vars(casts), **stored._HALF})
+        assert buffer == "p" or threshold == (2**19 if kind == "float8" else 2**15)
+
+
+def test_tosses_are_a_permutation_without_a_pattern_in_time():
+    steps = np.arange(2**16)
+    tosses = 40_503 * (steps * (steps + 1) // 2) % 2**16
+    np.testing.assert_array_equal(np.sort(tosses), np.arange(2**16))
+    for apart in (1, 2, 3, 10, 100):
+        assert abs(correlation(tosses[apart:], tosses[:-apart])) < 0.02
 
 
 @thresholds
@@ -375,12 +401,11 @@ def mixed(x):
     return (x ^ x >> 15) * 0x846CA68B % 2**32
 
 
-@pytest.mark.parametrize("name", ["p", "v"])
+@pytest.mark.parametrize("name", ["p", "m", "v"])
 def test_an_element_gets_every_threshold_once_in_65536_steps(name):
     turns = (40_503 * np.arange(1, 65_537) % 65_536).astype(np.uint32)
     for word in words(5, 9, start=123):
-        values = getattr(casts, "low_threshold" if name == "p" else "high_threshold")
-        drawn = values(word, turns) if name == "p" else values(word, turns, 16)
+        drawn = THRESHOLDS[name](word, turns)
         np.testing.assert_array_equal(np.sort(drawn), np.arange(65_536))
 
 

@@ -82,6 +82,7 @@ def textbook(recipe, h, step, grad_scale):
         "seed": h["seed"],
         # By the golden ratio, as a fraction of 65,536.
         "turn": round(2**16 * (math.sqrt(5) - 1) / 2) * step % 2**16,
+        "toss": round(2**16 * (math.sqrt(5) - 1) / 2) * sum(range(step + 1)) % 2**16,
     }
     if recipe.amsgrad and recipe.convention == "optax":
         values |= {"step_size": size, "eps": h["eps"], "eps_root": h["eps_root"], "correction2": v_hat}

@@ -132,7 +132,8 @@ def test_clipping_is_a_gradient_scale(storage, most):
 @few
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_skipped_step_leaves_every_byte(storage, value):
-    opt, clean = (built(storage, amsgrad=True, nonfinite=policy, **extras(storage)).opt for policy in ("skip", "propagate"))
+    options = {"amsgrad": True, **extras(storage)}
+    opt, clean = (built(storage, nonfinite=policy, **options).opt for policy in ("skip", "propagate"))
     for seed in range(2):
         opt.step(draw(opt, seed))
         clean.step(draw(clean, seed))

@@ -65,6 +65,16 @@ def test_average_and_amsgrad_are_those_of_float32():
     assert split.grad_norm == whole.grad_norm
 
 
+@pytest.mark.parametrize("moment_dtype", ["bfloat16", "float8", ("bfloat16", "float8")], ids=str)
+def test_moments_are_rounded_as_those_of_float32(moment_dtype):
+    split, whole = pair(shapes=WIDE, moment_dtype=moment_dtype, seed=3)
+    run((split, whole), WIDE, range(10))
+    assert bits(split.masters) == bits(whole.params)
+    for one, other in zip(split.all_buffers, whole.all_buffers, strict=True):
+        moments = [flat for flat in vars(one) if flat[0] in "mv"]
+        assert bits({flat: getattr(one, flat) for flat in moments}) == bits({f: getattr(other, f) for f in moments})
+
+
 def test_resumed_run_is_that_of_float32():
     split, whole = pair(ema_decay=0.9)
     run((split, whole), SHAPES, range(20))

@@ -153,6 +153,59 @@ def test_mean_over_seeds_is_the_exact_second_moment(dtype):
     assert_mean(np.array(values).reshape(-1, 1), exact[:1])
 
 
+# --- first moments follow constant gradients, and fade
+
+COUNT = 2**18
+# In blocks with an element of 1: two that codes have 3 bits for, and two below the lowest of a block, 2**-14, where the
+# first code is 2**-17.
+GRADIENTS = [0.3, 2.0**-12 * 1.3, 2.0**-16, 2.0**-19]
+
+
+def first_moments(moment_dtype, beta1, gradients, rounding="stochastic"):
+    """The first moments of `COUNT` elements after steps with `gradients`, without the first of each block."""
+    opt = fastadam.Adam(
+        np.ones(COUNT, np.float32), betas=(beta1, 0.999), moment_dtype=(moment_dtype, None), rounding=rounding
+    )
+    for gradient in gradients:
+        flat = np.full(COUNT, gradient, np.float32)
+        flat[::128] = 1.0
+        opt.step(flat)
+    return opt.buffers.values("m").reshape(-1, 128)[:, 1:].astype(float)
+
+
+@pytest.mark.parametrize("moment_dtype", ["bfloat16", "float8"])
+@pytest.mark.parametrize("beta1", [0.9, 0.95, 0.99])
+@pytest.mark.parametrize("gradient", [*GRADIENTS, -0.3])
+def test_first_moment_of_a_constant_gradient_is_that_gradient_on_average(moment_dtype, beta1, gradient):
+    opt = fastadam.Adam(np.ones(8_192, np.float32), betas=(beta1, 0.999), moment_dtype=(moment_dtype, None))
+    flat = np.full(8_192, gradient, np.float32)
+    flat[::128] = 1.0
+    means = []
+    # The elements share what changes from step to step, so the average is one over steps as well.
+    for step in range(10_000):
+        opt.step(flat)
+        if step >= 1_000 and step % 10 == 0:
+            m = opt.buffers.values("m").reshape(-1, 128)[:, 1:]
+            means.append(m.mean(dtype=np.float64) / gradient)
+    parts = np.mean(np.reshape(means, (20, -1)), axis=1)
+    error = parts.std(ddof=1) / np.sqrt(20)
+    assert error < 0.02
+    assert abs(np.mean(means) - 1.0) < max(4 * error, 2e-3)
+
+
+def test_first_moment_stays_short_of_a_constant_gradient_if_rounded_to_nearest():
+    m = first_moments("bfloat16", 0.99, [0.3] * 300, "nearest") / (0.3 * (1.0 - 0.99**300))
+    assert (m < 0.9).all()
+
+
+@pytest.mark.parametrize("moment_dtype", ["bfloat16", "float8"])
+@pytest.mark.parametrize("gradient", [*GRADIENTS, -0.3])
+def test_first_moment_fades(moment_dtype, gradient):
+    start = first_moments(moment_dtype, 0.95, [gradient] * 100)
+    m = first_moments(moment_dtype, 0.95, [gradient] * 100 + [0.0] * 1000)
+    assert np.abs(m).max() < 0.01 * np.abs(start).mean()
+
+
 # --- what becomes of a fading second moment
 
 FADING = 0.999**0.75  # of the gradients, from step to step: slower than the second moment can fade
