@@ -135,7 +135,8 @@ def first_code(exponent):
 
 def lowest(first):
     # What is added to absolute values before they are encoded: so the codes near zero are as far apart as the first
-    # are, and zero is the code zero. It is infinite for a block that is not finite, all of which is NaN then.
+    # are, and zero is the code zero. It is infinite for a block that is not finite, as is or is NaN then
+    # all of the block.
     return float_of(uint32(first << 20))
 
 

@@ -12,7 +12,7 @@ from fastadam.kernels import casts, fold
 from fastadam.kernels.cpu_jit import jit
 from fastadam.kernels.cpu_loop import loop_of
 from fastadam.kernels.cpu_norm import clip, squares_launcher
-from fastadam.kernels.cpu_prefetch import fetch_of
+from fastadam.kernels.cpu_prefetch import AHEAD, fetch_of, is_far
 from fastadam.kernels.cpu_rows import catch_up, catch_up_table
 from fastadam.kernels.cpu_threads import PARALLEL_FROM, on_threads
 from fastadam.kernels.storage import EXPONENT_BLOCK, NATIVE
@@ -135,6 +135,7 @@ def _one_pass(flats, addresses, blocks, rows, hyper, carried, table, grad_scale)
     for row in rows:
         _fold_row(hyper[row], carried[row], grad_scale, table[row])
     for index in prange(blocks.shape[0]):
-        _fetch(flats, addresses, blocks, index)
+        if is_far(blocks, index + AHEAD):
+            _fetch(flats, addresses, blocks, index + AHEAD)
         start, stop, row, parameter, offset = blocks[index]
         _loop(table[row], addresses[parameter], offset, flats, start, stop)

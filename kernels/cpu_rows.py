@@ -11,7 +11,7 @@ from numba.extending import register_jitable
 from fastadam.kernels import catch_up as catching_up
 from fastadam.kernels.cpu_jit import jit
 from fastadam.kernels.cpu_loop import loop_of
-from fastadam.kernels.cpu_prefetch import fetch_of
+from fastadam.kernels.cpu_prefetch import AHEAD, fetch_of, is_far
 from fastadam.kernels.cpu_threads import PARALLEL_FROM, on_threads
 
 # What `jit` puts in the place of these names.
@@ -68,7 +68,8 @@ def _nodes_kernel(*, parallel):
 
 def _catch_up(flats, blocks, table, starts):
     for index in prange(blocks.shape[0]):
-        _fetch(flats, starts, blocks, index)
+        if is_far(blocks, index + AHEAD):
+            _fetch(flats, starts, blocks, index + AHEAD)
         start, stop, slot = blocks[index]
         for row in range(starts[slot], starts[slot + 1]):
             _loop(table[row], 0, 0, flats, start, stop)
