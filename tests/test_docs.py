@@ -10,7 +10,8 @@ import pytest
 
 import fastadam
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+PAGES = [page for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if "```python" in page.read_text("utf-8")]
 MODULES = [name for _, name, _ in pkgutil.iter_modules(fastadam.__path__, "fastadam.") if not name.endswith("__main__")]
 
 
@@ -24,15 +25,16 @@ def test_every_public_name_has_an_example_that_is_run(name):
     assert ">>>" in getattr(fastadam, name).__doc__
 
 
-def test_readme_examples():
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_of_a_page(page):
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
     namespace = {}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
+        exec(compile(block, page.name, "exec"), namespace)
 
 
 def test_versions_agree():
     assert importlib.import_module("importlib.metadata").version("fastadam") == fastadam.__version__
-    changelog = (Path(__file__).parent.parent / "CHANGELOG.md").read_text(encoding="utf-8")
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## {fastadam.__version__}" in changelog

@@ -1,0 +1,64 @@
+"""The study of storage formats: its models have right gradients, and its formats train."""
+
+import numpy as np
+import pytest
+import storage_study
+from storage_models import CHARACTERS, characters_problem, digits_problem, text
+
+PROBLEMS = {"digits": digits_problem, "characters": characters_problem}
+
+
+@pytest.fixture(scope="module")
+def problems():
+    return {name: make() for name, make in PROBLEMS.items()}
+
+
+def test_text_is_long_and_always_the_same():
+    assert len(text()) == CHARACTERS
+    assert text() == text()
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_gradients_are_the_slopes_of_the_loss(problems, name):
+    problem, rng = problems[name], np.random.default_rng(0)
+    params = {key: value.astype(np.float64) for key, value in problem.initial(rng).items()}
+    x, y = problem.batch(rng)
+    _, gradients = problem.gradients(params, x, y)
+    for key, gradient in gradients.items():
+        direction = rng.standard_normal(gradient.shape)
+        losses = []
+        for side in (1e-6, -1e-6):
+            moved = {**params, key: params[key] + side * direction}
+            losses.append(problem.gradients(moved, x, y)[0])
+        slope = (losses[0] - losses[1]) / 2e-6
+        assert slope == pytest.approx(np.sum(gradient * direction), rel=1e-3, abs=1e-7)
+
+
+TRAININGS = [("digits", chosen) for chosen in storage_study.FORMATS]
+TRAININGS += [("characters", chosen) for chosen in storage_study.FORMATS[::6]]
+
+
+@pytest.mark.parametrize(("name", "chosen"), TRAININGS, ids=[f"{name}-{chosen.name}" for name, chosen in TRAININGS])
+def test_every_format_trains(problems, name, chosen, monkeypatch):
+    monkeypatch.setattr(storage_study, "STEPS", 120)
+    run = storage_study.train(problems[name], chosen, seed=0)
+    assert len(run.curve) == 6
+    assert run.curve[-1] < 0.95 * run.curve[0]
+
+
+def test_results_become_a_table_and_a_picture(tmp_path, monkeypatch):
+    runs = {name: [storage_study.Run([2.0, 1.0], final) for final in (1.0, 1.5)] for name in ("float32", "worse")}
+    runs["worse"] = [run._replace(final=3.0) for run in runs["worse"]]
+    assert [row[-1] for row in storage_study.rows_of(runs)] == ["-", "**worse**"]
+    storage_study.draw({"one": runs, "other": runs}, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(storage_study, "DOCS", tmp_path)
+    start, end = "<!-- study: written by `python examples/storage_study.py --docs` -->\n", "<!-- end of study -->\nafter\n"
+    page = f"before\n{start}old\n{end}"
+    (tmp_path / "storage.md").write_text(page)
+    storage_study.write_docs({"one": runs})
+    written = (tmp_path / "storage.md").read_text()
+    assert "| worse | 3.0000, 3.0000 |" in written
+    assert written.startswith("before\n")
+    assert written.endswith(end)
+    assert "old" not in written
