@@ -53,7 +53,10 @@ def test_results_become_a_table_and_a_picture(tmp_path, monkeypatch):
     storage_study.draw({"one": runs, "other": runs}, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(storage_study, "DOCS", tmp_path)
-    start, end = "<!-- study: written by `python examples/storage_study.py --docs` -->\n", "<!-- end of study -->\nafter\n"
+    start, end = (
+        "<!-- study: written by `python examples/storage_study.py --docs` -->\n",
+        "<!-- end of study -->\nafter\n",
+    )
     page = f"before\n{start}old\n{end}"
     (tmp_path / "storage.md").write_text(page)
     storage_study.write_docs({"one": runs})
