@@ -127,10 +127,10 @@ def dtype_name(array: Any) -> str:
     return "bfloat16" if name == "uint16" and not isinstance(array, np.ndarray) else name
 
 
-def check_dtype(array: Any, label: str, dtypes: tuple[str, ...] = DTYPES) -> None:
-    """Raise unless `array` is of one of `dtypes` in native byte order."""
-    if dtype_name(array) not in dtypes or not array.dtype.isnative:
-        wanted = f"{', '.join(dtypes[:-1])} or {dtypes[-1]}"
+def check_dtype(array: Any, label: str) -> None:
+    """Raise unless `array` is of one of `DTYPES` in native byte order."""
+    if dtype_name(array) not in DTYPES or not array.dtype.isnative:
+        wanted = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
         raise TypeError(f"`{label}` must be {wanted} in native byte order, got {array.dtype!r}")
 
 

@@ -114,9 +114,9 @@ class Buffers:
         """A flat array as kernels take it: 16-bit floats as uint16."""
         return as_bits(getattr(self, name))
 
-    def values(self, buffer: str, flats: dict[str, Any] | None = None) -> np.ndarray:
-        """What is stored for a buffer, in the dtype of the arithmetic, on the host: flat, or of the parts `flats`."""
-        flats = flats or {name: self.flat(name) for name in self.storage.flats(buffer)}
+    def values(self, buffer: str) -> np.ndarray:
+        """What is stored for a buffer, in the dtype of the arithmetic, flat and on the host."""
+        flats = {name: self.flat(name) for name in self.storage.flats(buffer)}
         on_host = {name: flat if isinstance(flat, np.ndarray) else flat.get() for name, flat in flats.items()}
         with np.errstate(all="ignore"):
             return stored.load(self.storage, buffer, on_host)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.arrays import DTYPES, as_array, check_dtype, dtype_name, moved
+from fastadam.arrays import as_array, check_dtype, dtype_name, moved
 from fastadam.buffers import Buffers
 from fastadam.kernels import stored
 from fastadam.kernels.storage import EXPONENT_BLOCK, Storage
@@ -47,7 +47,7 @@ def _values(entry, key, label, buffer):
         flats = {buffer: array.reshape(-1), f"{buffer}_exponent": exponents}
         with np.errstate(all="ignore"):
             return stored.load(Storage(**{buffer: "float8"}), buffer, flats).reshape(array.shape)
-    check_dtype(original, f"{label}['{key}']", DTYPES)
+    check_dtype(original, f"{label}['{key}']")
     name = dtype_name(original)
     if name in ("float32", "float64"):
         return array

@@ -149,11 +149,9 @@ def _entries(state, plan, row, group, convert):
             if flat not in values:
                 values[flat] = _as_stored(entry, key, label, buffers.part(name, flat))
         arrays += [(buffers.part(name, flat), value) for flat, value in values.items()]
-    if convert:
+    if convert and len({seed for *_, seed in counts}) > 1:
         # Buffers that were stored apart had seeds of their own.
-        counts = (
-            {(*count[:3], plan.seed(row)) for count in counts} if len({count[3] for count in counts}) > 1 else counts
-        )
+        counts = {(*others, plan.seed(row)) for *others, _ in counts}
     for index, what in enumerate(("step count", "product of momenta", "number of skipped steps", "seed")):
         found = sorted({count[index] for count in counts})
         if len(found) != 1:
