@@ -22,23 +22,13 @@ T g = {gradient};
 {stores}
 """
 
-# A warp for each block of shared exponents, which begins with element `first` and ends before `stop`.
-_BLOCK = """
-{firsts}
-{kept}
+# Of a warp for each block of shared exponents, which begins with element `first` and ends before `stop`: the elements
+# of a thread.
+_EACH = """
 for (int j = 0; j < {elements}; ++j) {{
   ptrdiff_t k = first + i % {warp} + {warp} * j;
   if (k < stop) {{
-    {element}
-    {keeps}
-  }}
-}}
-{exponents}
-for (int j = 0; j < {elements}; ++j) {{
-  ptrdiff_t k = first + i % {warp} + {warp} * j;
-  if (k < stop) {{
-    {word}
-    {codes}
+    {work}
   }}
 }}
 """
@@ -154,53 +144,53 @@ def flat_parameters(update):
 
 def _body(update, guarded):
     """The work of a thread; if `guarded`, without any store but of zeros as gradients unless the step is taken."""
-    storage = update.storage
+    # Not g: where the step is not taken, the table has the scalars of an earlier one.
     zeroed = "gradients[k] = 0;" if "g" in update.written else ""
     guard = "if (taken) {{ {} }}" if guarded else "{}"
-    word = "uint32 word = random_word(first_place((uint32)k, seed));" if storage.dithers else ""
-    element = _ELEMENT.format(
-        gradient=storage.load("g", "gradients[k]"),
-        word=word,
+    if not update.storage.blocked:
+        return f"{_element(update, guard.format(stores(update)))} {zeroed}"
+    of_block = guard.format(_block(update))
+    return of_block + (_EACH.format(elements=EXPONENT_BLOCK // WARP, warp=WARP, work=zeroed) if zeroed else "")
+
+
+def _element(update, stored):
+    return _ELEMENT.format(
+        gradient=update.storage.load("g", "gradients[k]"),
+        word=_word(update),
         loads=loads(update),
         locals=declared("T", [name for name in update.text.locals if name != "g"]),
         statements=statements(update.text),
-        # Not g: where the step is not taken, the table has the scalars of an earlier one.
-        stores=f"{guard.format(stores(update))} {zeroed}",
+        stores=stored,
     )
-    if not storage.blocked:
-        return element
-    exponents = []
+
+
+def _block(update):
+    storage, elements = update.storage, EXPONENT_BLOCK // WARP
+    lines, kept, codes = [], [], [_word(update)]
     for name in storage.blocked:
-        octaves, exponent = BLOCK_FORMATS[name].octaves, f"{name}_exponent_flat[first / {EXPONENT_BLOCK}]"
-        exponents += [
+        exponent = f"{name}_exponent_flat[first / {EXPONENT_BLOCK}]"
+        lines += [
+            f"uint32 {name}_first = first_code({exponent}), {name}_largest = 0;",
+            f"T new_{name}[{elements}];",
+        ]
+        size = BLOCK_FORMATS[name].size.format(value=name)
+        kept += [f"new_{name}[j] = {name}; {name}_largest = maximum({name}_largest, {size});"]
+        codes += [f"{flat}_flat[k] = {code};" for flat, code in storage.stores(name, f"new_{name}[j]")]
+    work = "\n".join([_element(update, stores(update)), *kept])
+    lines += [_EACH.format(elements=elements, warp=WARP, work=work)]
+    for name in storage.blocked:
+        octaves = BLOCK_FORMATS[name].octaves
+        lines += [
             f"uint8 {name}_exponent = shared_exponent(warp_maximum({name}_largest), (uint32){octaves});",
             f"{name}_first = first_code({name}_exponent);",
-            guard.format(f"if (i % {WARP} == 0) {exponent} = {name}_exponent;"),
+            f"if (i % {WARP} == 0) {name}_exponent_flat[first / {EXPONENT_BLOCK}] = {name}_exponent;",
         ]
-    codes = [
-        f"{flat}_flat[k] = {code};" for name in storage.blocked for flat, code in storage.stores(name, f"new_{name}[j]")
-    ]
-    return _BLOCK.format(
-        firsts=" ".join(
-            f"uint32 {name}_first = first_code({name}_exponent_flat[first / {EXPONENT_BLOCK}]), {name}_largest = 0;"
-            for name in storage.blocked
-        ),
-        kept=" ".join(f"T new_{name}[{EXPONENT_BLOCK // WARP}];" for name in storage.blocked),
-        elements=EXPONENT_BLOCK // WARP,
-        warp=WARP,
-        element=element,
-        keeps=" ".join(
-            f"new_{name}[j] = {name}; {name}_largest = maximum({name}_largest, {_size(name)});"
-            for name in storage.blocked
-        ),
-        exponents="\n".join(exponents),
-        word=word,
-        codes=guard.format(" ".join(codes)),
-    )
+    lines += [_EACH.format(elements=elements, warp=WARP, work="\n".join(codes))]
+    return "\n".join(lines)
 
 
-def _size(name):
-    return BLOCK_FORMATS[name].size.format(value=name)
+def _word(update):
+    return "uint32 word = random_word(first_place((uint32)k, seed));" if update.storage.dithers else ""
 
 
 def _scalar(update, name, value):
