@@ -1,10 +1,12 @@
-"""The measurements behind the constants of the CPU kernel: PARALLEL_FROM and DIRECT_FROM."""
+"""The measurements behind the constants of the CPU kernel: PARALLEL_FROM, DIRECT_FROM and EXPONENT_BLOCK."""
 
 from functools import partial
 
 import numpy as np
+from formats import FORMATS, stored
 from interleave import interleave, timed
 
+import fastadam
 from fastadam.kernels import cpu, fold
 from fastadam.kernels.update import ADAM
 
@@ -30,5 +32,17 @@ def crossover() -> None:
         print(f"{size:>10,} " + " ".join(f"{value:>10.2f}" for value in row))
 
 
+def in_cache(size: int = 16_384) -> None:
+    """What a step in each storage format takes on one thread where memory does not count."""
+    turns = {}
+    for name, chosen in FORMATS.items():
+        optimizer = fastadam.Adam(stored(np.ones(size), chosen.dtype), **chosen.options)
+        optimizer.buffers.g[...] = stored(np.random.default_rng(0).standard_normal(size), chosen.dtype)
+        turns[name] = timed(optimizer.step)
+    for name, timing in interleave(turns, rounds=51).items():
+        print(f"{name:>50} {1e9 * timing.median / size:.2f} ns an element")
+
+
 if __name__ == "__main__":
     crossover()
+    in_cache()

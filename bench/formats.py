@@ -44,7 +44,7 @@ PROMISED = dict(zip(list(FORMATS)[1:], (1.3, 1.4, 1.6, 1.8), strict=True))
 COLUMNS = ["stored as", "bytes moved", "bytes kept", "time of a step", "times as fast as torch", "of the limit"]
 
 
-def _stored(values, dtype):
+def stored(values, dtype):
     from ml_dtypes import bfloat16
 
     return values.astype(np.float32 if dtype == "float32" else bfloat16)
@@ -52,7 +52,7 @@ def _stored(values, dtype):
 
 def _gradients(grads, dtype):
     (grad,) = grads.values()
-    return cycle([_stored(np.roll(grad, shift), dtype) for shift in (0, 1_001, 2_003)])
+    return cycle([stored(np.roll(grad, shift), dtype) for shift in (0, 1_001, 2_003)])
 
 
 def of_format(name: str):
@@ -61,7 +61,7 @@ def of_format(name: str):
 
     def make(params, grads) -> Contender:
         ((key, values),) = params.items()
-        start, gradients = _stored(values, chosen.dtype), _gradients(grads, chosen.dtype)
+        start, gradients = stored(values, chosen.dtype), _gradients(grads, chosen.dtype)
         optimizer = fastadam.Adam(start.copy(), **chosen.options)
         _check(optimizer, start, [next(gradients) for _ in range(3)])
         return Contender(lambda: optimizer.step(next(gradients)), lambda: {key: optimizer.masters[0]})
@@ -159,7 +159,7 @@ def rows(timings: dict[str, Timing]) -> list[list[str]]:
 
 def kept_bytes(chosen: Format) -> float:
     """Bytes a parameter that stay in memory, exponents included."""
-    usage = fastadam.Adam(_stored(np.ones(1_000_000), chosen.dtype), **chosen.options).memory_usage()
+    usage = fastadam.Adam(stored(np.ones(1_000_000), chosen.dtype), **chosen.options).memory_usage()
     return usage.nbytes / usage.parameters
 
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 # Elements that share an exponent, in 8-bit moments. They are those of one parameter, counted from its first. With 64,
-# 128 and 256 of them, a step in the cache takes 0.43, 0.38 and 0.36 ns an element on one thread, and sqrt(v) is off by
-# 9.2%, 9.5% and 10.1% (bench/quantisation.py).
+# 128 and 256 of them a step in the cache takes 0.42, 0.42 and 0.39 ns an element on one thread (bench/constants.py),
+# and sqrt(v) is off by 9.2%, 9.5% and 10.1% (bench/quantisation.py).
 EXPONENT_BLOCK = 128
 
 
