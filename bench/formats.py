@@ -12,6 +12,7 @@ from interleave import Timing
 from numba import prange
 
 import fastadam
+from fastadam.arrays import as_bits
 from fastadam.kernels import fold, reference
 from fastadam.kernels.cpu_jit import jit
 from fastadam.kernels.storage import EXPONENT_BLOCK
@@ -80,8 +81,7 @@ def _check(optimizer, start, gradients):
     launch = reference.launcher(update, np.float32, CHECKED)
     for gradient in gradients:
         optimizer.step(gradient)
-        carried_gradient = gradient[:CHECKED].view(np.uint16) if gradient.itemsize == 2 else gradient[:CHECKED]
-        launch(flats, [carried_gradient], [(0, CHECKED, 0, 0, 0)], [0], plan.hyper, carried, table, 1.0)
+        launch(flats, [as_bits(gradient[:CHECKED])], [(0, CHECKED, 0, 0, 0)], [0], plan.hyper, carried, table, 1.0)
     for name, actual, expected_flat in zip(update.flats, checked, flats, strict=True):
         np.testing.assert_array_equal(actual, expected_flat, err_msg=name)
 

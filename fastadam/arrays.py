@@ -103,12 +103,17 @@ def zeros(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
         return namespace(like).zeros(shape, dtype)
 
 
+def on_host(array: Any) -> np.ndarray:
+    """`array` as a NumPy array: itself where it is one, else a copy."""
+    return array if isinstance(array, np.ndarray) else array.get()
+
+
 def moved(array: Any, other: Any) -> Any:
     """`array` on the device of `other`: itself where it is there already, else a copy."""
     if device(array) == device(other):
         return array
     if isinstance(other, np.ndarray):
-        return array.get()
+        return on_host(array)
     with other.device:
         return namespace(other).asarray(array)
 

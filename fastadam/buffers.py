@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastadam.arrays import array_dtype, as_bits, dtype_name, moved, namespace
+from fastadam.arrays import array_dtype, as_bits, moved, namespace, on_host
 from fastadam.kernels import stored
 from fastadam.kernels.storage import EXPONENT_BLOCK, NATIVE, Storage
 
@@ -108,7 +108,7 @@ class Buffers:
     @property
     def arithmetic(self) -> np.dtype:
         """The dtype of the arithmetic: that of the parameters, but float32 for those of 16 bits."""
-        return np.dtype(np.float64 if dtype_name(self.p) == "float64" else np.float32)
+        return self.storage.arithmetic(self.p)
 
     def flat(self, name: str) -> Any:
         """A flat array as kernels take it: 16-bit floats as uint16."""
@@ -116,10 +116,9 @@ class Buffers:
 
     def values(self, buffer: str) -> np.ndarray:
         """What is stored for a buffer, in the dtype of the arithmetic, flat and on the host."""
-        flats = {name: self.flat(name) for name in self.storage.flats(buffer)}
-        on_host = {name: flat if isinstance(flat, np.ndarray) else flat.get() for name, flat in flats.items()}
+        flats = {name: on_host(self.flat(name)) for name in self.storage.flats(buffer)}
         with np.errstate(all="ignore"):
-            return stored.load(self.storage, buffer, on_host)
+            return stored.load(self.storage, buffer, flats)
 
     def part(self, name: Hashable, flat: str) -> Any:
         """Where parameter `name` lies in a flat array: in its shape, but for exponents, of which a block has one."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.arrays import as_array, check_dtype, dtype_name, moved
+from fastadam.arrays import as_array, check_dtype, dtype_name, moved, on_host
 from fastadam.buffers import Buffers
 from fastadam.kernels import stored
 from fastadam.kernels.storage import EXPONENT_BLOCK, Storage
@@ -40,9 +40,9 @@ def converted(
 def _values(entry, key, label, buffer):
     """What `entry[key]` holds, in any format that is recognised by its dtype and by the exponents beside it."""
     original = as_array(entry[key], f"{label}['{key}']")
-    array = _on_host(original)
+    array = on_host(original)
     if f"{key}_exponent" in entry:
-        exponents = _on_host(as_array(entry[f"{key}_exponent"], f"{label}['{key}_exponent']"))
+        exponents = on_host(as_array(entry[f"{key}_exponent"], f"{label}['{key}_exponent']"))
         check_codes(array, exponents, key, label)
         flats = {buffer: array.reshape(-1), f"{buffer}_exponent": exponents}
         with np.errstate(all="ignore"):
@@ -53,10 +53,6 @@ def _values(entry, key, label, buffer):
         return array
     with np.errstate(all="ignore"):
         return stored.load(Storage(**{buffer: name}), buffer, {buffer: array.view(np.uint16)})
-
-
-def _on_host(array):
-    return array if isinstance(array, np.ndarray) else array.get()
 
 
 def check_codes(codes: Any, exponents: Any, key: str, label: str) -> None:

@@ -109,13 +109,12 @@ def adam_step(
     storage = storage_of_arrays(arrays, exponents, chosen)
     if storage.v == "float16":
         check_eps(group["eps"])
-    for label, array in (*arrays.items(), *exponents.items()):
-        check_native(array, label)
-        check_device(array, arrays["p"], label, "`p`")
     for label, array in arrays.items():
+        check_native(array, label)
         check_place(array, arrays["p"], label, "`p`")
         check_flat(array, label, written=label != "g" or chosen.zero_grad)
     for label, array in exponents.items():
+        check_device(array, arrays["p"], label, "`p`")
         check_codes(arrays[label[0]], array, label[0], "")
         check_flat(array, label)
     arrays |= exponents

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastadam.arrays import as_array, check_like, dtype_name, kernels, namespace, widened
+from fastadam.arrays import as_array, check_like, dtype_name, kernels, namespace, on_host, widened
 from fastadam.kernels import casts, catch_up
 from fastadam.kernels.storage import EXPONENT_BLOCK, Storage
 from fastadam.plan import Plan
@@ -73,7 +73,7 @@ def checked_rows(rows: SparseRows, view: Any, label: str, storage: Storage) -> R
         return Rows(ascending, order * width, values.reshape(-1))
     starts = np.flatnonzero(first)
     # On a GPU the sums are made on the host: an atomic addition there would add in any order.
-    host = values if isinstance(values, np.ndarray) else values.get()
+    host = on_host(values)
     with np.errstate(over="ignore"):
         sums = np.add.reduceat(widened(host)[order], starts, axis=0)
     return Rows(ascending[starts], np.arange(len(starts)) * width, _narrowed(sums, values).reshape(-1))
@@ -90,7 +90,7 @@ def _narrowed(sums, like):
 def row_indices(indices: Any, view: Any, label: str) -> np.ndarray:
     """`indices` as int64 on the host; raise unless they are rows of `view`."""
     array = as_array(indices if hasattr(indices, "__dlpack__") else np.asarray(indices), label)
-    array = array if isinstance(array, np.ndarray) else array.get()
+    array = on_host(array)
     if array.size == 0 and array.dtype == np.float64:  # an empty list
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":

@@ -129,23 +129,24 @@ def _entries(state, plan, row, group, convert):
     """The counts of a group, and (view, value) of each array; `group` has the settings that will hold."""
     counts, arrays = set(), []
     settings, buffers = {**plan.groups[row], **group}, plan.buffers
+    moments, flats = _buffers(plan, settings), _arrays(plan, settings)
     for name in plan.groups[row]["params"]:
         label, entry = f"state_dict['state'][{name!r}]", state[name]
         _check_kind(entry, Mapping, label, "a dict")
         if not convert:
-            _check_no_other_format(entry, label, _arrays(plan, settings))
-        needed = ["step", *(_buffers(plan, settings) if convert else _arrays(plan, settings))]
+            _check_no_other_format(entry, label, flats)
+        needed = ["step", *(moments if convert else flats)]
         if not set(needed) <= entry.keys():
             raise ValueError(f"`{label}` must have the keys {', '.join(map(repr, needed))}, got {list(entry)}")
         counts.add(_counts(entry, label, plan, row))
         values = {}
         if convert:
-            for key, buffer in _buffers(plan, settings).items():
+            for key, buffer in moments.items():
                 if not _is_stored_alike(entry, key, label, buffers, buffer):
                     values.update(converted(entry, key, label, buffers, name, buffer))
             if buffers.storage.p == "split" and "remainder" not in entry:
                 values["remainder"] = 0
-        for key, flat in _arrays(plan, settings).items():
+        for key, flat in flats.items():
             if flat not in values:
                 values[flat] = _as_stored(entry, key, label, buffers.part(name, flat))
         arrays += [(buffers.part(name, flat), value) for flat, value in values.items()]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.arrays import dtype_name, widened
+from fastadam.arrays import dtype_name, on_host, widened
 from fastadam.kernels.storage import NATIVE, Storage
 from fastadam.options import Options
 from fastadam.parameters import Parameter
@@ -98,7 +98,7 @@ def warn_of_vanishing(parameters: list[Parameter], settings: Mapping[str, Any], 
     flats = [parameter.array.reshape(-1) for parameter in parameters]
     stride = 1 + sum(flat.size for flat in flats) // _SAMPLE
     sample = [widened(flat[::stride]) for flat in flats]
-    sizes = np.concatenate([np.abs(part if isinstance(part, np.ndarray) else part.get()) for part in sample])
+    sizes = np.concatenate([np.abs(on_host(part)) for part in sample])
     stuck = np.mean(sizes * _HALF_STEP[storage.p] > lr) if sizes.size else 0.0
     if stuck > 0.5:
         remedy = "`rounding` 'stochastic' or `master_weights`" if storage.p == "bfloat16" else "float32 parameters"
