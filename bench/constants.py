@@ -3,10 +3,11 @@
 from functools import partial
 
 import numpy as np
-from formats import FORMATS, stored
-from interleave import interleave, timed
 
-import fastadam
+from fastadam.bench.contenders import CONTENDERS
+from fastadam.bench.interleave import interleave, timed
+from fastadam.bench.layouts import FORMATS
+from fastadam.bench.workloads import flat
 from fastadam.kernels import cpu, fold
 from fastadam.kernels.update import ADAM
 
@@ -34,11 +35,12 @@ def crossover() -> None:
 
 def in_cache(size: int = 16_384) -> None:
     """What a step in each storage format takes on one thread where memory does not count."""
+    params, grads = flat(size).random(seed=0), flat(size).random(seed=1)
     turns = {}
-    for name, chosen in FORMATS.items():
-        optimizer = fastadam.Adam(stored(np.ones(size), chosen.dtype), **chosen.options)
-        optimizer.buffers.g[...] = stored(np.random.default_rng(0).standard_normal(size), chosen.dtype)
-        turns[name] = timed(optimizer.step)
+    for layout in FORMATS:
+        contender = CONTENDERS["fastadam" if layout == "float32" else f"fastadam, {layout}"]
+        built = contender.build({name: p.copy() for name, p in params.items()}, grads, "plain")
+        turns[layout] = timed(built.step, built.prepare)
     for name, timing in interleave(turns, rounds=51).items():
         print(f"{name:>50} {1e9 * timing.median / size:.2f} ns an element")
 

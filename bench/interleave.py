@@ -1,7 +1,7 @@
 """Timing in turns: every contender once a round, so that a slow second of the machine hits them all."""
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from statistics import median, quantiles
 from time import perf_counter, sleep
 from typing import Any, NamedTuple
@@ -49,12 +49,18 @@ def timed(call: Callable[[], Any], prepare: Callable[[], Any] | None = None) -> 
     return turn
 
 
-def interleave(turns: Mapping[str, Turn], rounds: int, *, turn_seconds=2e-3, pause=0.0) -> dict[str, Timing]:
-    """Let `turns` take turns, with as many calls a turn as fill `turn_seconds`, and with a `pause` before each."""
+def in_turns(turns: Mapping[str, Turn], rounds: int, *, turn_seconds=2e-3, pause=0.0) -> Iterator[tuple[str, float]]:
+    """(name, seconds a call) of turn after turn, each of as many calls as fill `turn_seconds`, after a `pause`."""
     counts = {name: max(1, round(turn_seconds / turn(1))) for name, turn in turns.items()}
-    times: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(rounds):
         for name, turn in turns.items():
             sleep(pause)
-            times[name].append(turn(counts[name]))
+            yield name, turn(counts[name])
+
+
+def interleave(turns: Mapping[str, Turn], rounds: int, *, turn_seconds=2e-3, pause=0.0) -> dict[str, Timing]:
+    """Let `turns` take turns for so many rounds."""
+    times: dict[str, list[float]] = {name: [] for name in turns}
+    for name, seconds in in_turns(turns, rounds, turn_seconds=turn_seconds, pause=pause):
+        times[name].append(seconds)
     return {name: Timing(values) for name, values in times.items()}

@@ -1,7 +1,7 @@
 """What 8-bit moments keep of m and v: fastadam beside bitsandbytes and torchao, on the same gradients.
 
-    python bench/quantisation.py           print the table
-    python bench/quantisation.py --docs    and write it into docs/storage.md
+    python -m fastadam.bench.quantisation           print the table
+    python -m fastadam.bench.quantisation --docs    and write it into docs/storage.md
 
 `pip install bitsandbytes torchao` for the other two, which are listed as missing otherwise. Every contender steps its
 own optimizer; the truth is float64. Of 16,384 elements, every eighth has no gradient at all.
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import fastadam
+from fastadam.bench.marked import markdown_table, write_between
 
 PAGE = Path(__file__).parent.parent / "docs" / "storage.md"
 SIZE, STEPS, BETAS = 16_384, 2_000, (0.9, 0.999)
@@ -150,24 +151,17 @@ def main() -> None:
     for stream, scale in STREAMS.items():
         rows = measure(scale, names)
         table = Table(*COLUMNS, title=stream, title_justify="left")
-        cells = [[f"{COLUMNS[0]}; {stream}", *COLUMNS[1:]], ["---", *["---:"] * (len(COLUMNS) - 1)], *rows]
-        lines += ["", *("| " + " | ".join(row) + " |" for row in cells)]
+        lines += [*markdown_table([f"{COLUMNS[0]}; {stream}", *COLUMNS[1:]], rows), ""]
         for row in rows:
             table.add_row(*row)
         console.print(table)
     versions = [
         f"{package} {importlib.metadata.version(package)}" for name, package in PACKAGES.items() if name in names
     ]
-    lines += ["", f"{STEPS:,} steps, {SIZE:,} elements; fastadam {fastadam.__version__}, {', '.join(versions)}."]
+    lines += [f"{STEPS:,} steps, {SIZE:,} elements; fastadam {fastadam.__version__}, {', '.join(versions)}."]
     console.print(lines[-1], *(f"Not installed: {package}." for package in missing.values()))
     if to_docs:
-        text = PAGE.read_text(encoding="utf-8")
-        start, end = (
-            "<!-- quantisation: written by `python bench/quantisation.py --docs` -->",
-            "<!-- end of quantisation -->",
-        )
-        before, rest = text.split(start)
-        PAGE.write_text("\n".join([before + start, *lines, "", end + rest.split(end)[1]]), encoding="utf-8")
+        write_between(PAGE, {"quantisation": lines})
 
 
 if __name__ == "__main__":

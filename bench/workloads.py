@@ -26,6 +26,15 @@ def flat(size: int) -> Workload:
     return Workload(f"flat {size:,}", {"flat": (size,)})
 
 
+def tensors(count: int, size: int) -> Workload:
+    """`size` parameters in `count` tensors of one size."""
+    return Workload(
+        f"{count:,} tensors of {size // count:,}", {f"t{index}": (size // count,) for index in range(count)}
+    )
+
+
+SPLITS = (flat(1_000_000), *(tensors(count, 1_000_000) for count in (10, 100, 1_000, 10_000)))
+
 MLP = Workload(
     "MLP, 6 tensors",
     {"w1": (3, 64), "b1": (64,), "w2": (64, 64), "b2": (64,), "w3": (64, 1), "b3": (1,)},
@@ -54,4 +63,33 @@ def _resnet50() -> dict[str, tuple[int, ...]]:
     return {**shapes, "head.weight": (1_000, 2_048), "head.bias": (1_000,)}
 
 
+def _gpt2() -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the parameters of GPT-2 of 124 million (Radford et al., 2019); embeddings are tied."""
+    width = 768
+    shapes: dict[str, tuple[int, ...]] = {"tokens": (50_257, width), "positions": (1_024, width)}
+    for layer in range(12):
+        for name, inputs, outputs in (
+            ("attention", width, 3 * width),
+            ("projection", width, width),
+            ("up", width, 4 * width),
+            ("down", 4 * width, width),
+        ):
+            shapes[f"{layer}.{name}.weight"], shapes[f"{layer}.{name}.bias"] = (inputs, outputs), (outputs,)
+        for name in ("norm1", "norm2"):
+            shapes[f"{layer}.{name}.weight"] = shapes[f"{layer}.{name}.bias"] = (width,)
+    return {**shapes, "norm.weight": (width,), "norm.bias": (width,)}
+
+
 RESNET50 = Workload("ResNet-50, 161 tensors", _resnet50())
+GPT2 = Workload("GPT-2 124M, 148 tensors", _gpt2())
+RECOMMENDER = Workload(
+    "recommender, 1 table of 500,000 x 64",
+    {
+        "table": (500_000, 64),
+        **{f"{layer}.weight": shape for layer, shape in enumerate([(64, 256), (256, 128), (128, 1)])},
+        **{f"{layer}.bias": (size,) for layer, size in enumerate([256, 128, 1])},
+    },
+)
+MODELS = (MLP, RESNET50, GPT2, RECOMMENDER)
+_FLATS = tuple(flat(10**decade) for decade in range(2, 9))
+WORKLOADS = {workload.name: workload for workload in (*_FLATS, *SPLITS[1:], *MODELS)}

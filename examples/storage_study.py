@@ -21,6 +21,7 @@ from rich.table import Table
 from storage_models import Problem, characters_problem, digits_problem
 
 import fastadam
+from fastadam.bench.marked import markdown_table, write_between
 
 DOCS = Path(__file__).parent.parent / "docs"
 STEPS, EVERY, SEEDS = 1_500, 20, (0, 1, 2)
@@ -115,15 +116,8 @@ def draw(results: dict[str, dict[str, list[Run]]], path: Path) -> None:
 
 def write_docs(results: dict[str, dict[str, list[Run]]]) -> None:
     """Write the tables between their marks in docs/storage.md, and the figures behind them beside it."""
-    page = DOCS / "storage.md"
-    text = page.read_text(encoding="utf-8")
-    lines = []
-    for problem, runs in results.items():
-        cells = [[f"**{problem}**", *COLUMNS[1:]], ["---", *["---:"] * (len(COLUMNS) - 1)], *rows_of(runs)]
-        lines += ["", *("| " + " | ".join(row) + " |" for row in cells)]
-    start, end = "<!-- study: written by `python examples/storage_study.py --docs` -->", "<!-- end of study -->"
-    before, rest = text.split(start)
-    page.write_text("\n".join([before + start, *lines, "", end + rest.split(end)[1]]), encoding="utf-8")
+    tables = [markdown_table([f"**{problem}**", *COLUMNS[1:]], rows_of(runs)) for problem, runs in results.items()]
+    write_between(DOCS / "storage.md", {"study": [line for table in tables for line in (*table, "")][:-1]})
     finals = {
         problem: {name: [run.final for run in of_seeds] for name, of_seeds in runs.items()}
         for problem, runs in results.items()

@@ -3,15 +3,21 @@
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import fastadam
 
 if TYPE_CHECKING:
     from typer import Typer
 
-# Packages of the extra `demo`, by the name under which they are imported.
-_OF_DEMO = {"typer": "typer", "rich": "rich", "sklearn": "scikit-learn", "matplotlib": "matplotlib"}
+# Packages of the extras, by the name under which they are imported.
+_OF_EXTRAS = {
+    "typer": ("typer", "demo"),
+    "rich": ("rich", "demo"),
+    "sklearn": ("scikit-learn", "demo"),
+    "ml_dtypes": ("ml_dtypes", "bench"),
+    "matplotlib": ("matplotlib", "demo"),
+}
 
 
 class DeviceName(str, Enum):
@@ -21,15 +27,24 @@ class DeviceName(str, Enum):
     cuda = "cuda"
 
 
+class Kind(str, Enum):
+    """Of a step."""
+
+    plain = "plain"
+    clip = "clip"
+    full = "full"
+    extras = "extras"
+
+
 def main() -> None:
     """Run the command line, and end the process with its exit status."""
     try:
         application()()
     except ModuleNotFoundError as error:
-        package = _OF_DEMO.get((error.name or "").partition(".")[0])
+        package, extra = _OF_EXTRAS.get((error.name or "").partition(".")[0], (None, None))
         if package is None:
             raise
-        sys.exit(_refuse(f'{package} is not installed, and this command needs it: pip install "fastadam[demo]"'))
+        sys.exit(_refuse(f'{package} is not installed, and this command needs it: pip install "fastadam[{extra}]"'))
 
 
 def application() -> "Typer":
@@ -62,7 +77,72 @@ def application() -> "Typer":
         """Train two small models with three forms of Adam, and compare results and time."""
         raise typer.Exit(_demo(device.value, seed, output))
 
+    @app.command()
+    def bench(
+        full: Annotated[
+            bool, typer.Option("--full", help="Every contender, workload, kind of step, and cost.")
+        ] = False,
+        contender: Annotated[
+            list[str] | None, typer.Option(help="Only this one, or those that begin so; may be repeated.")
+        ] = None,
+        workload: Annotated[
+            list[str] | None, typer.Option(help="Only this one, or those that begin so; may be repeated.")
+        ] = None,
+        kind: Annotated[list[Kind] | None, typer.Option(help="Only this kind of step; may be repeated.")] = None,
+        rounds: Annotated[int | None, typer.Option(min=1, help="Turns of each contender.")] = None,
+        baseline: Annotated[str, typer.Option(help="The contender of the last column.")] = "NumPy, textbook",
+        save: Annotated[
+            Path | None, typer.Option(help="Directory for JSON, CSV, Markdown, pictures and a page.")
+        ] = None,
+        load: Annotated[Path | None, typer.Option(help="Run nothing: take the run that is saved in this JSON.")] = None,
+        compare: Annotated[
+            Path | None, typer.Option(help="The JSON of an earlier run; the exit status is 1 if a step is slower now.")
+        ] = None,
+        threshold: Annotated[
+            float, typer.Option(min=0, max=1, help="Part of its share of the limit that a step may lose.")
+        ] = 0.15,
+        costs: Annotated[bool, typer.Option("--costs", help="First-call and fixed costs too.")] = False,
+    ) -> None:
+        """Time Adam steps of all that is installed, in turns, beside the limit of the memory."""
+        kinds = [each.value for each in kind or ()]
+        raise typer.Exit(
+            _bench(
+                (full, contender or [], workload or [], kinds, rounds),
+                save=save,
+                load=load,
+                compare=compare,
+                threshold=threshold,
+                baseline=baseline,
+                all_costs=costs or full,
+            )
+        )
+
+    @app.command()
+    def info() -> None:
+        """Say what would run on this machine, and how fast its memory is."""
+        from rich.console import Console
+
+        from fastadam.bench.command import info as show
+
+        raise typer.Exit(show(Console()))
+
     return app
+
+
+def _bench(chosen: tuple, **options: Any) -> int:
+    from rich.console import Console
+
+    from fastadam.bench.command import BenchError, bench, choose
+
+    # Where there is no terminal, lines may be as long as the tables want.
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+
+    try:
+        return bench(choose(*chosen), console=console, **options)
+    except BenchError as error:
+        return _refuse(str(error))
 
 
 def _demo(device: str, seed: int, output: Path) -> int:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 def wheel(tmp_path_factory):
     """The names of the files in a wheel built from a copy of the sources."""
     source = tmp_path_factory.mktemp("source")
-    for folder in ("fastadam", "kernels"):
+    for folder in ("fastadam", "kernels", "bench"):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
@@ -35,7 +35,8 @@ def test_every_file_of_the_wheel_lies_under_fastadam(wheel):
 
 def test_the_wheel_holds_every_module_and_the_type_marker(wheel):
     modules = {f"fastadam/{path.name}" for path in (ROOT / "fastadam").glob("*.py")}
-    modules |= {f"fastadam/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
+    for folder in ("kernels", "bench"):
+        modules |= {f"fastadam/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.py")}
     assert modules | {"fastadam/py.typed"} <= set(wheel)
 
 
@@ -45,9 +46,10 @@ def test_kernels_is_no_top_level_module():
 
 
 def test_types(tmp_path):
-    # As installed: kernels inside fastadam.
+    # As installed: kernels and bench inside fastadam.
     shutil.copytree(ROOT / "fastadam", tmp_path / "fastadam")
-    shutil.copytree(ROOT / "kernels", tmp_path / "fastadam" / "kernels")
+    for folder in ("kernels", "bench"):
+        shutil.copytree(ROOT / folder, tmp_path / "fastadam" / folder)
     command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml")]
     checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout

@@ -1,0 +1,218 @@
+"""`fastadam bench` and `fastadam info`: the suite for people."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fastadam.bench.bandwidth import bandwidth
+from fastadam.bench.compare import Change, changes
+from fastadam.bench.contenders import CONTENDERS
+from fastadam.bench.costs import TITLE, costs
+from fastadam.bench.machine import facts, gpu, kernel_cache
+from fastadam.bench.page import to_html
+from fastadam.bench.parts import parts
+from fastadam.bench.record import Record, RecordError, read_record
+from fastadam.bench.suite import Case, full_cases, quick_cases, run_case
+from fastadam.bench.tables import COLUMNS, absences, case_tables, notes, other_tables, to_csv, to_markdown
+from fastadam.bench.workers import Workers
+from fastadam.bench.workloads import WORKLOADS
+
+INTERRUPTED = 130
+
+
+class BenchError(Exception):
+    """What was asked for cannot be done; the message says why."""
+
+
+def choose(
+    full: bool, contenders: Sequence[str], workloads: Sequence[str], kinds: Sequence[str], rounds: int | None
+) -> list[Case]:
+    """The cases of the quick or the full suite, narrowed down to names or to what names begin with."""
+    contenders = named("--contender", contenders, CONTENDERS)
+    workloads = named("--workload", workloads, WORKLOADS)
+    everything = full_cases()
+    cases = everything if full else quick_cases()
+    # Whoever names something wants it, also where the suite would do without.
+    if workloads and any(all(case.workload.name != name for case in cases) for name in workloads):
+        cases = everything
+    if any(all(case.kind != kind for case in cases) for kind in kinds):
+        cases = everything
+    chosen = []
+    for case in cases:
+        names = tuple(name for name in contenders if case.kind in CONTENDERS[name].kinds)
+        if (workloads and case.workload.name not in workloads) or (kinds and case.kind not in kinds):
+            continue
+        if contenders:
+            case = case._replace(contenders=names, left_out=())
+        if case.contenders:
+            chosen.append(case._replace(rounds=rounds or case.rounds))
+    if not chosen:
+        raise BenchError("nothing is left to run: the suite has no such contender on such a workload and kind of step")
+    return chosen
+
+
+def named(option: str, wanted: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Those of `known` that are called so, or else begin so, whatever the case of letters."""
+    found = []
+    for text in wanted:
+        exact = [name for name in known if name.casefold() == text.casefold()]
+        matching = exact or [name for name in known if name.casefold().startswith(text.casefold())]
+        if not matching:
+            raise BenchError(f"`{option}` must be one of these, or how they begin, got {text!r}: {'; '.join(known)}")
+        found += matching
+    return found
+
+
+def check_writable(folder: Path) -> None:
+    """Raise unless files can be written into `folder`, which is made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".fastadam"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise BenchError(f"`--save` must be a directory that can be written to, got {folder}: {reason}") from error
+
+
+def read(option: str, path: Path | None) -> Record | None:
+    """The record in the file that an option names."""
+    try:
+        return read_record(path) if path else None
+    except RecordError as error:
+        raise BenchError(f"`{option}`: {error}") from error
+
+
+def bench(
+    cases: list[Case],
+    *,
+    save: Path | None,
+    load: Path | None,
+    compare: Path | None,
+    threshold: float,
+    baseline: str,
+    all_costs: bool,
+    console: Console,
+) -> int:
+    """Run or load, show, save and compare; the exit status."""
+    (baseline,) = named("--baseline", [baseline], CONTENDERS)[:1]
+    earlier, record = read("--compare", compare), read("--load", load)
+    if save:
+        check_writable(save)
+    finished = True
+    if record is None:
+        record = Record(facts())
+        try:
+            finished = _measure(cases, record, all_costs, console)
+        except Exception:
+            # Nothing that was measured is lost by what came after it.
+            console.print_exception(max_frames=4)
+            finished = False
+    show(record, baseline, console)
+    if save:
+        console.print(f"Saved in {save}: {', '.join(write(record, baseline, save))}.")
+    if not finished:
+        console.print("Not finished: what had been measured by then is above.")
+        return INTERRUPTED
+    return _compared(earlier, record, threshold, console) if earlier else 0
+
+
+def _measure(cases, record, all_costs, console):
+    """Fill `record`; False if Ctrl-C ended it."""
+    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as progress, Workers() as workers:
+        bar = progress.add_task("", total=sum(len(case.with_limits) * case.rounds for case in cases))
+        try:
+            for case in cases:
+                progress.update(bar, description=f"{case.workload.name}, {case.kind}")
+                run_case(workers, case, record, lambda: progress.advance(bar))
+            if all_costs:
+                progress.update(bar, description="groups, rows, calls")
+                record.tables |= parts()
+                progress.update(bar, description="first-call and fixed costs")
+                record.tables[TITLE] = costs()
+        except KeyboardInterrupt:
+            return False
+    return True
+
+
+def show(record: Record, baseline: str, console: Console) -> None:
+    """Print the tables of a record and what is to be said below them."""
+    for title, rows in case_tables(record, baseline):
+        console.print(_table(title, COLUMNS, rows))
+    for title, columns, rows in other_tables(record):
+        console.print(_table(title, columns, rows))
+    for note in [*notes(record, baseline), *absences(record)]:
+        console.print(note, highlight=False, markup=False)
+
+
+def _table(title, columns, rows):
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        style = "bold" if row[0].startswith("fastadam") else "dim" if row[0].startswith("limit") else None
+        table.add_row(*row, style=style)
+    return table
+
+
+def write(record: Record, baseline: str, folder: Path) -> list[str]:
+    """Write the record into `folder` in every form; the names of the files."""
+    from fastadam.bench.pictures import pictures
+
+    # First what cannot be made again.
+    (folder / "benchmark.json").write_text(record.to_json(), encoding="utf-8")
+    images = list(pictures(record))
+    texts = {
+        "benchmark.csv": to_csv(record, baseline),
+        "benchmark.md": to_markdown(record, baseline),
+        "benchmark.html": to_html(record, images, baseline),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    for name, _, png in images:
+        (folder / name).write_bytes(png)
+    return ["benchmark.json", *texts, *(name for name, _, _ in images)]
+
+
+def _compared(earlier, record, threshold, console):
+    """Print how shares of the limit have changed; 1 if one has fallen by more than the threshold."""
+    found = changes(earlier, record)
+    if not found:
+        raise BenchError("`--compare` must be a run with results of fastadam that this one has too, got none of them")
+    slower = [change for change in found if change.is_slower(threshold)]
+    columns = ("workload", "kind", "contender", "share of the limit before", "now", "ratio", "")
+    rows = [_change_row(change, change in slower) for change in found]
+    console.print(_table("Share of the limit, before and now", columns, rows))
+    lost = f"more than {100 * threshold:.0f}% of their share of the limit, beyond their quartiles"
+    console.print(f"{len(slower)} of {len(found)} have lost {lost}.")
+    return int(bool(slower))
+
+
+def _change_row(change: Change, slower: bool) -> list[str]:
+    numbers = [f"{change.before:.2f}", f"{change.after:.2f}", f"{change.ratio:.2f}"]
+    return [change.workload, change.kind, change.contender, *numbers, "SLOWER" if slower else ""]
+
+
+def info(console: Console) -> int:
+    """Say what would run on this machine."""
+    table = Table(show_header=False, title="fastadam on this machine", title_justify="left")
+    for name, value in facts().items():
+        table.add_row(name, str(value))
+    table.add_row("kernel cache", kernel_cache())
+    table.add_row("GPU", gpu())
+    for name, value in bandwidth(rounds=5).items():
+        table.add_row(f"memory bandwidth, {name}", f"{value:.1f} GB/s")
+    missing: dict[str, list[str]] = {}
+    for name, contender in CONTENDERS.items():
+        problem = contender.missing()
+        if problem and contender.device == "cpu":
+            missing.setdefault(problem, []).append(name)
+    for problem, names in missing.items():
+        table.add_row(f"contender {', '.join(names)}", problem)
+    console.print(table)
+    return 0

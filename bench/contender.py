@@ -1,0 +1,137 @@
+"""What a contender is: who steps, on what, and how right it has to be."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastadam.bench.layouts import MEMORY, moves
+
+LR, BETAS, EPS = 1e-3, (0.9, 0.999), 1e-8
+MAX_NORM, SCALE, WEIGHT_DECAY, EMA_DECAY, CLIP_VALUE = 1.0, 0.5, 1e-2, 0.999, 0.5
+
+Arrays = dict[str, np.ndarray]
+
+
+class Built(NamedTuple):
+    """A contender at work.
+
+    Attributes:
+        step: Takes one step, and returns when it is done.
+        params: Gives the parameters as they are; of a step that averages them, also "average of <name>".
+        prepare: Called, outside of the time taken, before every few steps: restores gradients that a step zeroes, or
+            goes on to the next of `in_rotation`.
+    """
+
+    step: Callable[[], Any]
+    params: Callable[[], Arrays]
+    prepare: Callable[[], Any] | None = None
+
+
+class Formula(NamedTuple):
+    """What a step computes.
+
+    Attributes:
+        member: "Adam", "AdamW", "AMSGrad", "NAdam", "Adamax" or "RAdam", all in the form of PyTorch.
+        scale: Of the gradients.
+        clip_norm: Whether gradients are clipped by their global norm, at MAX_NORM.
+        clip_value: Whether gradients are clipped by value, at CLIP_VALUE.
+        average: Whether an average of the parameters is kept.
+    """
+
+    member: str = "Adam"
+    scale: float = 1.0
+    clip_norm: bool = False
+    clip_value: bool = False
+    average: bool = False
+
+
+FORMULAS = {
+    "plain": Formula(),
+    "clip": Formula(clip_norm=True),
+    "full": Formula("AdamW", SCALE, clip_norm=True, average=True),
+}
+
+
+class Contender(NamedTuple):
+    """How to build a contender, and what is expected of it.
+
+    Attributes:
+        name: For tables and the command line.
+        build: `build(params, grads, kind)`, on arrays that it may write into.
+        needs: Packages without which it is missing.
+        kinds: Of a step that it takes.
+        layout: Of `layouts.LAYOUTS`: the bytes that it has to move.
+        tolerance: Relative and absolute distance from float64 that its storage allows.
+        device: "cpu" or "cuda".
+        rotates: Whether its gradients change, through those of `in_rotation`; otherwise every step has the same.
+        formula: What it computes in a step of kind "extras".
+        steps: After how many it is compared.
+        threads: Whose pool of threads it works on. Contenders of one pool share a process.
+    """
+
+    name: str
+    build: Callable[[Arrays, Arrays, str], Built]
+    needs: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ("plain",)
+    layout: str = "float32"
+    tolerance: tuple[float, float] = (1e-5, 1e-6)
+    device: str = "cpu"
+    rotates: bool = False
+    formula: Formula = Formula()
+    steps: int = 3
+    threads: str = "Numba"
+
+    @property
+    def process(self) -> str:
+        """The process in which it works."""
+        return "CUDA" if self.device == "cuda" else self.threads
+
+    @property
+    def limit(self) -> str:
+        """The contender that moves the same bytes, itself if it does no more than that."""
+        return limit_name(self.layout, self.device)
+
+    @property
+    def is_limit(self) -> bool:
+        return self.name == self.limit
+
+    def bytes_moved(self, kind: str) -> int:
+        """Bytes that a kind of step has to read and write for an element."""
+        return moves(self.layout, kind).total
+
+    def missing(self) -> str | None:
+        """Why it cannot be built here, or None."""
+        absent = [package for package in self.needs if importlib.util.find_spec(package) is None]
+        if absent:
+            return f"{', '.join(absent)} not installed"
+        return None if self.device == "cpu" else _no_cuda()
+
+
+def limit_name(layout: str, device: str = "cpu") -> str:
+    """The name of the contender that makes the loads and stores of a layout."""
+    return f"{'memory' if layout in MEMORY else 'limit'}, {layout}" + ", CUDA" * (device == "cuda")
+
+
+def _no_cuda():
+    from fastadam.kernels import cuda
+
+    return cuda.device_problem()
+
+
+def in_rotation(grads: Arrays) -> list[Arrays]:
+    """Three sets of gradients, each of other values in every place, in the memory of little more than one.
+
+    Moments that go on changing take new exponents as in a training.
+    """
+    longer = {name: np.resize(grad, grad.size + 2_048) for name, grad in grads.items()}
+    return [
+        {name: longer[name][shift : shift + grad.size].reshape(grad.shape) for name, grad in grads.items()}
+        for shift in (0, 1_024, 2_048)
+    ]
+
+
+def with_averages(params: Arrays, averages: Arrays) -> Arrays:
+    """`params`, and `averages` under names of their own."""
+    return {**params, **{f"average of {name}": value for name, value in averages.items()}}

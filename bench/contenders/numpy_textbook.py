@@ -1,0 +1,16 @@
+"""The NumPy Adam of a textbook: moments in dictionaries, a fresh array for every operation."""
+
+from fastadam.bench.contender import Built, Contender
+from fastadam.textbook import TextbookAdam
+
+
+def build(params, grads, kind):
+    optimizer = TextbookAdam()
+
+    def step():
+        params.update(optimizer.step(params, grads))
+
+    return Built(step, lambda: params)
+
+
+CONTENDERS = (Contender("NumPy, textbook", build),)

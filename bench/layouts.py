@@ -1,0 +1,83 @@
+"""What a step has to read and write of an element: the bytes of each buffer, for each storage format and extra."""
+
+from typing import NamedTuple
+
+# Adam alone; after clipping by the global norm; the full step of a training loop: unscale, check that gradients are
+# finite, clip by the global norm, AdamW, average the parameters, zero the gradients; one thing more in the step.
+KINDS = ("plain", "clip", "full", "extras")
+
+
+class Moves(NamedTuple):
+    """Bytes of an element of each buffer that a step only reads, reads and writes, only writes.
+
+    `first` are bytes that it reads in a pass of its own before: gradients, for their norm.
+    """
+
+    read: tuple[int, ...]
+    updated: tuple[int, ...]
+    written: tuple[int, ...] = ()
+    first: int = 0
+
+    @property
+    def total(self) -> int:
+        """Bytes that go from and to the memory for an element."""
+        return sum(self.read) + 2 * sum(self.updated) + sum(self.written) + self.first
+
+
+class Stored(NamedTuple):
+    """Bytes of an element of each buffer; `remainder` is 2 with exact masters of bfloat16 parameters."""
+
+    p: int
+    g: int
+    m: int
+    v: int
+    remainder: int = 0
+
+    @property
+    def kept(self) -> int:
+        """Bytes that all of them take in memory."""
+        return sum(self)
+
+    def moves(self, kind: str) -> Moves:
+        """What a kind of step moves; the average of the full step is float32."""
+        updated = tuple(size for size in (self.p, self.m, self.v, self.remainder) if size)
+        return {
+            "plain": Moves((self.g,), updated),
+            "clip": Moves((self.g,), updated, first=self.g),
+            "full": Moves((), (*updated, self.g, 4), first=self.g),
+            "extras": Moves((self.g,), updated),
+        }[kind]
+
+
+# The exponents of 8-bit codes, one byte for 128 elements, count as nothing here.
+FORMATS = {
+    "float32": Stored(4, 4, 4, 4),
+    "bfloat16 m, v": Stored(4, 4, 2, 2),
+    "8-bit m, v": Stored(4, 4, 1, 1),
+    "bfloat16 p, g, m, v": Stored(2, 2, 2, 2),
+    "bfloat16 p, g, 8-bit m, v": Stored(2, 2, 1, 1),
+    "masters, bfloat16 g, m, v": Stored(2, 2, 2, 2, 2),
+}
+EXTRAS = {
+    "g zeroed": Moves((), (4, 4, 4, 4)),
+    "one buffer more": Moves((4,), (4, 4, 4, 4)),
+    "16-bit copy": Moves((4,), (4, 4, 4), (2,)),
+    "g twice": Moves((4,), (4, 4, 4), first=4),
+    "all": Moves((), (4, 4, 4, 4, 4), (2,), first=4),
+}
+# No step, but what the memory does with float32.
+MEMORY = {"read": Moves((4,), ()), "copy": Moves((4,), (), (4,)), "scale": Moves((4,), (), (4,))}
+LAYOUTS = (*FORMATS, *EXTRAS, *MEMORY)
+
+
+def moves(layout: str, kind: str) -> Moves:
+    """What a kind of step moves in a layout."""
+    return FORMATS[layout].moves(kind) if layout in FORMATS else (EXTRAS | MEMORY)[layout]
+
+
+def kept(layout: str) -> int:
+    """Bytes of an element that p, g, m, v and what is beside them take in memory."""
+    if layout in FORMATS:
+        return FORMATS[layout].kept
+    read, updated, written, _ = (EXTRAS | MEMORY)[layout]
+    return sum((*read, *updated, *written))

@@ -1,0 +1,107 @@
+"""What runs on this machine: processor, threads, versions, devices."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import numba
+
+import fastadam
+
+PACKAGES = ("numpy", "numba", "cupy-cuda12x", "cupy-cuda13x", "torch", "optax", "jax", "keras", "numexpr", "deepspeed")
+
+
+def facts() -> dict[str, Any]:
+    """The date, processor, threads and versions."""
+    return {
+        "date": str(datetime.date.today()),
+        "processor": processor(),
+        "vector width": f"{vector_bits()} bits",
+        "cores": os.cpu_count(),
+        "threads": numba.get_num_threads(),
+        "threading layer": _threading_layer(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "fastadam": fastadam.__version__,
+        "Python": platform.python_version(),
+        **versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Package -> version, of those that are installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def processor() -> str:
+    """Its name, as far as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def vector_bits() -> int:
+    """Width of the vector registers that the processor has and Numba knows of."""
+    import llvmlite.binding as llvm
+
+    features = numba.config.CPU_FEATURES or llvm.get_host_cpu_features().flatten()
+    widths = (("+avx512f", 512), ("+avx2", 256), ("+avx", 256), ("+sve", 128), ("+neon", 128))
+    return next((width for name, width in widths if re.search(re.escape(name) + r"\b", features)), 128)
+
+
+def _threading_layer():
+    from fastadam.bench.bandwidth import start_threads
+
+    start_threads()
+    return numba.threading_layer()
+
+
+def memory_free() -> int:
+    """Bytes that can be allocated, as far as the system tells it."""
+    info = Path("/proc/meminfo")
+    if info.exists():
+        fields = dict(re.findall(r"^(\w+):\s+(\d+) kB", info.read_text(), re.MULTILINE))
+        return 1024 * int(fields["MemAvailable"])
+    return 4 << 30
+
+
+def kernel_cache() -> str:
+    """Where compiled kernels are kept."""
+    from fastadam.kernels import cpu
+    from fastadam.kernels.update import ADAM
+
+    kernel = cpu.twin(ADAM, parallel=False)
+    path = getattr(kernel._cache, "cache_path", None)
+    return str(path) if path else "nowhere: every process compiles (no writable place for a cache)"
+
+
+def gpu() -> str:
+    """The CUDA device, or why there is none."""
+    try:
+        from fastadam.kernels import cuda
+    except ImportError as error:
+        return f"none: CuPy is not installed ({error})"
+    problem = cuda.device_problem()
+    if problem:
+        return f"none: {problem}"
+    import cupy
+
+    return cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+
+
+def in_one_line(facts: dict[str, Any]) -> str:
+    """Processor, threads and versions."""
+    names = ["fastadam", "Python", *(package for package in PACKAGES if package in facts)]
+    listed = ", ".join(f"{name} {facts[name]}" for name in names)
+    where = f"{facts['processor']}, {facts['vector width']}, {facts['threads']} of {facts['cores']} threads"
+    return f"{where} ({facts['threading layer']}); {listed}"

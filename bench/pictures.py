@@ -1,0 +1,144 @@
+"""A record as pictures: time against size, models, storage formats, threads, tensors."""
+
+import io
+from collections.abc import Iterator
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from fastadam.bench.record import Record, Result
+from fastadam.bench.workloads import SPLITS
+
+FLAT = "flat"
+
+
+def pictures(record: Record) -> Iterator[tuple[str, str, bytes]]:
+    """(file name, title, PNG) of each picture for which the record has something."""
+    makers = {
+        "sizes": ("Time of a plain step against the number of parameters", _sizes),
+        "growth": ("fastadam: nanoseconds a parameter against the number of parameters", _growth),
+        "splits": ("1,000,000 parameters in more and more tensors", _splits),
+        "models": ("Time of a step of models", _models),
+        "storage": ("Time of a step against the bytes that it moves", _storage),
+    }
+    for name, (title, draw) in makers.items():
+        figure = draw(record)
+        if figure is not None:
+            stream = io.BytesIO()
+            figure.savefig(stream, format="png", dpi=110)
+            plt.close(figure)
+            yield f"{name}.png", title, stream.getvalue()
+
+
+def _series(record, chosen):
+    """Contender -> results of plain steps on the workloads that are `chosen`."""
+    series: dict[str, list[Result]] = {}
+    for result in record.results:
+        if result.kind == "plain" and chosen(result):
+            series.setdefault(result.contender, []).append(result)
+    return {name: results for name, results in series.items() if len(results) > 1}
+
+
+def _style(name):
+    if name.startswith("limit"):
+        return {"color": "black", "linestyle": ":" if name == "limit, float32" else (0, (1, 4)), "linewidth": 1.4}
+    if name.startswith("fastadam"):
+        return {"linewidth": 2.2 if name == "fastadam" else 1.4, "marker": "o", "markersize": 4}
+    return {"linewidth": 1.3, "marker": ".", "linestyle": "--"}
+
+
+def _lines(series, value, **labels):
+    figure, axes = plt.subplots(figsize=(10, 6), layout="constrained")
+    colors = {name: f"C{index % 10}" for index, name in enumerate(n for n in series if not n.startswith("limit"))}
+    for name, points in series.items():
+        style = {"color": colors.get(name), **_style(name)}
+        axes.plot(*zip(*map(value, points), strict=True), label=name, **style)
+    axes.set(xscale="log", yscale="log", **labels)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _sizes(record):
+    series = _series(record, lambda result: result.workload.startswith(FLAT))
+    if not series:
+        return None
+    return _lines(series, lambda r: (r.size, 1e6 * r.median), xlabel="parameters", ylabel="us a step")
+
+
+def _growth(record):
+    series = _series(record, lambda r: r.workload.startswith(FLAT) and r.contender.startswith(("fastadam", "limit")))
+    if not series:
+        return None
+    return _lines(series, lambda r: (r.size, r.nanoseconds_a_parameter), xlabel="parameters", ylabel="ns a parameter")
+
+
+def _splits(record):
+    counts = {workload.name: len(workload.shapes) for workload in SPLITS}
+    series = _series(record, lambda r: r.workload in counts)
+    if not series:
+        return None
+    return _lines(series, lambda r: (counts[r.workload], 1e6 * r.median), xlabel="tensors", ylabel="us a step")
+
+
+def _models(record):
+    cases = [
+        {result.contender: result for result in results}
+        for results in record.cases()
+        if results[0].kind != "extras"
+        and not results[0].workload.startswith(FLAT)
+        and results[0].size != SPLITS[0].size
+    ]
+    cases = [case for case in cases if "fastadam" in case]
+    if not cases:
+        return None
+    names = list(dict.fromkeys(name for case in cases for name, result in case.items() if not result.is_limit))
+    figure, axes = plt.subplots(figsize=(10, 1.2 + 0.17 * len(names) * len(cases)), layout="constrained")
+    places, height = np.arange(len(cases)), 0.85 / len(names)
+    for index, name in enumerate(names):
+        ratios = [case[name].median / case["fastadam"].median if name in case else np.nan for case in cases]
+        bars = axes.barh(
+            places + height * (index - len(names) / 2 + 0.5), ratios, height, label=name, color=plt.cm.tab20(index % 20)
+        )
+        axes.bar_label(bars, [f"{ratio:.2f}" if ratio == ratio else "" for ratio in ratios], fontsize=7, padding=2)
+    axes.set_yticks(places, [f"{case['fastadam'].workload}\n{case['fastadam'].kind}" for case in cases])
+    axes.set(xscale="log", xlabel="time of a step, fastadam = 1")
+    axes.invert_yaxis()
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.grid(alpha=0.3, axis="x", which="both")
+    return figure
+
+
+def _storage(record):
+    """Of the largest workload with most formats."""
+    flats = [case for case in record.cases() if case[0].kind == "plain" and case[0].workload.startswith(FLAT)]
+    if not flats:
+        return None
+    results = max(flats, key=lambda case: (len({r.bytes for r in case}), case[0].size))
+    ours = [r for r in results if r.contender == "fastadam" or (r.contender.startswith("fastadam") and r.bytes != 28)]
+    if len({r.bytes for r in ours}) < 3:
+        return None
+    limits = sorted((r for r in results if r.is_limit), key=lambda r: r.bytes)
+    figure, axes = plt.subplots(figsize=(10, 6), layout="constrained")
+    axes.plot(*_points(limits), "k_:", markersize=14, label="limit")
+    axes.plot(*_points(ours), "o", color="C0", markersize=8, label="fastadam")
+    for result in ours:
+        name = result.limit.removeprefix("limit, ")
+        place = result.bytes, 1e3 * result.median
+        axes.annotate(name, place, xytext=(8, -14), textcoords="offset points", fontsize=9)
+    others = [r for r in results if not r.contender.startswith("fastadam") and not r.is_limit]
+    for index, result in enumerate(r for r in others if r.median < 2 * max(each.median for each in ours)):
+        axes.plot(*_points([result]), "s", color=f"C{index + 1}", label=result.contender)
+    axes.set(xlim=(0, 32), ylim=(0, None), xlabel="bytes that a step moves for each parameter", ylabel="ms a step")
+    axes.set_title(f"{results[0].size:,} parameters", fontsize=10)
+    axes.legend(loc="upper left")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _points(results):
+    return [result.bytes for result in results], [1e3 * result.median for result in results]

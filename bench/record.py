@@ -1,0 +1,169 @@
+"""What was measured, and what follows from it: a record that is saved as JSON and read again."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from fastadam.bench.contender import Contender
+from fastadam.bench.contenders import BASELINE
+from fastadam.bench.workloads import Workload
+
+SCHEMA = 1
+# Distance of the quartiles, in medians, from which a result is marked.
+WIDE = 0.2
+
+
+class RecordError(Exception):
+    """A record that cannot be read."""
+
+
+@dataclass
+class Result:
+    """Seconds a step of a contender on a workload, one for each round.
+
+    Attributes:
+        size: Parameters.
+        bytes: That a step has to read and write for each of them.
+        limit: The contender that moves the same bytes with trivial arithmetic.
+    """
+
+    workload: str
+    size: int
+    kind: str
+    contender: str
+    bytes: int
+    limit: str
+    seconds: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, contender: Contender, workload: Workload, kind: str) -> "Result":
+        """An empty one."""
+        moved = contender.bytes_moved(kind)
+        return cls(workload.name, workload.size, kind, contender.name, moved, contender.limit)
+
+    @property
+    def median(self) -> float:
+        return median(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        if len(self.seconds) < 2:
+            return self.median, self.median
+        low, _, high = quantiles(self.seconds, n=4)
+        return low, high
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the quartiles lie far apart."""
+        low, high = self.quartiles
+        return high - low > WIDE * self.median
+
+    @property
+    def is_limit(self) -> bool:
+        """Whether it is the limit itself."""
+        return self.contender == self.limit
+
+    @property
+    def nanoseconds_a_parameter(self) -> float:
+        """Of the median."""
+        return 1e9 * self.median / self.size
+
+    @property
+    def gigabytes_a_second(self) -> float:
+        """The bytes that it has to move, over the time that it took."""
+        return self.bytes * self.size / self.median / 1e9
+
+
+@dataclass
+class Record:
+    """All of a run.
+
+    Attributes:
+        machine: Facts of `machine.machine`, and the date.
+        results: In the order of the cases.
+        missing: Contender -> why it is not there.
+        skipped: What was asked for and not done, and why.
+        left_out: Case -> contenders that the suite does without there.
+        tables: Title -> what -> who -> seconds; or bytes, where what begins with "memory".
+    """
+
+    machine: dict[str, Any]
+    results: list[Result] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    tables: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+
+    @property
+    def bandwidth(self) -> dict[str, float]:
+        """GB/s of plain reading, copying and scaling, on the largest workload on which they were measured."""
+        plain = [result for result in self.results if result.contender.startswith("memory, ")]
+        largest = max((result.size for result in plain), default=0)
+        return {r.contender.removeprefix("memory, "): r.gigabytes_a_second for r in plain if r.size == largest}
+
+    def find(self, workload: str, kind: str, contender: str) -> Result | None:
+        """The result of a contender, if there is one."""
+        for result in self.results:
+            if (result.workload, result.kind, result.contender) == (workload, kind, contender):
+                return result
+        return None
+
+    def share_of_limit(self, result: Result) -> float:
+        """The time of the limit of the same loads and stores, in that of `result`; NaN without a limit."""
+        limit = self.find(result.workload, result.kind, result.limit)
+        return limit.median / result.median if limit else float("nan")
+
+    def ratio(self, result: Result, baseline: str = BASELINE) -> float:
+        """How many times as long the baseline takes; NaN if it was not measured."""
+        other = self.find(result.workload, result.kind, baseline)
+        return other.median / result.median if other else float("nan")
+
+    def cases(self) -> list[list[Result]]:
+        """The results of each workload and kind of step, in order."""
+        cases: dict[tuple[str, str], list[Result]] = {}
+        for result in self.results:
+            cases.setdefault((result.workload, result.kind), []).append(result)
+        return list(cases.values())
+
+    def to_json(self) -> str:
+        """One line for each result."""
+        fields = asdict(self)
+        results = [
+            json.dumps({**each, "seconds": [float(f"{s:.5g}") for s in each["seconds"]]})
+            for each in fields.pop("results")
+        ]
+        head = json.dumps({"schema": SCHEMA, **fields}, indent=1).removesuffix("\n}")
+        return f'{head},\n "results": [\n  ' + ",\n  ".join(results) + "\n ]\n}\n"
+
+
+def read_record(path: Path) -> Record:
+    """The record in a file: one of `to_json`, or of pytest-benchmark's with `--benchmark-json`."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecordError(
+            f"{path} must be a record of a benchmark run, but cannot be read: {error.strerror}"
+        ) from error
+    except ValueError as error:
+        raise RecordError(f"{path} must be a record of a benchmark run, but is no JSON: {error}") from error
+    if isinstance(fields, dict) and "benchmarks" in fields:
+        fields = _of_pytest(fields)
+    if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
+        found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
+        raise RecordError(f"{path} must be a record of a benchmark run with schema {SCHEMA}, got {found!r}")
+    try:
+        results = [Result(**result) for result in fields.pop("results")]
+        fields.pop("schema")
+        return Record(results=results, **fields)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"{path} must be a record of a benchmark run, but lacks something: {error}") from error
+
+
+def _of_pytest(fields):
+    """The record that the tests of a pytest-benchmark run have in their `extra_info`, each a part of it."""
+    parts = [entry.get("extra_info", {}).get("record", {}) for entry in fields["benchmarks"]]
+    results = {str(result): result for part in parts for result in part.get("results", [])}
+    whole = {key: value for part in parts for key, value in part.items()}
+    return {**whole, "results": list(results.values())}

@@ -1,0 +1,164 @@
+"""What is run: cases of a workload, a kind of step and contenders, and the record that they fill."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fastadam.bench.contender import Contender
+from fastadam.bench.contenders import CONTENDERS
+from fastadam.bench.contenders.fastadam_adam import THREADS
+from fastadam.bench.interleave import in_turns
+from fastadam.bench.layouts import MEMORY, kept
+from fastadam.bench.machine import memory_free
+from fastadam.bench.record import Record, Result
+from fastadam.bench.workers import SETTLE, ContenderError, Workers
+from fastadam.bench.workloads import GPT2, MLP, RESNET50, WORKLOADS, Workload, flat
+
+# Of the quick suite: those that people would use.
+QUICK = (
+    "NumPy, textbook",
+    "torch, loop",
+    "torch, fused",
+    "optax, jit",
+    "fastadam, step(grads)",
+    "fastadam",
+    "fastadam, bfloat16 m, v",
+    "fastadam, bfloat16 p, g, 8-bit m, v",
+)
+# Those that come with all of their steps from this many parameters on, where the others take seconds or the memory.
+LARGE_FROM = 50_000_000
+LARGE = (
+    "torch, fused",
+    "DeepSpeed CPUAdam",
+    "optax, jit",
+    "fastadam",
+    *THREADS.values(),
+    "memory, read",
+    "memory, copy",
+    "memory, scale",
+    "fastadam, bfloat16 m, v",
+    "fastadam, 8-bit m, v",
+    "fastadam, bfloat16 p, g, m, v",
+    "fastadam, bfloat16 p, g, 8-bit m, v",
+)
+# The bandwidth of the memory, on flat workloads that do not fit into a cache.
+PLAIN = tuple(name for name, contender in CONTENDERS.items() if contender.layout in MEMORY)
+PLAIN_FROM = 10_000_000
+# Storage formats are for tables and models, not for what fits into the nearest cache.
+STORED_FROM = 1_000_000
+# Tensors beyond which one is compiled for minutes.
+COMPILED_TO = {"torch, compiled": 200, "optax, jit": 1_000, "Keras": 1_000}
+
+
+class Case(NamedTuple):
+    """A workload stepped in one way by several contenders, in turns; some may be left out where they make no sense."""
+
+    workload: Workload
+    kind: str
+    contenders: tuple[str, ...]
+    rounds: int
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return f"{self.workload.name}, {self.kind}"
+
+    @property
+    def with_limits(self) -> tuple[str, ...]:
+        """The contenders, and the limit of each."""
+        return tuple(dict.fromkeys([*self.contenders, *(CONTENDERS[name].limit for name in self.contenders)]))
+
+
+def quick_cases() -> list[Case]:
+    """Under three minutes on two cores."""
+    plain = ((flat(100), 51), (MLP, 51), (flat(1_000_000), 31), (flat(10_000_000), 15), (RESNET50, 9))
+    cases = [(workload, "plain", rounds) for workload, rounds in plain]
+    cases += [(MLP, "full", 51), (flat(10_000_000), "full", 15)]
+    return [_case(workload, kind, (*QUICK, *PLAIN), rounds) for workload, kind, rounds in cases]
+
+
+def full_cases() -> list[Case]:
+    """Every contender on every workload, in every way that it takes."""
+    names = [name for name, contender in CONTENDERS.items() if not contender.is_limit or name in PLAIN]
+    kinds = {
+        "plain": WORKLOADS.values(),
+        "clip": (MLP, flat(10_000_000), RESNET50),
+        "full": (MLP, flat(10_000_000), RESNET50, GPT2),
+        "extras": (flat(10_000_000),),
+    }
+    return [
+        _case(workload, kind, names, _rounds(workload)) for kind, workloads in kinds.items() for workload in workloads
+    ]
+
+
+def _rounds(workload):
+    return 101 if workload.size < 100_000 else 31 if workload.size < 30_000_000 else 11
+
+
+def _case(workload, kind, names, rounds):
+    able = [name for name in names if kind in CONTENDERS[name].kinds]
+    if not workload.name.startswith("flat"):
+        able = [name for name in able if name not in (*THREADS.values(), *PLAIN)]
+    if workload.size < PLAIN_FROM:
+        able = [name for name in able if name not in PLAIN]
+    chosen = tuple(name for name in able if _makes_sense(name, workload))
+    return Case(workload, kind, chosen, rounds, tuple(name for name in able if name not in chosen))
+
+
+def _makes_sense(name, workload):
+    if workload.size >= LARGE_FROM and name not in LARGE and CONTENDERS[name].device == "cpu":
+        return False
+    if workload.size < STORED_FROM and CONTENDERS[name].rotates:
+        return False
+    return len(workload.shapes) <= COMPILED_TO.get(name, len(workload.shapes))
+
+
+def memory_needed(contender: Contender, case: Case) -> int:
+    """Bytes that a contender keeps between its steps; the full step keeps an average and another set of gradients."""
+    return case.workload.size * (kept(contender.layout) + 8 * (case.kind == "full"))
+
+
+def memory_reserved(case: Case) -> int:
+    """Bytes that are to be left for a contender that is being built or takes a step with temporaries."""
+    return 1_000_000_000 + 16 * case.workload.size
+
+
+def run_case(workers: Workers, case: Case, record: Record, progress: Callable[[], None] = lambda: None) -> None:
+    """Run a case and add to `record`: results, or lines that say what was skipped and why."""
+    names = _there(case, record)
+    with workers.at_work(names, case.workload, case.kind) as (turns, failed):
+        record.skipped += [f"{case.title}: {name}: {why}" for name, why in failed.items()]
+        results = {name: Result.of(CONTENDERS[name], case.workload, case.kind) for name in turns}
+        try:
+            for name, seconds in in_turns(turns, case.rounds, pause=SETTLE):
+                results[name].seconds.append(seconds)
+                progress()
+        except ContenderError as error:
+            record.skipped.append(f"{case.title}: broke off: {error}")
+        finally:
+            record.results += [result for result in results.values() if result.seconds]
+
+
+def _there(case, record):
+    """The contenders of a case that can take part in it, in its order; `record` is told of the others."""
+    there, free = [], memory_free() - memory_reserved(case)
+    if case.left_out:
+        record.left_out[case.title] = list(case.left_out)
+    # The limits share one set of buffers, without which the rest says less.
+    free -= max(memory_needed(CONTENDERS[name], case) for name in case.with_limits)
+    for name in case.with_limits:
+        contender = CONTENDERS[name]
+        problem, need = contender.missing(), 0 if contender.is_limit else memory_needed(contender, case)
+        if problem:
+            record.missing[name] = problem
+        elif need > free:
+            record.skipped.append(
+                f"{case.title}: {name} needs {_gigabytes(need)} of memory, {_gigabytes(free)} are left"
+            )
+        else:
+            free -= need
+            there.append(name)
+    return there
+
+
+def _gigabytes(count):
+    return f"{max(0, count) / 1e9:.1f} GB"

@@ -1,0 +1,143 @@
+"""A record as rows: for the terminal, CSV and Markdown."""
+
+import csv
+import io
+from collections.abc import Iterable
+
+from fastadam.bench.contenders import BASELINE
+from fastadam.bench.machine import in_one_line
+from fastadam.bench.marked import markdown_table
+from fastadam.bench.record import WIDE, Record, Result
+
+COLUMNS = ("contender", "time", "quartiles", "ns/param", "GB/s", "of limit", "x baseline")
+KIND_TITLES = {
+    "plain": "plain step",
+    "clip": "step with clipping by norm",
+    "full": "full step",
+    "extras": "one thing more in the step",
+}
+WIDE_MARK = "~"
+
+
+def title_of(result: Result) -> str:
+    """Workload and kind of step."""
+    size = f"{result.size:,}"
+    workload = result.workload if size in result.workload else f"{result.workload} ({size} parameters)"
+    return f"{workload}, {KIND_TITLES[result.kind]}"
+
+
+def case_tables(record: Record, baseline: str = BASELINE) -> Iterable[tuple[str, list[list[str]]]]:
+    """(title, rows in the order of `COLUMNS`) of each case."""
+    for results in record.cases():
+        yield title_of(results[0]), [row(record, result, baseline) for result in results]
+
+
+def row(record: Record, result: Result, baseline: str = BASELINE) -> list[str]:
+    """A result, and what follows from it."""
+    low, high = result.quartiles
+    unit, factor, digits = unit_of(result.median)
+    return [
+        result.contender,
+        f"{factor * result.median:.{digits}f} {unit}",
+        f"{WIDE_MARK} " * result.is_wide + f"{factor * low:.{digits}f} to {factor * high:.{digits}f}",
+        f"{result.nanoseconds_a_parameter:.3f}",
+        f"{result.gigabytes_a_second:.1f}",
+        number(record.share_of_limit(result)),
+        number(record.ratio(result, baseline)),
+    ]
+
+
+def duration(seconds: float) -> str:
+    """In the unit that suits it."""
+    unit, factor, digits = unit_of(seconds)
+    return f"{factor * seconds:.{digits}f} {unit}"
+
+
+def unit_of(seconds: float) -> tuple[str, float, int]:
+    """(unit, how many are a second, digits to show)."""
+    for unit, factor, digits in (("ns", 1e9, 0), ("us", 1e6, 1), ("ms", 1e3, 2)):
+        if seconds * factor < 999.5:
+            return unit, factor, digits
+    return "s", 1.0, 2
+
+
+def number(value: float) -> str:
+    """Two digits, or a dash for NaN."""
+    return "-" if value != value else f"{value:.2f}"
+
+
+def notes(record: Record, baseline: str = BASELINE) -> list[str]:
+    """What is to be said of the tables."""
+    lines = [source(record)]
+    if record.bandwidth:
+        listed = ", ".join(f"{name} {value:.1f} GB/s" for name, value in record.bandwidth.items())
+        lines.append(f"Memory bandwidth in the same run, all threads, float32: {listed}.")
+    lines.append(
+        "A limit makes the same loads and stores with trivial arithmetic, in the same run: `of limit` is its time in "
+        "that of the step. GB/s are of the bytes that have to be moved; `x baseline` is how many times as fast as "
+        f"{baseline}. {WIDE_MARK} marks quartiles more than {100 * WIDE:.0f}% of the median apart."
+    )
+    return lines
+
+
+def absences(record: Record) -> list[str]:
+    """What was not measured, and why."""
+    missing: dict[str, list[str]] = {}
+    for name, why in record.missing.items():
+        missing.setdefault(why, []).append(name)
+    lines = [f"Missing, {why}: {'; '.join(names)}." for why, names in missing.items()]
+    lines += [f"Skipped: {line}." for line in record.skipped]
+    left_out: dict[str, list[str]] = {}
+    for case, names in record.left_out.items():
+        left_out.setdefault("; ".join(names), []).append(case)
+    return [*lines, *(f"Left out of {'; '.join(cases)}: {names}." for names, cases in left_out.items())]
+
+
+def source(record: Record) -> str:
+    """How it was measured, when and on what."""
+    machine = record.machine
+    return f"Medians, all contenders in turns, {machine.get('date', 'undated')}: {in_one_line(machine)}."
+
+
+def to_markdown(record: Record, baseline: str = BASELINE) -> str:
+    """The whole record."""
+    lines = ["# Benchmark of Adam steps", ""]
+    for title, rows in case_tables(record, baseline):
+        lines += [f"## {title}", "", *markdown_table(COLUMNS, rows), ""]
+    for title, columns, rows in other_tables(record):
+        lines += [f"## {title}", "", *markdown_table(columns, rows), ""]
+    absent = ["", "## Not measured", "", *(f"- {line}" for line in absences(record))] if absences(record) else []
+    return "\n".join([*lines, "\n\n".join(notes(record, baseline)), *absent, ""])
+
+
+def other_tables(record: Record) -> Iterable[tuple[str, list[str], list[list[str]]]]:
+    """(title, columns, rows) of each of `Record.tables`."""
+    for title, table in record.tables.items():
+        names = list(dict.fromkeys(name for values in table.values() for name in values))
+        rows = [[what, *(_value(what, values.get(name)) for name in names)] for what, values in table.items()]
+        yield title, ["", *names], rows
+
+
+def _value(what, value):
+    if value is None:
+        return "-"
+    return f"{value / 1e6:.1f} MB" if what.startswith("memory") else duration(value)
+
+
+CSV_COLUMNS = (
+    "workload,parameters,kind,contender,bytes,rounds,median_s,quartile1_s,quartile3_s,ns_per_parameter,GB_per_s,"
+    "share_of_limit,ratio_to_baseline,baseline"
+)
+
+
+def to_csv(record: Record, baseline: str = BASELINE) -> str:
+    """One line for each result, in plain numbers; empty where there is none."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS.split(","))
+    for result in record.results:
+        names = [result.workload, result.size, result.kind, result.contender, result.bytes, len(result.seconds)]
+        follows = [result.nanoseconds_a_parameter, result.gigabytes_a_second, record.share_of_limit(result)]
+        numbers = [result.median, *result.quartiles, *follows, record.ratio(result, baseline)]
+        writer.writerow([*names, *("" if value != value else f"{value:.6g}" for value in numbers), baseline])
+    return stream.getvalue()
