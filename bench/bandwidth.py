@@ -7,10 +7,10 @@ import numpy as np
 from numba import prange
 
 from fastadam.bench.interleave import interleave, timed
+from fastadam.kernels.cpu import BLOCK
 from fastadam.kernels.cpu_jit import jit
 
 SIZE = 50_000_000
-_BLOCK = 16_384
 
 
 def start_threads() -> None:
@@ -21,16 +21,23 @@ def start_threads() -> None:
 
 def bandwidth(size: int = SIZE, rounds: int = 9) -> dict[str, float]:
     """GB/s of each; a copy counts what it reads and what it writes."""
-    source, target = np.ones(size, np.float32), np.ones(size, np.float32)
+    source, target = (touched(4 * size).view(np.float32) for _ in range(2))
     turns = {name: timed(make(source, target)) for name, make in MAKERS.items()}
     moved = {"read": 4 * size, "copy": 8 * size, "scale": 8 * size}
     return {name: moved[name] / timing.median / 1e9 for name, timing in interleave(turns, rounds).items()}
 
 
+def touched(count: int) -> np.ndarray:
+    """So many bytes, zeroed by all threads: a page of memory lies near the processor that first writes into it."""
+    array = np.empty(count, np.uint8)
+    jit(_zero, "zero", parallel=True)(array)
+    return array
+
+
 def reader(array: np.ndarray, *, parallel: bool = True) -> Callable[[], None]:
     """A function that reads an array, all but what is left of its last 8 bytes."""
     words = array.view(np.uint8)[: array.nbytes // 8 * 8].view(np.int64)
-    sums = np.zeros(-(-words.size // _BLOCK), np.int64)
+    sums = np.zeros(-(-words.size // BLOCK), np.int64)
     return partial(jit(_read, f"read_{'parallel' if parallel else 'serial'}", parallel=parallel), words, sums)
 
 
@@ -44,7 +51,7 @@ MAKERS: dict[str, Callable[[np.ndarray, np.ndarray], Callable[[], None]]] = {
 
 def _read(words, sums):
     for index in prange(sums.size):
-        part = words[index * 16_384 : (index + 1) * 16_384]
+        part = words[index * BLOCK : (index + 1) * BLOCK]
         total = 0
         # Of 64 bits: to widen 32 would take more time than to load them.
         for i in range(part.size):
@@ -52,15 +59,20 @@ def _read(words, sums):
         sums[index] = total
 
 
+def _zero(target):
+    for index in prange((target.size + BLOCK - 1) // BLOCK):
+        target[index * BLOCK : (index + 1) * BLOCK] = 0
+
+
 def _copy(source, target):
-    for index in prange((source.size + 16_383) // 16_384):
-        target[index * 16_384 : (index + 1) * 16_384] = source[index * 16_384 : (index + 1) * 16_384]
+    for index in prange((source.size + BLOCK - 1) // BLOCK):
+        target[index * BLOCK : (index + 1) * BLOCK] = source[index * BLOCK : (index + 1) * BLOCK]
 
 
 def _scale(source, target):
-    for index in prange((source.size + 16_383) // 16_384):
+    for index in prange((source.size + BLOCK - 1) // BLOCK):
         some_source, some_target = (
-            source[index * 16_384 : (index + 1) * 16_384], target[index * 16_384 : (index + 1) * 16_384]
+            source[index * BLOCK : (index + 1) * BLOCK], target[index * BLOCK : (index + 1) * BLOCK]
         )  # fmt: skip
         for i in range(some_source.size):
             some_target[i] = np.float32(3) * some_source[i]

@@ -1,6 +1,7 @@
 """`fastadam bench` and `fastadam info`: the suite for people."""
 
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from rich import box
@@ -21,7 +22,9 @@ from fastadam.bench.tables import COLUMNS, absences, case_tables, notes, other_t
 from fastadam.bench.workers import Workers
 from fastadam.bench.workloads import WORKLOADS
 
-INTERRUPTED = 130
+FAILED, INTERRUPTED = 1, 130
+# Columns of a terminal that hold all of a table, and what is shown in fewer.
+WIDE_ENOUGH, NARROW = 104, ("contender", "time", "GB/s", "of limit", "x baseline")
 
 
 class BenchError(Exception):
@@ -34,13 +37,10 @@ def choose(
     """The cases of the quick or the full suite, narrowed down to names or to what names begin with."""
     contenders = named("--contender", contenders, CONTENDERS)
     workloads = named("--workload", workloads, WORKLOADS)
-    everything = full_cases()
-    cases = everything if full else quick_cases()
-    # Whoever names something wants it, also where the suite would do without.
-    if workloads and any(all(case.workload.name != name for case in cases) for name in workloads):
-        cases = everything
-    if any(all(case.kind != kind for case in cases) for kind in kinds):
-        cases = everything
+    cases = full_cases()
+    # Whoever names something wants it, also where the quick suite does without.
+    if not full and _has_all(quick_cases(), contenders, workloads, kinds):
+        cases = quick_cases()
     chosen = []
     for case in cases:
         names = tuple(name for name in contenders if case.kind in CONTENDERS[name].kinds)
@@ -53,6 +53,16 @@ def choose(
     if not chosen:
         raise BenchError("nothing is left to run: the suite has no such contender on such a workload and kind of step")
     return chosen
+
+
+def _has_all(cases, contenders, workloads, kinds):
+    """Whether each contender can take part in one of the cases, and each workload and kind of step is among them."""
+    there = {case.kind for case in cases}
+    return (
+        set(kinds) <= there
+        and set(workloads) <= {case.workload.name for case in cases}
+        and all(there & set(CONTENDERS[name].kinds) for name in contenders)
+    )
 
 
 def named(option: str, wanted: Iterable[str], known: Iterable[str]) -> list[str]:
@@ -68,7 +78,8 @@ def named(option: str, wanted: Iterable[str], known: Iterable[str]) -> list[str]
 
 
 def check_writable(folder: Path) -> None:
-    """Raise unless files can be written into `folder`, which is made."""
+    """Raise unless files can be written into `folder`, which is made, and pictures can be drawn."""
+    import_module("matplotlib")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".fastadam"
@@ -99,53 +110,69 @@ def bench(
     console: Console,
 ) -> int:
     """Run or load, show, save and compare; the exit status."""
-    (baseline,) = named("--baseline", [baseline], CONTENDERS)[:1]
+    names = named("--baseline", [baseline], CONTENDERS)
+    if len(names) > 1:
+        raise BenchError(
+            f"`--baseline` must be one contender, but {baseline!r} is how several begin: {'; '.join(names)}"
+        )
+    (baseline,) = names
     earlier, record = read("--compare", compare), read("--load", load)
     if save:
         check_writable(save)
-    finished = True
     if record is None:
         record = Record(facts())
+        outcome = _measure(cases, record, all_costs, console, save)
+    else:
+        outcome = FAILED if record.failed else 0
+    show(record, baseline, console)
+    if save:
+        console.print(f"Saved in {save}: {', '.join(write(record, baseline, save))}.", markup=False)
+    if outcome:
+        console.print("Not all of it was measured; what was is above.")
+    slower = _compared(earlier, record, threshold, console) if earlier else 0
+    return outcome or slower
+
+
+def _measure(cases, record, all_costs, console, save):
+    """Fill `record`, saved after each case; 0, INTERRUPTED if Ctrl-C ended it, or FAILED if something is not there."""
+    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+    turns = sum(case.rounds for case in cases for name in case.with_limits if CONTENDERS[name].missing() is None)
+    with Progress(*columns, console=console, transient=True) as progress, Workers() as workers:
+        bar = progress.add_task("", total=turns)
         try:
-            finished = _measure(cases, record, all_costs, console)
+            for case in cases:
+                progress.update(bar, description=case.title)
+                run_case(workers, case, record, lambda: progress.advance(bar))
+                keep(record, save)
+            if all_costs:
+                progress.update(bar, description="groups, rows, calls", total=None)
+                for title, table in parts(record):
+                    record.tables[title] = table
+                progress.update(bar, description="first-call and fixed costs")
+                costs(record.tables.setdefault(TITLE, {}))
+        except KeyboardInterrupt:
+            return INTERRUPTED
         except Exception:
             # Nothing that was measured is lost by what came after it.
             console.print_exception(max_frames=4)
-            finished = False
-    show(record, baseline, console)
-    if save:
-        console.print(f"Saved in {save}: {', '.join(write(record, baseline, save))}.")
-    if not finished:
-        console.print("Not finished: what had been measured by then is above.")
-        return INTERRUPTED
-    return _compared(earlier, record, threshold, console) if earlier else 0
+            return FAILED
+    return FAILED if record.failed or record.skipped else 0
 
 
-def _measure(cases, record, all_costs, console):
-    """Fill `record`; False if Ctrl-C ended it."""
-    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as progress, Workers() as workers:
-        bar = progress.add_task("", total=sum(len(case.with_limits) * case.rounds for case in cases))
-        try:
-            for case in cases:
-                progress.update(bar, description=f"{case.workload.name}, {case.kind}")
-                run_case(workers, case, record, lambda: progress.advance(bar))
-            if all_costs:
-                progress.update(bar, description="groups, rows, calls")
-                record.tables |= parts()
-                progress.update(bar, description="first-call and fixed costs")
-                record.tables[TITLE] = costs()
-        except KeyboardInterrupt:
-            return False
-    return True
+def keep(record: Record, folder: Path | None) -> None:
+    """Save what cannot be made again."""
+    if folder:
+        (folder / "benchmark.json").write_text(record.to_json(), encoding="utf-8")
 
 
 def show(record: Record, baseline: str, console: Console) -> None:
     """Print the tables of a record and what is to be said below them."""
+    columns = COLUMNS if console.width >= WIDE_ENOUGH else NARROW
+    shown = [COLUMNS.index(column) for column in columns]
     for title, rows in case_tables(record, baseline):
-        console.print(_table(title, COLUMNS, rows))
-    for title, columns, rows in other_tables(record):
-        console.print(_table(title, columns, rows))
+        console.print(_table(title, columns, [[row[index] for index in shown] for row in rows]))
+    for title, names, rows in other_tables(record):
+        console.print(_table(title, names, rows))
     for note in [*notes(record, baseline), *absences(record)]:
         console.print(note, highlight=False, markup=False)
 
@@ -153,7 +180,7 @@ def show(record: Record, baseline: str, console: Console) -> None:
 def _table(title, columns, rows):
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left")
+        table.add_column(column, justify="right" if index else "left", no_wrap=index > 0)
     for row in rows:
         style = "bold" if row[0].startswith("fastadam") else "dim" if row[0].startswith("limit") else None
         table.add_row(*row, style=style)
@@ -162,10 +189,9 @@ def _table(title, columns, rows):
 
 def write(record: Record, baseline: str, folder: Path) -> list[str]:
     """Write the record into `folder` in every form; the names of the files."""
+    keep(record, folder)
     from fastadam.bench.pictures import pictures
 
-    # First what cannot be made again.
-    (folder / "benchmark.json").write_text(record.to_json(), encoding="utf-8")
     images = list(pictures(record))
     texts = {
         "benchmark.csv": to_csv(record, baseline),

@@ -4,8 +4,6 @@ from typing import NamedTuple
 
 from fastadam.bench.record import Record, Result
 
-THRESHOLD = 0.15
-
 
 class Change(NamedTuple):
     """Shares of the limit of one contender in two runs: of the medians, and of the quartiles that lie nearest."""

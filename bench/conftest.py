@@ -35,7 +35,7 @@ class Runs:
                 self._selected.setdefault((case.workload.name, case.kind), []).append(name)
 
     def result(self, case, name):
-        """The result of a contender in a case, or the reason why there is none."""
+        """The result of a contender in a case; the test is skipped where it is missing, and fails where it failed."""
         key = case.workload.name, case.kind
         if key not in self._done:
             self._done.add(key)
@@ -43,8 +43,11 @@ class Runs:
         found = self.record.find(*key, name)
         if found is not None:
             return found
-        reasons = [line for line in self.record.skipped if line.startswith(case.title)]
-        return self.record.missing.get(name) or "; ".join(reasons) or "not measured"
+        failed = [line for line in self.record.failed if line.startswith(case.title)]
+        if failed:
+            pytest.fail("; ".join(failed), pytrace=False)
+        skipped = [line for line in self.record.skipped if line.startswith(f"{case.title}: {name} ")]
+        pytest.skip(self.record.missing.get(name) or "; ".join(skipped))
 
     def part(self, result):
         """The record with this one result."""

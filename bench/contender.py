@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 
 from fastadam.bench.layouts import MEMORY, moves
@@ -20,12 +21,14 @@ class Built(NamedTuple):
     Attributes:
         step: Takes one step, and returns when it is done.
         params: Gives the parameters as they are; of a step that averages them, also "average of <name>".
+        feed: `feed(grads)` puts other gradients in the place of those that it was built with.
         prepare: Called, outside of the time taken, before every few steps: restores gradients that a step zeroes, or
             goes on to the next of `in_rotation`.
     """
 
     step: Callable[[], Any]
     params: Callable[[], Arrays]
+    feed: Callable[[Arrays], Any]
     prepare: Callable[[], Any] | None = None
 
 
@@ -65,10 +68,11 @@ class Contender(NamedTuple):
         layout: Of `layouts.LAYOUTS`: the bytes that it has to move.
         tolerance: Relative and absolute distance from float64 that its storage allows.
         device: "cpu" or "cuda".
-        rotates: Whether its gradients change, through those of `in_rotation`; otherwise every step has the same.
+        rotates: Whether its gradients change from turn to turn, through those of `in_rotation`.
         formula: What it computes in a step of kind "extras".
         steps: After how many it is compared.
         threads: Whose pool of threads it works on. Contenders of one pool share a process.
+        thread_count: On how many threads of that pool, if not on all of them.
     """
 
     name: str
@@ -82,16 +86,19 @@ class Contender(NamedTuple):
     formula: Formula = Formula()
     steps: int = 3
     threads: str = "Numba"
+    thread_count: int | None = None
 
     @property
     def process(self) -> str:
         """The process in which it works."""
-        return "CUDA" if self.device == "cuda" else self.threads
+        if self.device == "cuda":
+            return "CUDA"
+        return self.threads if self.thread_count is None else f"{self.threads}, {counted(self.thread_count)}"
 
     @property
     def limit(self) -> str:
         """The contender that moves the same bytes, itself if it does no more than that."""
-        return limit_name(self.layout, self.device)
+        return limit_name(self.layout, self.device, self.thread_count)
 
     @property
     def is_limit(self) -> bool:
@@ -109,15 +116,32 @@ class Contender(NamedTuple):
         return None if self.device == "cpu" else _no_cuda()
 
 
-def limit_name(layout: str, device: str = "cpu") -> str:
+def limit_name(layout: str, device: str = "cpu", count: int | None = None) -> str:
     """The name of the contender that makes the loads and stores of a layout."""
-    return f"{'memory' if layout in MEMORY else 'limit'}, {layout}" + ", CUDA" * (device == "cuda")
+    where = ", CUDA" if device == "cuda" else f", {counted(count)}" if count else ""
+    return f"{'memory' if layout in MEMORY else 'limit'}, {layout}{where}"
+
+
+def counted(threads: int) -> str:
+    """A number of threads in words."""
+    return f"{threads} thread{'s' * (threads > 1)}"
+
+
+def fewer_threads() -> list[int]:
+    """1, 2, 4 and so on, below the number of Numba's threads."""
+    counts = [1]
+    while 2 * counts[-1] < numba.config.NUMBA_NUM_THREADS:
+        counts.append(2 * counts[-1])
+    return counts if numba.config.NUMBA_NUM_THREADS > 1 else []
 
 
 def _no_cuda():
-    from fastadam.kernels import cuda
+    try:
+        from fastadam.kernels import cuda
 
-    return cuda.device_problem()
+        return cuda.device_problem()
+    except Exception as error:
+        return f"CuPy does not work: {error}"
 
 
 def in_rotation(grads: Arrays) -> list[Arrays]:
@@ -125,7 +149,7 @@ def in_rotation(grads: Arrays) -> list[Arrays]:
 
     Moments that go on changing take new exponents as in a training.
     """
-    longer = {name: np.resize(grad, grad.size + 2_048) for name, grad in grads.items()}
+    longer = {name: np.concatenate([grad.reshape(-1), np.resize(grad, 2_048)]) for name, grad in grads.items()}
     return [
         {name: longer[name][shift : shift + grad.size].reshape(grad.shape) for name, grad in grads.items()}
         for shift in (0, 1_024, 2_048)

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from statistics import median
 from time import perf_counter
 
@@ -15,16 +14,22 @@ IMPORT, FIRST, COLD = (
     "and to the end of a first step",
     "nothing compiled",
 )
-MEMORY = "memory that five steps of 20,000,000 add"
-NUMBA = "Numba alone"
+MEMORY = "memory that a step of 20,000,000 takes for a while"
+NUMBA, TEXTBOOK = "Numba alone", "NumPy, textbook"
 # Library -> how to import it, and how to make a function `step` of an optimizer of `n` parameters.
 _IMPORTS = {
     NUMBA: "import numba",
+    TEXTBOOK: "import numpy as np\nfrom fastadam.textbook import TextbookAdam",
     "fastadam": "import numpy as np, fastadam",
     "torch, fused": "import torch",
     "optax, jit": "import jax, optax",
 }
 _MAKES = {
+    TEXTBOOK: """
+def make(n):
+    opt, params, grads = TextbookAdam(), {"w": np.zeros(n, np.float32)}, {"w": np.ones(n, np.float32)}
+    return lambda: params.update(opt.step(params, grads))
+""",
     "fastadam": """
 def make(n):
     opt = fastadam.Adam({"w": np.zeros(n, np.float32)})
@@ -51,7 +56,7 @@ def make(n):
     return step
 """,
 }
-_NEEDS = {NUMBA: "numba", "fastadam": "numba", "torch, fused": "torch", "optax, jit": "optax"}
+_NEEDS = {NUMBA: "numba", TEXTBOOK: "numpy", "fastadam": "numba", "torch, fused": "torch", "optax, jit": "optax"}
 _NOW = "\nfrom time import perf_counter\nprint(perf_counter())"
 _TINY = """
 from statistics import median
@@ -65,43 +70,42 @@ for _ in range(51):
     times.append((perf_counter() - start) / 100)
 print(median(times))
 """
+# How far the memory of a process rises above what it holds between steps.
 _GROWTH = """
-import resource, sys
+import re
+def kilobytes(field):
+    with open("/proc/self/status") as file: return int(re.search(field + r":\\s+(\\d+)", file.read())[1])
 step = make(20_000_000)
 step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+held = kilobytes("VmRSS")
+with open("/proc/self/clear_refs", "w") as file: file.write("5")
 for _ in range(5): step()
-unit = 1 if sys.platform == "darwin" else 1024
-print(unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+print(1024 * max(0, kilobytes("VmHWM") - held))
 """
 
 
-def costs(rounds: int = 7, progress: Callable[[], None] = lambda: None) -> dict[str, dict[str, float]]:
-    """What -> library -> median seconds, or bytes; libraries take turns. Memory is not measured on Windows."""
+def costs(measured: dict[str, dict[str, float]], rounds: int = 7) -> None:
+    """Add to `measured`: what -> library -> median seconds, or bytes; libraries take turns. Memory only on Linux."""
     there = {name: code for name, code in _IMPORTS.items() if importlib.util.find_spec(_NEEDS[name])}
     libraries = {name: f"{there[name]}{make}" for name, make in _MAKES.items() if name in there}
     first = {name: f"{code}make(100)(){_NOW}" for name, code in libraries.items()}
-    measured = {
-        # Once more than is counted: the caches of the disk are to be warm.
-        IMPORT: _in_turns({name: code + _NOW for name, code in there.items()}, _since_start, rounds + 1, progress),
-        FIRST: _in_turns(first, _since_start, rounds + 1, progress),
-        f"{FIRST}, {COLD}": _in_turns(first, _without_cache, 1, progress),
-    }
+    # Once more than is counted: the caches of the disk are to be warm.
+    imports = {name: code + _NOW for name, code in there.items()}
+    measured[IMPORT] = _in_turns(imports, _since_start, rounds + 1)
+    measured[FIRST] = _in_turns(first, _since_start, rounds + 1)
+    measured[f"{FIRST}, {COLD}"] = _in_turns(first, _without_cache, 1)
     for size in (1, 100, 1_000):
         codes = {name: code + _TINY.format(size=size) for name, code in libraries.items()}
-        measured[f"step of {size:,}"] = _in_turns(codes, _printed, 3, progress)
-    if sys.platform != "win32":
-        codes = {name: code + _GROWTH for name, code in libraries.items()}
-        measured[MEMORY] = _in_turns(codes, _printed, 1, progress)
-    return measured
+        measured[f"step of {size:,}"] = _in_turns(codes, _printed, 3)
+    if sys.platform == "linux":
+        measured[MEMORY] = _in_turns({name: code + _GROWTH for name, code in libraries.items()}, _printed, 1)
 
 
-def _in_turns(codes, measure, rounds, progress):
+def _in_turns(codes, measure, rounds):
     values: dict[str, list[float]] = {name: [] for name in codes}
     for _ in range(rounds):
         for name, code in codes.items():
             values[name].append(measure(code))
-            progress()
     return {name: median(found[1:] or found) for name, found in values.items()}
 
 

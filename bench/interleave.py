@@ -1,6 +1,7 @@
 """Timing in turns: every contender once a round, so that a slow second of the machine hits them all."""
 
 import gc
+import random
 from collections.abc import Callable, Iterator, Mapping
 from statistics import median, quantiles
 from time import perf_counter, sleep
@@ -39,23 +40,37 @@ def timed(call: Callable[[], Any], prepare: Callable[[], Any] | None = None) -> 
             prepare()
         counter = range(count)
         gc.disable()
-        start = perf_counter()
-        for _ in counter:
-            call()
-        seconds = perf_counter() - start
-        gc.enable()
-        return seconds / count
+        try:
+            start = perf_counter()
+            for _ in counter:
+                call()
+            return (perf_counter() - start) / count
+        finally:
+            gc.enable()
 
     return turn
 
 
-def in_turns(turns: Mapping[str, Turn], rounds: int, *, turn_seconds=2e-3, pause=0.0) -> Iterator[tuple[str, float]]:
-    """(name, seconds a call) of turn after turn, each of as many calls as fill `turn_seconds`, after a `pause`."""
+def in_turns(
+    turns: Mapping[str, Turn], rounds: int, *, turn_seconds=2e-3, pause=0.0, patience=float("inf")
+) -> Iterator[tuple[str, float]]:
+    """(name, seconds a call) of turn after turn, as many calls as fill `turn_seconds`, after a `pause`.
+
+    Every round has an order of its own, so that nobody always follows the same neighbour. Who has had five turns and
+    `patience` seconds has no more.
+    """
     counts = {name: max(1, round(turn_seconds / turn(1))) for name, turn in turns.items()}
-    for _ in range(rounds):
-        for name, turn in turns.items():
+    order, names, spent = random.Random(0), list(turns), dict.fromkeys(turns, 0.0)
+    for number in range(rounds):
+        order.shuffle(names)
+        for name in names:
+            if number >= 5 and spent[name] > patience:
+                continue
             sleep(pause)
-            yield name, turn(counts[name])
+            start = perf_counter()
+            seconds = turns[name](counts[name])
+            spent[name] += perf_counter() - start
+            yield name, seconds
 
 
 def interleave(turns: Mapping[str, Turn], rounds: int, *, turn_seconds=2e-3, pause=0.0) -> dict[str, Timing]:

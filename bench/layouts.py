@@ -53,6 +53,7 @@ class Stored(NamedTuple):
 FORMATS = {
     "float32": Stored(4, 4, 4, 4),
     "bfloat16 m, v": Stored(4, 4, 2, 2),
+    "float16 m": Stored(4, 4, 2, 4),
     "8-bit m, v": Stored(4, 4, 1, 1),
     "bfloat16 p, g, m, v": Stored(2, 2, 2, 2),
     "bfloat16 p, g, 8-bit m, v": Stored(2, 2, 1, 1),

@@ -12,7 +12,20 @@ import numba
 
 import fastadam
 
-PACKAGES = ("numpy", "numba", "cupy-cuda12x", "cupy-cuda13x", "torch", "optax", "jax", "keras", "numexpr", "deepspeed")
+PACKAGES = (
+    "numpy",
+    "numba",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+    "torch",
+    "optax",
+    "jax",
+    "keras",
+    "numexpr",
+    "deepspeed",
+    "apex",
+    "bitsandbytes",
+)
 
 
 def facts() -> dict[str, Any]:
@@ -21,6 +34,7 @@ def facts() -> dict[str, Any]:
         "date": str(datetime.date.today()),
         "processor": processor(),
         "vector width": f"{vector_bits()} bits",
+        "caches": caches(),
         "cores": os.cpu_count(),
         "threads": numba.get_num_threads(),
         "threading layer": _threading_layer(),
@@ -67,12 +81,31 @@ def _threading_layer():
 
 
 def memory_free() -> int:
-    """Bytes that can be allocated, as far as the system tells it."""
+    """Bytes that can be allocated: what is available, else half of what there is, else 4 GiB."""
     info = Path("/proc/meminfo")
     if info.exists():
         fields = dict(re.findall(r"^(\w+):\s+(\d+) kB", info.read_text(), re.MULTILINE))
-        return 1024 * int(fields["MemAvailable"])
+        return min(1024 * int(fields["MemAvailable"]), _memory_of_container())
+    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return 4 << 30
+
+
+def _memory_of_container():
+    """Bytes that the control group of this process may still take, if it has a limit."""
+    most, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if not most.exists() or most.read_text().strip() == "max":
+        return 1 << 62
+    return int(most.read_text()) - int(used.read_text())
+
+
+def caches() -> str:
+    """Levels and sizes of the first processor's caches for data, as far as the system tells them."""
+    found = []
+    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        if (cache / "type").read_text().strip() != "Instruction":
+            found.append(f"L{(cache / 'level').read_text().strip()} {(cache / 'size').read_text().strip()}")
+    return ", ".join(found) or "unknown"
 
 
 def kernel_cache() -> str:

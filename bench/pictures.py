@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from fastadam.bench.contenders import CONTENDERS
 from fastadam.bench.record import Record, Result
 from fastadam.bench.workloads import SPLITS
 
@@ -34,11 +35,15 @@ def pictures(record: Record) -> Iterator[tuple[str, str, bytes]]:
             yield f"{name}.png", title, stream.getvalue()
 
 
+# One color for a contender in all pictures.
+COLORS = {name: plt.cm.tab20(index % 20) for index, name in enumerate(CONTENDERS)} | {"fastadam": "crimson"}
+
+
 def _series(record, chosen):
     """Contender -> results of plain steps on the workloads that are `chosen`."""
     series: dict[str, list[Result]] = {}
     for result in record.results:
-        if result.kind == "plain" and chosen(result):
+        if result.kind == "plain" and not result.contender.startswith("memory") and chosen(result):
             series.setdefault(result.contender, []).append(result)
     return {name: results for name, results in series.items() if len(results) > 1}
 
@@ -53,9 +58,8 @@ def _style(name):
 
 def _lines(series, value, **labels):
     figure, axes = plt.subplots(figsize=(10, 6), layout="constrained")
-    colors = {name: f"C{index % 10}" for index, name in enumerate(n for n in series if not n.startswith("limit"))}
     for name, points in series.items():
-        style = {"color": colors.get(name), **_style(name)}
+        style = {"color": COLORS.get(name), **_style(name)}
         axes.plot(*zip(*map(value, points), strict=True), label=name, **style)
     axes.set(xscale="log", yscale="log", **labels)
     axes.grid(alpha=0.3, which="both")
@@ -102,7 +106,7 @@ def _models(record):
     for index, name in enumerate(names):
         ratios = [case[name].median / case["fastadam"].median if name in case else np.nan for case in cases]
         bars = axes.barh(
-            places + height * (index - len(names) / 2 + 0.5), ratios, height, label=name, color=plt.cm.tab20(index % 20)
+            places + height * (index - len(names) / 2 + 0.5), ratios, height, label=name, color=COLORS.get(name)
         )
         axes.bar_label(bars, [f"{ratio:.2f}" if ratio == ratio else "" for ratio in ratios], fontsize=7, padding=2)
     axes.set_yticks(places, [f"{case['fastadam'].workload}\n{case['fastadam'].kind}" for case in cases])
@@ -125,14 +129,14 @@ def _storage(record):
     limits = sorted((r for r in results if r.is_limit), key=lambda r: r.bytes)
     figure, axes = plt.subplots(figsize=(10, 6), layout="constrained")
     axes.plot(*_points(limits), "k_:", markersize=14, label="limit")
-    axes.plot(*_points(ours), "o", color="C0", markersize=8, label="fastadam")
+    axes.plot(*_points(ours), "o", color=COLORS["fastadam"], markersize=8, label="fastadam")
     for result in ours:
         name = result.limit.removeprefix("limit, ")
         place = result.bytes, 1e3 * result.median
         axes.annotate(name, place, xytext=(8, -14), textcoords="offset points", fontsize=9)
     others = [r for r in results if not r.contender.startswith("fastadam") and not r.is_limit]
-    for index, result in enumerate(r for r in others if r.median < 2 * max(each.median for each in ours)):
-        axes.plot(*_points([result]), "s", color=f"C{index + 1}", label=result.contender)
+    for result in (r for r in others if r.median < 2 * max(each.median for each in ours)):
+        axes.plot(*_points([result]), "s", color=COLORS.get(result.contender), label=result.contender)
     axes.set(xlim=(0, 32), ylim=(0, None), xlabel="bytes that a step moves for each parameter", ylabel="ms a step")
     axes.set_title(f"{results[0].size:,} parameters", fontsize=10)
     axes.legend(loc="upper left")

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from fastadam.bench import costs, parts
 from fastadam.bench.contenders import BASELINE
 from fastadam.bench.record import Record
+from fastadam.bench.tables import number
 from fastadam.bench.workloads import MLP, RESNET50, flat
 
 FUSED, LOOP = "torch, fused", "torch, loop"
@@ -30,7 +31,7 @@ class Promise(NamedTuple):
 
     def row(self) -> list[str]:
         """In the order of `COLUMNS`."""
-        return [self.text, f"{self.measured:.2f}", f"{self.relation} {self.bound:g}", self.verdict]
+        return [self.text, number(self.measured), f"{self.relation} {self.bound:g}", self.verdict]
 
 
 def promises(record: Record) -> list[Promise]:
@@ -101,7 +102,7 @@ def _costs(record):
     yield Promise("first step of a new process, seconds beyond `import numba`", beyond, "at most", 0.7)
     yield Promise("first step of a new process, part of torch's", first / cost(costs.FIRST, FUSED), "at most", 0.5)
     yield Promise(
-        "20,000,000 parameters: MB that steps add to the memory", cost(costs.MEMORY, OURS) / 1e6, "at most", 1
+        "20,000,000 parameters: MB that a step takes beyond its buffers", cost(costs.MEMORY, OURS) / 1e6, "at most", 1
     )
 
 

@@ -22,6 +22,7 @@ from fastadam.bench.workloads import GPT2, MLP, RECOMMENDER, RESNET50, SPLITS, f
 
 ROOT = Path(__file__).parent.parent
 OURS = "fastadam"
+FLOAT32 = (promises.MAPPING, OURS, "limit, float32")
 
 
 def pages(record: Record) -> dict[str, str]:
@@ -54,15 +55,15 @@ def pages(record: Record) -> dict[str, str]:
 
 
 def compared(record: Record, kind: str, workloads) -> list[str]:
-    """A row for each contender: the time of a step of each workload, and its ratio to that of fastadam."""
+    """A row for each contender in float32: the time of a step of each workload, and its ratio to that of fastadam."""
     found: dict[str, dict[str, Result]] = {workload.name: {} for workload in workloads}
     for result in record.results:
         if result.kind == kind and result.workload in found:
             found[result.workload][result.contender] = result
     names = list(dict.fromkeys(name for results in found.values() for name in results))
     rows = []
-    for name in [name for name in names if name.endswith("float32") or not name.startswith("limit")]:
-        cells = [_cell(results.get(name), results[OURS]) for results in found.values()]
+    for name in [name for name in names if name in FLOAT32 or not name.startswith(("fastadam", "limit", "memory"))]:
+        cells = [_cell(results.get(name), _result(record, case, kind, OURS)) for case, results in found.items()]
         rows.append([f"**{name}**" if name == OURS else name, *cells])
     return markdown_table([f"time of a {kind} step", *found], rows)
 
@@ -82,8 +83,8 @@ def _result(record, *names) -> Result:
 def extras(record: Record) -> list[str]:
     """What one thing more in the step costs."""
     workload = flat(10_000_000).name
-    (results,) = [case for case in record.cases() if (case[0].workload, case[0].kind) == (workload, "extras")]
     plain = _result(record, workload, "extras", OURS)
+    results = next(case for case in record.cases() if (case[0].workload, case[0].kind) == (workload, "extras"))
     rows = [
         [
             "Adam" if result is plain else result.contender.removeprefix("fastadam, "),
@@ -158,13 +159,17 @@ MACHINES = {
 
 
 def predictions(record: Record) -> list[str]:
-    """What other machines should take, from bytes and bandwidth; the first row is this one, measured."""
+    """What other machines should take, from bytes and bandwidth, below what this one was measured to take."""
     sizes = {"GPT-2, 28 bytes": 28 * GPT2.size, "GPT-2, 10 bytes": 10 * GPT2.size, "1e9 parameters, 28 bytes": 28e9}
     here = _result(record, flat(100_000_000).name, "plain", "limit, float32").gigabytes_a_second
-    rows = [[f"this machine, at the limit's {here:.1f} GB/s", f"{here:.1f}", *_times(sizes, here)]]
+    found = [_result(record, GPT2.name, "plain", name) for name in (OURS, "fastadam, bfloat16 p, g, 8-bit m, v")]
+    rows = [
+        ["this machine, **measured**", "-", *(duration(result.median) for result in found), "-"],
+        ["this machine, at the limit's bandwidth", f"{here:.1f}", *_times(sizes, here)],
+    ]
     for name, peak in MACHINES.items():
         rows.append([f"{name}, at 0.8 of {peak:,.1f} GB/s", f"{0.8 * peak:,.1f}", *_times(sizes, 0.8 * peak)])
-    return markdown_table(["prediction for", "GB/s", *sizes], rows)
+    return markdown_table(["", "GB/s", *sizes], rows)
 
 
 def _times(sizes, bandwidth):
@@ -172,11 +177,15 @@ def _times(sizes, bandwidth):
 
 
 def main() -> int:
-    """Write pages and pictures, print the promises."""
+    """Write pages and pictures, and print the promises."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("record", type=Path, help="the JSON of a run: fastadam bench --full --save DIR")
-    record = read_record(parser.parse_args().record)
-    for name, text in pages(record).items():
+    try:
+        record = read_record(parser.parse_args().record)
+        texts = pages(record)
+    except RecordError as error:
+        parser.error(str(error))
+    for name, text in texts.items():
         (ROOT / name).write_text(text, encoding="utf-8")
     for name, _, png in pictures(record):
         (ROOT / "docs" / f"benchmark-{name}").write_bytes(png)

@@ -81,10 +81,11 @@ class Record:
     """All of a run.
 
     Attributes:
-        machine: Facts of `machine.machine`, and the date.
+        machine: Of `machine.facts`.
         results: In the order of the cases.
         missing: Contender -> why it is not there.
-        skipped: What was asked for and not done, and why.
+        skipped: What was asked for and not done, for want of memory.
+        failed: What was asked for and could not be built, was not right, or failed at work.
         left_out: Case -> contenders that the suite does without there.
         tables: Title -> what -> who -> seconds; or bytes, where what begins with "memory".
     """
@@ -93,6 +94,7 @@ class Record:
     results: list[Result] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
     tables: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
@@ -155,6 +157,8 @@ def read_record(path: Path) -> Record:
         raise RecordError(f"{path} must be a record of a benchmark run with schema {SCHEMA}, got {found!r}")
     try:
         results = [Result(**result) for result in fields.pop("results")]
+        if not all(result.seconds and min(result.seconds) > 0 for result in results):
+            raise TypeError("a result without seconds")
         fields.pop("schema")
         return Record(results=results, **fields)
     except (KeyError, TypeError, AttributeError) as error:

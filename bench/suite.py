@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from fastadam.bench.contender import Contender
 from fastadam.bench.contenders import CONTENDERS
-from fastadam.bench.contenders.fastadam_adam import THREADS
 from fastadam.bench.interleave import in_turns
 from fastadam.bench.layouts import MEMORY, kept
 from fastadam.bench.machine import memory_free
@@ -24,6 +23,8 @@ QUICK = (
     "fastadam, bfloat16 m, v",
     "fastadam, bfloat16 p, g, 8-bit m, v",
 )
+# On fewer threads than there are.
+THREADS = tuple(name for name, contender in CONTENDERS.items() if contender.thread_count and not contender.is_limit)
 # Those that come with all of their steps from this many parameters on, where the others take seconds or the memory.
 LARGE_FROM = 50_000_000
 LARGE = (
@@ -31,7 +32,7 @@ LARGE = (
     "DeepSpeed CPUAdam",
     "optax, jit",
     "fastadam",
-    *THREADS.values(),
+    *THREADS,
     "memory, read",
     "memory, copy",
     "memory, scale",
@@ -47,6 +48,10 @@ PLAIN_FROM = 10_000_000
 STORED_FROM = 1_000_000
 # Tensors beyond which one is compiled for minutes.
 COMPILED_TO = {"torch, compiled": 200, "optax, jit": 1_000, "Keras": 1_000}
+
+
+# Seconds after which a contender has had enough turns in a case.
+PATIENCE = 5.0
 
 
 class Case(NamedTuple):
@@ -97,7 +102,7 @@ def _rounds(workload):
 def _case(workload, kind, names, rounds):
     able = [name for name in names if kind in CONTENDERS[name].kinds]
     if not workload.name.startswith("flat"):
-        able = [name for name in able if name not in (*THREADS.values(), *PLAIN)]
+        able = [name for name in able if name not in (*THREADS, *PLAIN)]
     if workload.size < PLAIN_FROM:
         able = [name for name in able if name not in PLAIN]
     chosen = tuple(name for name in able if _makes_sense(name, workload))
@@ -126,14 +131,14 @@ def run_case(workers: Workers, case: Case, record: Record, progress: Callable[[]
     """Run a case and add to `record`: results, or lines that say what was skipped and why."""
     names = _there(case, record)
     with workers.at_work(names, case.workload, case.kind) as (turns, failed):
-        record.skipped += [f"{case.title}: {name}: {why}" for name, why in failed.items()]
+        record.failed += [f"{case.title}: {name}: {why}" for name, why in failed.items()]
         results = {name: Result.of(CONTENDERS[name], case.workload, case.kind) for name in turns}
         try:
-            for name, seconds in in_turns(turns, case.rounds, pause=SETTLE):
+            for name, seconds in in_turns(turns, case.rounds, pause=SETTLE, patience=PATIENCE):
                 results[name].seconds.append(seconds)
                 progress()
         except ContenderError as error:
-            record.skipped.append(f"{case.title}: broke off: {error}")
+            record.failed.append(f"{case.title}: broke off: {error}")
         finally:
             record.results += [result for result in results.values() if result.seconds]
 
@@ -147,15 +152,16 @@ def _there(case, record):
     free -= max(memory_needed(CONTENDERS[name], case) for name in case.with_limits)
     for name in case.with_limits:
         contender = CONTENDERS[name]
-        problem, need = contender.missing(), 0 if contender.is_limit else memory_needed(contender, case)
+        problem, need = contender.missing(), memory_needed(contender, case)
+        more = 0 if contender.is_limit else need
         if problem:
             record.missing[name] = problem
-        elif need > free:
+        elif more > free:
             record.skipped.append(
                 f"{case.title}: {name} needs {_gigabytes(need)} of memory, {_gigabytes(free)} are left"
             )
         else:
-            free -= need
+            free -= more
             there.append(name)
     return there
 

@@ -86,6 +86,7 @@ def absences(record: Record) -> list[str]:
     for name, why in record.missing.items():
         missing.setdefault(why, []).append(name)
     lines = [f"Missing, {why}: {'; '.join(names)}." for why, names in missing.items()]
+    lines += [f"Failed: {line}." for line in record.failed]
     lines += [f"Skipped: {line}." for line in record.skipped]
     left_out: dict[str, list[str]] = {}
     for case, names in record.left_out.items():

@@ -1,5 +1,8 @@
 """The steps of the contenders in float64, in plain NumPy, on whole gradients of any size."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from fastadam.bench.contender import (
@@ -18,16 +21,15 @@ from fastadam.bench.contender import (
 BETA1, BETA2 = BETAS
 
 
-def expected(formula: Formula, params: Arrays, gradients: list[Arrays], factors: list[float], steps: int) -> Arrays:
-    """The parameters after `steps` steps with `gradients` in turns, each times its factor, and averages of them."""
+def expected(formula: Formula, params: Arrays, gradients: list[Arrays], factors: list[float]) -> Arrays:
+    """The parameters after a step with each of `gradients`, times its factor, and averages of them."""
     values, averages = {}, {}
     for name, start in params.items():
         p = start.astype(np.float64)
         averages[name] = p.copy()
         update = _MEMBERS[formula.member](p)
-        for step in range(1, steps + 1):
-            index = (step - 1) % len(gradients)
-            g = factors[index] * gradients[index][name].astype(np.float64)
+        for step, (factor, grads) in enumerate(zip(factors, gradients, strict=True), start=1):
+            g = factor * grads[name].astype(np.float64)
             update(step, np.clip(g, -CLIP_VALUE, CLIP_VALUE) if formula.clip_value else g)
             averages[name] += (1 - EMA_DECAY) * (p - averages[name])
         values[name] = p
@@ -99,10 +101,10 @@ def _radam(p):
     return update
 
 
-_MEMBERS = {
+_MEMBERS: dict[str, Callable[..., Callable]] = {
     "Adam": _adam,
-    "AdamW": lambda p: _adam(p, decay=WEIGHT_DECAY),
-    "AMSGrad": lambda p: _adam(p, amsgrad=True),
+    "AdamW": partial(_adam, decay=WEIGHT_DECAY),
+    "AMSGrad": partial(_adam, amsgrad=True),
     "NAdam": _nadam,
     "Adamax": _adamax,
     "RAdam": _radam,

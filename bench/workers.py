@@ -8,6 +8,7 @@ works at a time.
 import gc
 import multiprocessing
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -16,8 +17,8 @@ from fastadam.bench.contenders import CONTENDERS
 from fastadam.bench.interleave import Turn, timed
 from fastadam.bench.workloads import Workload
 
-# Seconds in which the idle threads of the process that was last at work go to sleep.
-SETTLE = 0.01
+# Seconds in which the idle threads of the process that was last at work go to sleep: those of LLVM's OpenMP wait 0.2.
+SETTLE = 0.21 if sys.platform == "darwin" else 0.01
 # Parameters from which processes are ended with the case: caches of compilers and allocators hold gigabytes.
 FORGET_FROM = 5_000_000
 

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 # Packages of the extras, by the name under which they are imported.
 _OF_EXTRAS = {
-    "typer": ("typer", "demo"),
-    "rich": ("rich", "demo"),
-    "sklearn": ("scikit-learn", "demo"),
-    "ml_dtypes": ("ml_dtypes", "bench"),
-    "matplotlib": ("matplotlib", "demo"),
+    "typer": "typer",
+    "rich": "rich",
+    "sklearn": "scikit-learn",
+    "ml_dtypes": "ml_dtypes",
+    "matplotlib": "matplotlib",
 }
 
 
@@ -41,9 +41,10 @@ def main() -> None:
     try:
         application()()
     except ModuleNotFoundError as error:
-        package, extra = _OF_EXTRAS.get((error.name or "").partition(".")[0], (None, None))
+        package = _OF_EXTRAS.get((error.name or "").partition(".")[0])
         if package is None:
             raise
+        extra = "bench" if {"bench", "info"} & set(sys.argv[1:2]) else "demo"
         sys.exit(_refuse(f'{package} is not installed, and this command needs it: pip install "fastadam[{extra}]"'))
 
 
@@ -105,6 +106,8 @@ def application() -> "Typer":
     ) -> None:
         """Time Adam steps of all that is installed, in turns, beside the limit of the memory."""
         kinds = [each.value for each in kind or ()]
+        if load and (full or contender or workload or kinds or rounds or costs):
+            raise typer.BadParameter("takes a saved run, and so no choice of what to run", param_hint="--load")
         raise typer.Exit(
             _bench(
                 (full, contender or [], workload or [], kinds, rounds),

@@ -17,7 +17,12 @@ def of_fastadam(params, grads, kind):
     optimizer = fastadam.Adam(held)
     for name, grad in grads.items():
         optimizer.grads[name] = cupy.asarray(grad)
-    return Built(_waiting(optimizer.step), lambda: {name: p.get() for name, p in held.items()})
+
+    def feed(others):
+        for name, grad in others.items():
+            optimizer.grads[name] = cupy.asarray(grad)
+
+    return Built(_waiting(optimizer.step), lambda: {name: p.get() for name, p in held.items()}, feed)
 
 
 def of_cupy(params, grads, kind):
@@ -31,7 +36,10 @@ def of_cupy(params, grads, kind):
     def step():
         held.update(optimizer.step(held, gradients))
 
-    return Built(_waiting(step), lambda: {name: p.get() for name, p in held.items()})
+    def feed(others):
+        gradients.update({name: cupy.asarray(grad) for name, grad in others.items()})
+
+    return Built(_waiting(step), lambda: {name: p.get() for name, p in held.items()}, feed)
 
 
 def _waiting(step):
@@ -57,7 +65,11 @@ def _of_torch_class(find):
             optimizer.step()
             torch.cuda.synchronize()
 
-        return Built(step, lambda: {n: np.asarray(tensor.detach().cpu()) for n, tensor in tensors.items()})
+        def feed(others):
+            for name, tensor in tensors.items():
+                tensor.grad.copy_(torch.from_numpy(others[name]))
+
+        return Built(step, lambda: {n: np.asarray(tensor.detach().cpu()) for n, tensor in tensors.items()}, feed)
 
     return build
 
@@ -90,7 +102,7 @@ def of_limit(params, grads, kind, layout):
     outputs = [f"uint{8 * array.itemsize} {name}" for name, array in updated.items()]
     touch = cupy.ElementwiseKernel(", ".join(inputs), ", ".join(outputs), "; ".join(statements), "touch")
     arrays = [*read.values(), *updated.values(), *updated.values()]
-    return Built(_waiting(partial(touch, *arrays)), dict)
+    return Built(_waiting(partial(touch, *arrays)), dict, dict)
 
 
 CONTENDERS = (

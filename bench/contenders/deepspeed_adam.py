@@ -19,7 +19,12 @@ def build(params, grads, kind):
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         optimizer = DeepSpeedCPUAdam(list(tensors.values()), lr=LR, betas=BETAS, eps=EPS, adamw_mode=False)
-    return Built(optimizer.step, lambda: {name: tensor.detach().numpy() for name, tensor in tensors.items()})
+
+    def feed(gradients):
+        for name, tensor in tensors.items():
+            tensor.grad.copy_(torch.from_numpy(gradients[name]))
+
+    return Built(optimizer.step, lambda: {name: tensor.detach().numpy() for name, tensor in tensors.items()}, feed)
 
 
 CONTENDERS = (Contender("DeepSpeed CPUAdam", build, needs=("deepspeed", "torch", "ninja"), threads="DeepSpeed"),)

@@ -1,10 +1,19 @@
 """fastadam: gradients in a mapping or written where it keeps them, every kind of step, on fewer threads."""
 
-import os
 from functools import partial
 
 import fastadam
-from fastadam.bench.contender import EMA_DECAY, MAX_NORM, SCALE, WEIGHT_DECAY, Built, Contender, with_averages
+from fastadam.bench.contender import (
+    EMA_DECAY,
+    MAX_NORM,
+    SCALE,
+    WEIGHT_DECAY,
+    Built,
+    Contender,
+    counted,
+    fewer_threads,
+    with_averages,
+)
 
 
 def fill(optimizer, grads):
@@ -17,7 +26,7 @@ def fill(optimizer, grads):
 def of_mapping(params, grads, kind):
     """`step(grads)` with a mapping of separately allocated gradients."""
     optimizer = fastadam.Adam(params)
-    return Built(lambda: optimizer.step(grads), lambda: params)
+    return Built(lambda: optimizer.step(grads), lambda: params, grads.update)
 
 
 def full_step(params, **options):
@@ -38,32 +47,26 @@ def written(params, grads, kind):
     """`step()` with gradients that have been written into `grads`."""
     if kind == "full":
         optimizer, step = full_step(params)
-        restore = partial(fill, fill(optimizer, grads), grads)
-        return Built(step, lambda: with_averages(params, dict(optimizer.ema)), restore)
+        feed = partial(fill, fill(optimizer, grads))
+        return Built(step, lambda: with_averages(params, dict(optimizer.ema)), feed, partial(feed, grads))
     optimizer = fill(fastadam.Adam(params, max_grad_norm=MAX_NORM if kind == "clip" else None), grads)
-    return Built(optimizer.step, lambda: params)
+    return Built(optimizer.step, lambda: params, partial(fill, optimizer))
 
 
 def on_threads(params, grads, kind, threads):
     """`written`, on fewer threads than there are."""
     import numba
 
-    # This contender is the only one of its process.
+    # This contender and its limit have a process for themselves.
     numba.set_num_threads(threads)
     return written(params, grads, kind)
 
 
-def _fewer():
-    """1, 2, 4 and so on, below the number of threads."""
-    most, count = os.cpu_count() or 1, 1
-    while count < most:
-        yield count
-        count *= 2
-
-
-THREADS = {count: f"fastadam, {count} thread{'s' * (count > 1)}" for count in _fewer()}
 CONTENDERS = (
     Contender("fastadam, step(grads)", of_mapping),
     Contender("fastadam", written, kinds=("plain", "clip", "full", "extras")),
-    *(Contender(name, partial(on_threads, threads=count), threads=name) for count, name in THREADS.items()),
+    *(
+        Contender(f"fastadam, {counted(count)}", partial(on_threads, threads=count), thread_count=count)
+        for count in fewer_threads()
+    ),
 )

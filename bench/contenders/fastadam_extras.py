@@ -24,7 +24,8 @@ def build(params, grads, kind, optimizer="Adam", **options):
     def values():
         return with_averages(params, dict(optimizer.ema)) if "ema_decay" in options else params
 
-    return Built(optimizer.step, values, partial(fill, optimizer, grads) if "zero_grad" in options else None)
+    feed = partial(fill, optimizer)
+    return Built(optimizer.step, values, feed, partial(feed, grads) if "zero_grad" in options else None)
 
 
 def _contender(name, formula, layout="float32", steps=3, **options):

@@ -6,19 +6,20 @@ from itertools import cycle
 import numpy as np
 
 import fastadam
-from fastadam.bench.contender import MAX_NORM, Built, Contender, in_rotation, with_averages
+from fastadam.bench.contender import MAX_NORM, Arrays, Built, Contender, in_rotation, with_averages
 from fastadam.bench.contenders.fastadam_adam import fill, full_step
 
 
 def build(params, grads, kind, dtype="float32", **options):
     """`step(grads)` with gradients in rotation, in the format of the parameters; the full step on written ones."""
+    stored = np.dtype(np.float32)
     if dtype == "bfloat16":
         from ml_dtypes import bfloat16
 
-        params = {name: value.astype(bfloat16) for name, value in params.items()}
-        grads = {name: value.astype(bfloat16) for name, value in grads.items()}
-    turns = cycle(in_rotation(grads))
-    current = next(turns)
+        stored = np.dtype(bfloat16)
+    params = {name: value.astype(stored) for name, value in params.items()}
+    current: Arrays = {}
+    turns = cycle(in_rotation({name: value.astype(stored) for name, value in grads.items()}))
     if kind == "full":
         optimizer, step = full_step(params, **options)
     else:
@@ -27,24 +28,22 @@ def build(params, grads, kind, dtype="float32", **options):
         def step():
             optimizer.step(current)
 
-    def prepare():
+    def feed(gradients):
         nonlocal current
-        current = next(turns)
+        current = {name: value.astype(stored, copy=False) for name, value in gradients.items()}
         if kind == "full":
             fill(optimizer, current)
 
     def values():
         averages = dict(optimizer.ema) if kind == "full" else {}
-        return with_averages({name: np.asarray(p, np.float32) for name, p in params.items()}, averages)
+        return with_averages({name: np.asarray(p, np.float32) for name, p in optimizer.masters.items()}, averages)
 
-    if kind == "full":
-        fill(optimizer, current)
-    return Built(step, values, prepare)
+    feed(next(turns))
+    return Built(step, values, feed, lambda: feed(next(turns)))
 
 
-def _contender(layout, tolerance, **options):
+def _contender(layout, tolerance, kinds=("plain", "clip", "full"), **options):
     needs = ("ml_dtypes",) if options.get("dtype") == "bfloat16" else ()
-    kinds = ("plain", "clip", "full")
     made = partial(build, **options)
     return Contender(f"fastadam, {layout}", made, needs, kinds, layout, tolerance, rotates=True)
 
@@ -52,10 +51,13 @@ def _contender(layout, tolerance, **options):
 # The last bit of a bfloat16 is worth up to 2**-7 of it, and each of three steps may be rounded up or down by one.
 CONTENDERS = (
     _contender("bfloat16 m, v", (1e-5, 2e-5), moment_dtype="bfloat16"),
+    # Not v, and not with clipping: float16 has nothing below 2**-24.
+    _contender("float16 m", (1e-5, 3e-5), ("plain",), moment_dtype=("float16", "float32")),
     _contender("8-bit m, v", (1e-5, 5e-4), moment_dtype="float8"),
     _contender("bfloat16 p, g, m, v", (2**-5, 1e-4), dtype="bfloat16", moment_dtype="bfloat16"),
     _contender("bfloat16 p, g, 8-bit m, v", (2**-5, 1e-3), dtype="bfloat16", moment_dtype="float8"),
+    # Parameters are rounded once, at the start.
     _contender(
-        "masters, bfloat16 g, m, v", (2**-5, 1e-4), dtype="bfloat16", moment_dtype="bfloat16", master_weights=True
+        "masters, bfloat16 g, m, v", (2**-8, 1e-4), dtype="bfloat16", moment_dtype="bfloat16", master_weights=True
     ),
 )

@@ -27,7 +27,10 @@ def build(params, grads, kind):
             warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # of torch tensors
             return dict(zip(params, map(keras.ops.convert_to_numpy, values()), strict=True))
 
-    return Built(step, found)
+    def feed(others):
+        gradients[:] = [keras.ops.convert_to_tensor(others[name]) for name in params]
+
+    return Built(step, found, feed)
 
 
 def _compiled(optimizer, variables, gradients):

@@ -4,19 +4,21 @@ from functools import partial
 from weakref import WeakValueDictionary
 
 import numpy as np
-from numba import prange
+from numba import prange, set_num_threads
 
-from fastadam.bench.bandwidth import MAKERS, reader
-from fastadam.bench.contender import Built, Contender, limit_name
+from fastadam.bench.bandwidth import MAKERS, reader, touched
+from fastadam.bench.contender import Built, Contender, fewer_threads, limit_name
 from fastadam.bench.layouts import EXTRAS, FORMATS, KINDS, MEMORY, moves
+from fastadam.kernels.cpu import BLOCK
 from fastadam.kernels.cpu_jit import jit
 from fastadam.kernels.cpu_threads import PARALLEL_FROM
 from fastadam.kernels.text import block, function
 
-_BLOCK = 16_384
 
-
-def build(params, grads, kind, layout):
+def build(params, grads, kind, layout, threads=None):
+    if threads is not None:
+        # This limit and its contender have a process for themselves.
+        set_num_threads(threads)
     moved, size = moves(layout, kind), sum(p.size for p in params.values())
     parallel = size >= PARALLEL_FROM
     sizes = (*moved.read, *moved.updated, *moved.written)
@@ -24,21 +26,24 @@ def build(params, grads, kind, layout):
     arrays = [_memory(index, size * each).view(f"u{each}") for index, each in enumerate(sizes)]
     template = _touch(len(moved.read), len(moved.updated), len(moved.written))
     touch = jit(template, f"touch_{'parallel' if parallel else 'serial'}", template.__name__, parallel=parallel)
+    # Where the step zeroes its gradients, they have been restored just before: so it is done here.
+    gradients = arrays[0] if moved.read else arrays[len(moved.updated) - 2]
+    restore = None if moved.read else partial(gradients.fill, 1)
     if not moved.first:
-        return Built(partial(touch, *arrays), dict)
-    read = reader(next(array for array in arrays if array.itemsize == moved.first), parallel=parallel)
+        return Built(partial(touch, *arrays), dict, dict, restore)
+    read = reader(gradients, parallel=parallel)
 
     def step():
         read()
         touch(*arrays)
 
-    return Built(step, dict)
+    return Built(step, dict, dict, restore)
 
 
 def of_memory(params, grads, kind, what):
     """Plain bandwidth: one array is read, copied or scaled into another."""
     size = sum(p.size for p in params.values())
-    return Built(MAKERS[what](*(_memory(index, 4 * size).view(np.float32) for index in range(2))), dict)
+    return Built(MAKERS[what](*(_memory(index, 4 * size).view(np.float32) for index in range(2))), dict, dict)
 
 
 # What the values are does not matter, so the limits of a case share their memory.
@@ -49,7 +54,7 @@ def _memory(index, count):
     """The first so many bytes of the buffer of this index, for as long as anyone uses it."""
     held = _MEMORY.get(index)
     if held is None or held.size < count:
-        held = _MEMORY[index] = np.ones(count, np.uint8)
+        held = _MEMORY[index] = touched(count)
     return held[:count]
 
 
@@ -59,15 +64,15 @@ def _touch(read, updated, written):
         [f"{kind}{i}" for i in range(count)] for kind, count in zip("ruw", (read, updated, written), strict=True)
     )
     names = [*reads, *updates, *writes]
-    parts = [f"{name}_part = {name}[start : start + {_BLOCK}]" for name in names]
+    parts = [f"{name}_part = {name}[start : start + {BLOCK}]" for name in names]
     terms = [*(f"{name}_part[i]" for name in reads), "1"]
     statements = [f"u0_part[i] += {' + '.join(terms)}", *(f"{name}_part[i] += 1" for name in updates[1:])]
     statements += [f"{name}_part[i] = u0_part[i]" for name in writes]
     source = block(
         f"def touch({', '.join(names)}):",
         block(
-            f"for index in prange((u0.size + {_BLOCK - 1}) // {_BLOCK}):",
-            f"start = {_BLOCK} * index",
+            f"for index in prange((u0.size + {BLOCK - 1}) // {BLOCK}):",
+            f"start = {BLOCK} * index",
             *parts,
             block("for i in range(u0_part.size):", *statements),
         ),
@@ -78,5 +83,15 @@ def _touch(read, updated, written):
 CONTENDERS = (
     *(Contender(limit_name(layout), partial(build, layout=layout), (), KINDS, layout) for layout in FORMATS),
     *(Contender(limit_name(layout), partial(build, layout=layout), (), ("extras",), layout) for layout in EXTRAS),
+    *(
+        Contender(
+            limit_name("float32", count=count),
+            partial(build, layout="float32", threads=count),
+            (),
+            KINDS,
+            thread_count=count,
+        )
+        for count in fewer_threads()
+    ),
     *(Contender(limit_name(what), partial(of_memory, what=what), layout=what) for what in MEMORY),
 )

@@ -2,6 +2,7 @@
 
 import os
 
+import numba
 import numpy as np
 
 from fastadam.bench.contender import BETAS, EPS, LR, Built, Contender
@@ -11,7 +12,7 @@ def build(params, grads, kind):
     import numexpr
 
     if not {"NUMEXPR_NUM_THREADS", "OMP_NUM_THREADS"} & os.environ.keys():  # its own choice ends at 16
-        numexpr.set_num_threads(min(os.cpu_count() or 1, numexpr.MAX_THREADS))
+        numexpr.set_num_threads(min(numba.config.NUMBA_NUM_THREADS, numexpr.MAX_THREADS))
     moments = {name: (np.zeros_like(p), np.zeros_like(p)) for name, p in params.items()}
     blend1, blend2 = np.float32(1 - BETAS[0]), np.float32(1 - BETAS[1])
     count = 0
@@ -28,7 +29,7 @@ def build(params, grads, kind):
             numexpr.evaluate("v + b2 * (g * g - v)", names, out=v)
             numexpr.evaluate("p - size * m / (sqrt(v) + eps)", names, out=p)
 
-    return Built(step, lambda: params)
+    return Built(step, lambda: params, grads.update)
 
 
 CONTENDERS = (Contender("numexpr", build, needs=("numexpr",), threads="numexpr"),)

@@ -10,7 +10,7 @@ def build(params, grads, kind):
     def step():
         params.update(optimizer.step(params, grads))
 
-    return Built(step, lambda: params)
+    return Built(step, lambda: params, grads.update)
 
 
 CONTENDERS = (Contender("NumPy, textbook", build),)

@@ -38,11 +38,14 @@ def build(params, grads, kind):
         values, state, averages = compiled(values, state, averages, gradients)
         jax.block_until_ready(values)
 
+    def feed(others):
+        gradients.update({name: jax.numpy.asarray(other) for name, other in others.items()})
+
     def found():
         arrays = [{name: np.asarray(value) for name, value in of.items()} for of in (values, averages)]
         return with_averages(*arrays) if kind == "full" else arrays[0]
 
-    return Built(step, found)
+    return Built(step, found, feed)
 
 
 # Without a finite check and without zeroing, for which a functional program has no use.

@@ -15,16 +15,18 @@ def build(params, grads, kind, device="cpu", compiled=False, **settings):
     for name, tensor in tensors.items():
         tensor.grad = sources[name].clone()
 
-    def restore():
+    def feed(gradients):
         for name, tensor in tensors.items():
-            tensor.grad.copy_(sources[name])
+            tensor.grad.copy_(torch.as_tensor(gradients[name]))
+
+    restore = partial(feed, sources)
 
     def values(of):
         return {name: tensor.detach().cpu().numpy() for name, tensor in of.items()}
 
     if kind == "full":
         step, averages = _full_step(torch, tensors, device, settings)
-        return Built(step, lambda: with_averages(values(tensors), values(averages)), restore)
+        return Built(step, lambda: with_averages(values(tensors), values(averages)), feed, restore)
     optimizer = torch.optim.Adam(tensors.values(), **settings)
     step = _compiled(torch, optimizer) if compiled else optimizer.step
     if device == "cuda":
@@ -35,12 +37,12 @@ def build(params, grads, kind, device="cpu", compiled=False, **settings):
             torch.nn.utils.clip_grad_norm_(tensors.values(), MAX_NORM)
             optimizer.step()
 
-        return Built(step_clipped, lambda: values(tensors), restore)
-    return Built(step, lambda: values(tensors))
+        return Built(step_clipped, lambda: values(tensors), feed, restore)
+    return Built(step, lambda: values(tensors), feed)
 
 
 def _full_step(torch, tensors, device, settings):
-    """The fastest that torch has for each part with `fused` or `foreach`, and the loops that people write without."""
+    """As torch documents AMP with clipping, by functions on lists of tensors; or by loops over tensors."""
     optimizer = torch.optim.AdamW(tensors.values(), weight_decay=WEIGHT_DECAY, **settings)
     averages = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     found, inverse = torch.zeros(1, device=device), torch.tensor(SCALE, device=device)
