@@ -1,0 +1,190 @@
+"""The benchmarks at work, in processes of their own: runs, Ctrl-C, pytest-benchmark, a kernel that became slower."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import pytest
+
+import fastadam
+from fastadam.bench.contenders import CONTENDERS
+from fastadam.bench.machine import facts, gpu
+from fastadam.bench.record import read_record
+
+ROOT = Path(__file__).parent.parent
+
+
+def process(*arguments, directory, **environment):
+    """The finished process of Python with these arguments."""
+    environment = {**os.environ, **{name: str(value) for name, value in environment.items()}}
+    environment.pop("FORCE_COLOR", None)
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def undated(found):
+    return {name: value for name, value in found.items() if name != "date"}
+
+
+def bench(*arguments, **settings):
+    return process("-m", "fastadam", "bench", *arguments, **settings)
+
+
+def in_one_line(text):
+    return " ".join(text.split())
+
+
+def test_info_says_what_would_run_here(tmp_path):
+    done = process("-m", "fastadam", "info", directory=tmp_path, COLUMNS=400)
+    assert done.returncode == 0, done.stderr
+    rows = dict(line.strip("│ ").split("│", 1) for line in done.stdout.splitlines() if line.count("│") == 3)
+    rows = {name.strip(): value.strip() for name, value in rows.items()}
+    here = facts()
+    for name in ("processor", "vector width", "cores", "threads", "threading layer", "fastadam", "Python", "numba"):
+        assert rows[name] == str(here[name]), name
+    assert int(rows["threads"]) == numba.get_num_threads()
+    assert rows["GPU"] == in_one_line(gpu())
+    assert Path(rows["kernel cache"]).is_dir()
+    for name in ("read", "copy", "scale"):
+        number, unit = rows[f"memory bandwidth, {name}"].split()
+        assert (float(number) > 0, unit) == (True, "GB/s")
+    missing = {name for name, each in CONTENDERS.items() if each.device == "cpu" and each.missing()}
+    assert all(name in done.stdout for name in missing)
+
+
+def test_a_run_is_shown_and_saved(tmp_path):
+    done = bench("--workload", "mlp", "--contender", "fastadam", "--rounds", 3, "--save", "here", directory=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = read_record(tmp_path / "here" / "benchmark.json")
+    names = [(kind, name) for kind in ("plain", "full") for name in ("fastadam", "limit, float32")]
+    assert [(each.kind, each.contender) for each in record.results] == names
+    assert {len(each.seconds) for each in record.results} == {3}
+    assert all(0 < seconds < 1 for each in record.results for seconds in each.seconds)
+    assert all(record.share_of_limit(each) > 0 for each in record.results)
+    assert undated(record.machine) == undated(facts())
+    assert "MLP, 6 tensors (4,481 parameters), plain step" in done.stdout
+
+
+# The second case would go on for hours. It says when it has begun.
+ENDLESS = """
+from fastadam.bench import command
+run_case = command.run_case
+def run(workers, case, record, progress):
+    def told():
+        progress()
+        if record.results:
+            print("the second case is measured", flush=True)
+    run_case(workers, case._replace(rounds=10**8 if record.results else 3), record, told)
+command.run_case = run
+from fastadam.cli import main
+main()
+"""
+
+
+# From a terminal, the workers get the signal too.
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no signals to other processes")
+@pytest.mark.parametrize("interrupt", [os.kill, getattr(os, "killpg", None)], ids=["to the process", "to all"])
+def test_ctrl_c_keeps_what_was_measured(tmp_path, interrupt):
+    command = [sys.executable, "-c", ENDLESS, "bench", "--workload", "MLP", "--contender", "fastadam", "--save", "here"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True, **pipes) as running:
+        try:
+            line = running.stdout.readline()
+            assert line == "the second case is measured\n", running.stderr.read()
+            interrupt(running.pid, signal.SIGINT)
+            output, errors = running.communicate(timeout=60)
+        finally:
+            running.kill()
+    assert (running.returncode, errors) == (130, "")
+    assert "MLP, 6 tensors (4,481 parameters), full step" in output
+    results = read_record(tmp_path / "here" / "benchmark.json").results
+    assert [(each.kind, each.contender, len(each.seconds)) for each in results[:2]] == [
+        ("plain", "fastadam", 3),
+        ("plain", "limit, float32", 3),
+    ]
+    assert results[2].kind == "full"
+    assert len(results[2].seconds) >= 1
+    assert (tmp_path / "here" / "benchmark.html").exists()
+
+
+@pytest.fixture(scope="module")
+def pytest_record(tmp_path_factory):
+    """The JSON of pytest-benchmark."""
+    path = tmp_path_factory.mktemp("pytest") / "record.json"
+    options = ["--benchmark-only", f"--benchmark-json={path}", "-p", "no:cacheprovider"]
+    done = process("-m", "pytest", "bench", *options, "-k", "MLP and plain and fastadam", directory=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return path
+
+
+def test_pytest_benchmark_records_what_belongs_to_a_time(pytest_record):
+    entries = {entry["params"]["name"]: entry for entry in json.loads(pytest_record.read_text())["benchmarks"]}
+    assert list(entries) == ["fastadam, step(grads)", "fastadam"]
+    for entry in entries.values():
+        extra = entry["extra_info"]
+        seconds = entry["stats"]["median"]
+        assert (entry["group"], entry["stats"]["rounds"]) == ("MLP, 6 tensors, plain", 51)
+        assert (extra["parameters"], extra["bytes"]) == (4_481, 28 * 4_481)
+        assert extra["GB/s"] == pytest.approx(1e-9 * 28 * 4_481 / seconds)
+        assert extra["ns a parameter"] == pytest.approx(1e9 * seconds / 4_481)
+        assert extra["share of the limit"] > 0
+        assert extra.items() >= undated(facts()).items()
+        assert extra["fastadam"] == fastadam.__version__
+
+
+def test_the_record_of_pytest_benchmark_is_one_of_a_run(pytest_record, tmp_path):
+    record = read_record(pytest_record)
+    assert [each.contender for each in record.results] == ["fastadam, step(grads)", "fastadam"]
+    assert undated(record.machine) == undated(facts())
+    done = bench("--load", pytest_record, directory=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "MLP, 6 tensors (4,481 parameters), plain step" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory):
+    """A function that runs a command on a copy of the package, which comes before the installed one."""
+    folder = tmp_path_factory.mktemp("copy")
+    without = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "fastadam", folder / "fastadam", ignore=without)
+    for name in ("kernels", "bench"):
+        shutil.copytree(ROOT / name, folder / "fastadam" / name, ignore=without)
+
+    def run(*arguments):
+        paths = {"PYTHONPATH": folder, "NUMBA_CACHE_DIR": folder / "cache"}
+        return process(*arguments, directory=folder, **paths)
+
+    return folder, run
+
+
+def test_a_kernel_that_became_slower_is_found(copied):
+    folder, run = copied
+    origins = (
+        "import fastadam.bench, fastadam.kernels as k; print(fastadam.__file__, fastadam.bench.__file__, k.__file__)"
+    )
+    places = run("-c", origins).stdout.split()
+    assert len(places) == 3
+    assert all(Path(place).is_relative_to(folder) for place in places)
+
+    case = ["--workload", "flat 10,000", "--contender", "fastadam", "--kind", "plain", "--rounds", 15]
+    command = ["-m", "fastadam", "bench", *case, "--threshold", 0.5]
+    first = run(*command, "--save", "before")
+    assert first.returncode == 0, first.stderr
+    compare = ["--compare", folder / "before" / "benchmark.json"]
+    same = run(*command, *compare)
+    assert (same.returncode, "SLOWER" in same.stdout) == (0, False), same.stdout + same.stderr
+
+    update = folder / "fastadam" / "kernels" / "update.py"
+    text, root = update.read_text(encoding="utf-8"), "    root = sqrt(v)\n"
+    assert text.count(root) == 1
+    # The root of a square is what it was.
+    update.write_text(text.replace(root, root + 40 * "    root = sqrt(root * root)\n"), encoding="utf-8")
+    slower = run(*command, *compare)
+    assert slower.returncode == 1, slower.stdout + slower.stderr
+    assert "SLOWER" in slower.stdout
+    assert "1 of 1 have lost more than 50%" in slower.stdout
