@@ -43,7 +43,9 @@ def _compare(contender, kind, start, found, values):
     if found.keys() != values.keys():
         raise AssertionError(f"{who}: {found.keys() ^ values.keys()}")
     for key, value in found.items():
-        np.testing.assert_allclose(value, values[key], relative, absolute, err_msg=f"{who}: {key}")
+        far = ~np.isclose(value, values[key], relative, absolute)
+        if far.mean() > contender.strays:
+            np.testing.assert_allclose(value, values[key], relative, absolute, err_msg=f"{who}: {key}")
     along = whole = 0.0
     for key, before in start.items():
         direction = values[key] - before

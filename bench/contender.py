@@ -67,6 +67,7 @@ class Contender(NamedTuple):
         kinds: Of a step that it takes.
         layout: Of `layouts.LAYOUTS`: the bytes that it has to move.
         tolerance: Relative and absolute distance from float64 that its storage allows.
+        strays: Part of the elements that may be farther off, for want of range: where a gradient was all but zero.
         device: "cpu" or "cuda".
         rotates: Whether its gradients change from turn to turn, through those of `in_rotation`.
         formula: What it computes in a step of kind "extras".
@@ -81,6 +82,7 @@ class Contender(NamedTuple):
     kinds: tuple[str, ...] = ("plain",)
     layout: str = "float32"
     tolerance: tuple[float, float] = (1e-5, 1e-6)
+    strays: float = 0.0
     device: str = "cpu"
     rotates: bool = False
     formula: Formula = Formula()

@@ -134,7 +134,10 @@ def gpu() -> str:
 
 def in_one_line(facts: dict[str, Any]) -> str:
     """Processor, threads and versions."""
-    names = ["fastadam", "Python", *(package for package in PACKAGES if package in facts)]
+    names = [name for name in ("fastadam", "Python", *PACKAGES) if name in facts]
     listed = ", ".join(f"{name} {facts[name]}" for name in names)
-    where = f"{facts['processor']}, {facts['vector width']}, {facts['threads']} of {facts['cores']} threads"
-    return f"{where} ({facts['threading layer']}); {listed}"
+    known = {
+        name: facts.get(name, "?") for name in ("processor", "vector width", "threads", "cores", "threading layer")
+    }
+    where = "{processor}, {vector width}, {threads} of {cores} threads ({threading layer})".format_map(known)
+    return f"{where}; {listed}"

@@ -41,8 +41,8 @@ def pages(record: Record) -> dict[str, str]:
             "models": compared(record, "plain", (MLP, RESNET50, GPT2, RECOMMENDER)),
             "growth": growth(record),
             "splits": splits(record),
-            "costs": _other(record, costs.TITLE),
-            "parts": [line for title in (parts.GROUPS, parts.ROWS, parts.CALLS) for line in _other(record, title)],
+            "costs": _other(record, costs.TITLE)[:-1],
+            "parts": [line for title in (parts.GROUPS, parts.ROWS, parts.CALLS) for line in _other(record, title)][:-1],
             "predictions": predictions(record),
         },
     }
@@ -126,7 +126,7 @@ def growth(record: Record) -> list[str]:
         results = [record.find(flat(size).name, "plain", name) for name in names]
         if any(results):
             cells = [f"{result.nanoseconds_a_parameter:.3f}" if result else "-" for result in results]
-            rows.append([f"{size:,}", f"{28 * size / 1e6:,.3g} MB", *cells])
+            rows.append([f"{size:,}", f"{28 * size / 1e6:,.4g} MB", *cells])
     return markdown_table(["parameters", "moved", *names], rows)
 
 
@@ -161,7 +161,7 @@ MACHINES = {
 def predictions(record: Record) -> list[str]:
     """What other machines should take, from bytes and bandwidth, below what this one was measured to take."""
     sizes = {"GPT-2, 28 bytes": 28 * GPT2.size, "GPT-2, 10 bytes": 10 * GPT2.size, "1e9 parameters, 28 bytes": 28e9}
-    here = _result(record, flat(100_000_000).name, "plain", "limit, float32").gigabytes_a_second
+    here = _result(record, GPT2.name, "plain", "limit, float32").gigabytes_a_second
     found = [_result(record, GPT2.name, "plain", name) for name in (OURS, "fastadam, bfloat16 p, g, 8-bit m, v")]
     rows = [
         ["this machine, **measured**", "-", *(duration(result.median) for result in found), "-"],

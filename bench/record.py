@@ -150,19 +150,23 @@ def read_record(path: Path) -> Record:
         ) from error
     except ValueError as error:
         raise RecordError(f"{path} must be a record of a benchmark run, but is no JSON: {error}") from error
-    if isinstance(fields, dict) and "benchmarks" in fields:
-        fields = _of_pytest(fields)
+    try:
+        if isinstance(fields, dict) and "benchmarks" in fields:
+            fields = _of_pytest(fields)
+        return _of_fields(path, fields)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"{path} must be a record of a benchmark run, but lacks something: {error}") from error
+
+
+def _of_fields(path, fields):
     if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
         found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
         raise RecordError(f"{path} must be a record of a benchmark run with schema {SCHEMA}, got {found!r}")
-    try:
-        results = [Result(**result) for result in fields.pop("results")]
-        if not all(result.seconds and min(result.seconds) > 0 for result in results):
-            raise TypeError("a result without seconds")
-        fields.pop("schema")
-        return Record(results=results, **fields)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"{path} must be a record of a benchmark run, but lacks something: {error}") from error
+    results = [Result(**result) for result in fields.pop("results")]
+    if not all(result.seconds and min(result.seconds) > 0 for result in results):
+        raise TypeError("a result without seconds")
+    fields.pop("schema")
+    return Record(results=results, **fields)
 
 
 def _of_pytest(fields):

@@ -23,7 +23,7 @@ def title_of(result: Result) -> str:
     """Workload and kind of step."""
     size = f"{result.size:,}"
     workload = result.workload if size in result.workload else f"{result.workload} ({size} parameters)"
-    return f"{workload}, {KIND_TITLES[result.kind]}"
+    return f"{workload}, {KIND_TITLES.get(result.kind, result.kind)}"
 
 
 def case_tables(record: Record, baseline: str = BASELINE) -> Iterable[tuple[str, list[list[str]]]]:
