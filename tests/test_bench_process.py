@@ -72,7 +72,10 @@ def test_a_run_is_shown_and_saved(tmp_path):
 
 # The second case would go on for hours. It says when it has begun.
 ENDLESS = """
+import signal
 from fastadam.bench import command
+# What starts the tests in the background may have it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 run_case = command.run_case
 def run(workers, case, record, progress):
     def told():
