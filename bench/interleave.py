@@ -3,7 +3,7 @@
 import gc
 import random
 from collections.abc import Callable, Iterator, Mapping
-from statistics import median, quantiles
+from statistics import median
 from time import perf_counter, sleep
 from typing import Any, NamedTuple
 
@@ -19,11 +19,6 @@ class Timing(NamedTuple):
     @property
     def median(self) -> float:
         return median(self.rounds)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        low, _, high = quantiles(self.rounds, n=4)
-        return low, high
 
 
 def timed(call: Callable[[], Any], prepare: Callable[[], Any] | None = None) -> Turn:
