@@ -18,7 +18,7 @@ from fastadam.bench.page import to_html
 from fastadam.bench.parts import parts
 from fastadam.bench.record import Record, RecordError, read_record
 from fastadam.bench.suite import Case, full_cases, quick_cases, run_case
-from fastadam.bench.tables import COLUMNS, absences, case_tables, notes, other_tables, to_csv, to_markdown
+from fastadam.bench.tables import COLUMNS, absences, by_value, case_tables, notes, other_tables, to_csv, to_markdown
 from fastadam.bench.workers import Workers
 from fastadam.bench.workloads import WORKLOADS
 
@@ -233,12 +233,8 @@ def info(console: Console) -> int:
     table.add_row("GPU", gpu())
     for name, value in bandwidth(rounds=5).items():
         table.add_row(f"memory bandwidth, {name}", f"{value:.1f} GB/s")
-    missing: dict[str, list[str]] = {}
-    for name, contender in CONTENDERS.items():
-        problem = contender.missing()
-        if problem and contender.device == "cpu":
-            missing.setdefault(problem, []).append(name)
-    for problem, names in missing.items():
+    on_cpu = {name: contender.missing() for name, contender in CONTENDERS.items() if contender.device == "cpu"}
+    for problem, names in by_value({name: problem for name, problem in on_cpu.items() if problem}).items():
         table.add_row(f"contender {', '.join(names)}", problem)
     console.print(table)
     return 0

@@ -24,9 +24,9 @@ def pytest_generate_tests(metafunc):
 class Runs:
     """Runs each case once, with the contenders that were selected, and answers for all of them."""
 
-    def __init__(self, items):
+    def __init__(self, workers, items):
         self.record = Record(facts())
-        self._workers = Workers()
+        self._workers = workers
         self._done: set[tuple[str, str]] = set()
         self._selected: dict[tuple[str, str], list[str]] = {}
         for item in items:
@@ -53,12 +53,8 @@ class Runs:
         """The record with this one result."""
         return asdict(replace(self.record, results=[result]))
 
-    def close(self):
-        self._workers.__exit__()
-
 
 @pytest.fixture(scope="session")
 def runs(request):
-    runs = Runs(request.session.items)
-    yield runs
-    runs.close()
+    with Workers() as workers:
+        yield Runs(workers, request.session.items)

@@ -25,6 +25,9 @@ QUICK = (
 )
 # On fewer threads than there are.
 THREADS = tuple(name for name, contender in CONTENDERS.items() if contender.thread_count and not contender.is_limit)
+# The bandwidth of the memory, on flat workloads that do not fit into a cache.
+PLAIN = tuple(name for name, contender in CONTENDERS.items() if contender.layout in MEMORY)
+PLAIN_FROM = 10_000_000
 # Those that come with all of their steps from this many parameters on, where the others take seconds or the memory.
 LARGE_FROM = 50_000_000
 LARGE = (
@@ -33,23 +36,16 @@ LARGE = (
     "optax, jit",
     "fastadam",
     *THREADS,
-    "memory, read",
-    "memory, copy",
-    "memory, scale",
+    *PLAIN,
     "fastadam, bfloat16 m, v",
     "fastadam, 8-bit m, v",
     "fastadam, bfloat16 p, g, m, v",
     "fastadam, bfloat16 p, g, 8-bit m, v",
 )
-# The bandwidth of the memory, on flat workloads that do not fit into a cache.
-PLAIN = tuple(name for name, contender in CONTENDERS.items() if contender.layout in MEMORY)
-PLAIN_FROM = 10_000_000
 # Storage formats are for tables and models, not for what fits into the nearest cache.
 STORED_FROM = 1_000_000
 # Tensors beyond which one is compiled for minutes.
 COMPILED_TO = {"torch, compiled": 200, "optax, jit": 1_000, "Keras": 1_000}
-
-
 # Seconds after which a contender has had enough turns in a case.
 PATIENCE = 5.0
 

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from fastadam.bench.contenders import BASELINE
 from fastadam.bench.machine import in_one_line
@@ -82,16 +82,19 @@ def notes(record: Record, baseline: str = BASELINE) -> list[str]:
 
 def absences(record: Record) -> list[str]:
     """What was not measured, and why."""
-    missing: dict[str, list[str]] = {}
-    for name, why in record.missing.items():
-        missing.setdefault(why, []).append(name)
-    lines = [f"Missing, {why}: {'; '.join(names)}." for why, names in missing.items()]
+    lines = [f"Missing, {why}: {'; '.join(names)}." for why, names in by_value(record.missing).items()]
     lines += [f"Failed: {line}." for line in record.failed]
     lines += [f"Skipped: {line}." for line in record.skipped]
-    left_out: dict[str, list[str]] = {}
-    for case, names in record.left_out.items():
-        left_out.setdefault("; ".join(names), []).append(case)
+    left_out = by_value({case: "; ".join(names) for case, names in record.left_out.items()})
     return [*lines, *(f"Left out of {'; '.join(cases)}: {names}." for names, cases in left_out.items())]
+
+
+def by_value(mapping: Mapping[str, str]) -> dict[str, list[str]]:
+    """Value -> the keys that have it."""
+    keys: dict[str, list[str]] = {}
+    for key, value in mapping.items():
+        keys.setdefault(value, []).append(key)
+    return keys
 
 
 def source(record: Record) -> str:

@@ -29,7 +29,7 @@ clock = RoundsClock()
 def test_step(benchmark, runs, case, name):
     result = runs.result(case, name)
     clock.set(result.seconds)
-    benchmark.group = f"{case.workload.name}, {case.kind}"
+    benchmark.group = case.title
     benchmark.pedantic(lambda: None, rounds=len(result.seconds))
     benchmark.extra_info.update(
         {

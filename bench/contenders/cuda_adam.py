@@ -2,9 +2,8 @@
 
 from functools import partial
 
-import numpy as np
-
 from fastadam.bench.contender import Built, Contender, limit_name
+from fastadam.bench.contenders.torch_adam import values, waiting, with_gradients
 from fastadam.bench.layouts import moves
 
 
@@ -15,13 +14,12 @@ def of_fastadam(params, grads, kind):
 
     held = {name: cupy.asarray(p) for name, p in params.items()}
     optimizer = fastadam.Adam(held)
-    for name, grad in grads.items():
-        optimizer.grads[name] = cupy.asarray(grad)
 
     def feed(others):
         for name, grad in others.items():
             optimizer.grads[name] = cupy.asarray(grad)
 
+    feed(grads)
     return Built(_waiting(optimizer.step), lambda: {name: p.get() for name, p in held.items()}, feed)
 
 
@@ -54,22 +52,9 @@ def _waiting(step):
 
 def _of_torch_class(find):
     def build(params, grads, kind):
-        import torch
-
-        tensors = {name: torch.nn.Parameter(torch.from_numpy(p).cuda()) for name, p in params.items()}
-        for name, tensor in tensors.items():
-            tensor.grad = torch.from_numpy(grads[name]).cuda()
+        tensors, feed = with_gradients(params, grads, "cuda")
         optimizer = find()(list(tensors.values()))
-
-        def step():
-            optimizer.step()
-            torch.cuda.synchronize()
-
-        def feed(others):
-            for name, tensor in tensors.items():
-                tensor.grad.copy_(torch.from_numpy(others[name]))
-
-        return Built(step, lambda: {n: np.asarray(tensor.detach().cpu()) for n, tensor in tensors.items()}, feed)
+        return Built(waiting(optimizer.step), lambda: values(tensors), feed)
 
     return build
 

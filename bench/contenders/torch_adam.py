@@ -7,30 +7,38 @@ from functools import partial
 from fastadam.bench.contender import EMA_DECAY, MAX_NORM, SCALE, WEIGHT_DECAY, Built, Contender, with_averages
 
 
-def build(params, grads, kind, device="cpu", compiled=False, **settings):
+def with_gradients(params, grads, device="cpu"):
+    """Parameters with gradients, and `feed`, which copies other gradients into them."""
     import torch
 
     tensors = {name: torch.nn.Parameter(torch.from_numpy(p).to(device)) for name, p in params.items()}
-    sources = {name: torch.from_numpy(grad).to(device) for name, grad in grads.items()}
     for name, tensor in tensors.items():
-        tensor.grad = sources[name].clone()
+        tensor.grad = torch.from_numpy(grads[name]).to(device, copy=True)
 
     def feed(gradients):
         for name, tensor in tensors.items():
             tensor.grad.copy_(torch.as_tensor(gradients[name]))
 
-    restore = partial(feed, sources)
+    return tensors, feed
 
-    def values(of):
-        return {name: tensor.detach().cpu().numpy() for name, tensor in of.items()}
 
+def values(tensors):
+    """What tensors hold, as NumPy arrays."""
+    return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def build(params, grads, kind, device="cpu", compiled=False, **settings):
+    import torch
+
+    tensors, feed = with_gradients(params, grads, device)
+    restore = partial(feed, {name: torch.from_numpy(grad).to(device) for name, grad in grads.items()})
     if kind == "full":
         step, averages = _full_step(torch, tensors, device, settings)
         return Built(step, lambda: with_averages(values(tensors), values(averages)), feed, restore)
     optimizer = torch.optim.Adam(tensors.values(), **settings)
     step = _compiled(torch, optimizer) if compiled else optimizer.step
     if device == "cuda":
-        step = _waiting(torch, step)
+        step = waiting(step)
     if kind == "clip":
 
         def step_clipped():
@@ -84,7 +92,10 @@ def _compiled(torch, optimizer):
         return torch.compile(optimizer.step, dynamic=False)
 
 
-def _waiting(torch, step):
+def waiting(step):
+    """`step`, and a wait until the device has done it."""
+    import torch
+
     def step_and_wait():
         step()
         torch.cuda.synchronize()
