@@ -1,14 +1,13 @@
 """In which format each buffer is stored: what the options of an optimizer ask for, and what the parameters are."""
 
-import inspect
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastadam.arrays import dtype_name, on_host, widened
+from fastadam.kernels.callers import levels_to_caller
 from fastadam.kernels.storage import NATIVE, Storage
 from fastadam.options import Options
 from fastadam.parameters import Parameter
@@ -106,13 +105,5 @@ def warn_of_vanishing(parameters: list[Parameter], settings: Mapping[str, Any], 
             f"`lr` {lr} is too small to change {100 * stuck:.0f}% of the {storage.p} parameters, which are rounded to "
             f"nearest: use {remedy}",
             UserWarning,
-            stacklevel=_levels_to_caller(),
+            stacklevel=levels_to_caller(),
         )
-
-
-def _levels_to_caller():
-    """How many calls above the one that asks is the first that is not of this package."""
-    package, frame, level = Path(__file__).parent, inspect.currentframe(), 0
-    while frame is not None and Path(frame.f_code.co_filename).parent == package:
-        frame, level = frame.f_back, level + 1
-    return level

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from numba import njit
 
-_SOURCES = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+import fastadam.kernels
+
+_KERNELS = Path(fastadam.kernels.__file__).parent
+_SOURCES = b"".join(path.read_bytes() for path in sorted(_KERNELS.rglob("*.py")))
 
 
 def jit(template, name, sources="", names=None, *, parallel=False):

@@ -9,6 +9,8 @@ from functools import cache
 
 import numba
 
+from fastadam.kernels.callers import levels_to_caller
+
 # Elements from which the parallel kernel is as fast as the serial one: its launch costs a few us more, which two
 # threads win back at 16,000 to 40,000 elements (bench/constants.py).
 PARALLEL_FROM = 32_768
@@ -59,7 +61,7 @@ def _warn_once_that_serial():
         "fastadam steps on one thread in this process: it was forked from one whose OpenMP threads were running, and "
         "GNU OpenMP would end it. Start workers with multiprocessing's 'spawn' or 'forkserver' to step on all threads.",
         RuntimeWarning,
-        stacklevel=5,
+        stacklevel=levels_to_caller(),
     )
 
 

@@ -14,7 +14,11 @@ from fastadam.bench.record import read_record
 
 ROOT = Path(__file__).parent.parent
 PAGES = [page for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if "```python" in page.read_text("utf-8")]
-MODULES = [name for _, name, _ in pkgutil.iter_modules(fastadam.__path__, "fastadam.") if not name.endswith("__main__")]
+MODULES = [
+    name
+    for _, name, _ in pkgutil.walk_packages(fastadam.__path__, "fastadam.")
+    if not re.search(r"\.(__main__|conftest|test_\w+)$", name)
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -34,7 +34,7 @@ def test_every_file_of_the_wheel_lies_under_fastadam(wheel):
 
 
 def test_the_wheel_holds_every_module_and_the_type_marker(wheel):
-    modules = {f"fastadam/{path.name}" for path in (ROOT / "fastadam").glob("*.py")}
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "fastadam").rglob("*.py")}
     for folder in ("kernels", "bench"):
         modules |= {f"fastadam/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.py")}
     assert modules | {"fastadam/py.typed"} <= set(wheel)
