@@ -8,7 +8,7 @@ from numba import prange
 
 from fastadam.bench.interleave import interleave, timed
 from fastadam.kernels.cpu import BLOCK
-from fastadam.kernels.cpu_jit import jit
+from fastadam.kernels.cpu.jit import jit
 
 SIZE = 50_000_000
 

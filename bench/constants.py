@@ -8,8 +8,9 @@ from fastadam.bench.contenders import CONTENDERS
 from fastadam.bench.interleave import interleave, timed
 from fastadam.bench.layouts import FORMATS
 from fastadam.bench.workloads import flat
-from fastadam.kernels import cpu, fold
-from fastadam.kernels.update import ADAM
+from fastadam.kernels import cpu
+from fastadam.kernels.texts import fold
+from fastadam.kernels.texts.update import ADAM
 
 HYPER = np.array([[1e-3, 0.9, 0.999, 1e-8] + [0.0] * (len(fold.HYPER) - 4)])
 

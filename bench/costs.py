@@ -19,7 +19,7 @@ NUMBA, TEXTBOOK = "Numba alone", "NumPy, textbook"
 # Library -> how to import it, and how to make a function `step` of an optimizer of `n` parameters.
 _IMPORTS = {
     NUMBA: "import numba",
-    TEXTBOOK: "import numpy as np\nfrom fastadam.textbook import TextbookAdam",
+    TEXTBOOK: "import numpy as np\nfrom fastadam.demo.textbook import TextbookAdam",
     "fastadam": "import numpy as np, fastadam",
     "torch, fused": "import torch",
     "optax, jit": "import jax, optax",

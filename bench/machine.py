@@ -111,7 +111,7 @@ def caches() -> str:
 def kernel_cache() -> str:
     """Where compiled kernels are kept."""
     from fastadam.kernels import cpu
-    from fastadam.kernels.update import ADAM
+    from fastadam.kernels.texts.update import ADAM
 
     kernel = cpu.twin(ADAM, parallel=False)
     path = getattr(kernel._cache, "cache_path", None)

@@ -12,7 +12,7 @@ from fastadam.bench.interleave import interleave, timed
 from fastadam.bench.machine import memory_free
 from fastadam.bench.record import Record
 from fastadam.kernels import cpu
-from fastadam.kernels.update import ADAM
+from fastadam.kernels.texts.update import ADAM
 
 Table = dict[str, dict[str, float]]
 GROUPS, ROWS, CALLS = "Parameter groups", "Rows of a table", "A call and a launch"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastadam.demo_models import digits
+from fastadam.demo.models import digits
 
 CHARACTERS = 1_000_000
 CONTEXT, EMBEDDING, HIDDEN = 16, 32, 512

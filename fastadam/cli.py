@@ -149,7 +149,7 @@ def _bench(chosen: tuple, **options: Any) -> int:
 
 
 def _demo(device: str, seed: int, output: Path) -> int:
-    from fastadam.demo import DemoError, run
+    from fastadam.demo.run import DemoError, run
 
     try:
         return run(device, seed, output)

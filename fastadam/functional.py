@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.arrays import (
+from fastadam.kernels.texts import fold
+from fastadam.memory.arrays import (
     as_array,
     as_bits,
     check_device,
@@ -15,13 +16,12 @@ from fastadam.arrays import (
     check_place,
     kernels,
 )
-from fastadam.checks import flag, integer, nonnegative
-from fastadam.conversion import check_codes
-from fastadam.groups import ParamGroup
-from fastadam.kernels import fold
-from fastadam.options import Options
-from fastadam.recipes import STEP, check_eps, check_settings, update_for
-from fastadam.storage import storage_of_arrays
+from fastadam.memory.conversion import check_codes
+from fastadam.memory.formats import storage_of_arrays
+from fastadam.settings.checks import flag, integer, nonnegative
+from fastadam.settings.groups import ParamGroup
+from fastadam.settings.options import Options
+from fastadam.settings.recipes import STEP, check_eps, check_settings, update_for
 
 
 def adam_step(

@@ -6,20 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.arrays import kernels
-from fastadam.buffers import Buffers, Views, as_16_bit
-from fastadam.checks import flag, nonnegative
-from fastadam.gradients import Gradients, Located, sharing_memory
-from fastadam.groups import ParamGroup
-from fastadam.memory import MemoryUsage, memory_usage
-from fastadam.options import CONVENTIONS, OPTION_NAMES, Options
-from fastadam.parameters import apart, check_together, exclude, parse_group, parse_groups, place, replaced_error
-from fastadam.plan import Plan
-from fastadam.recipes import check_settings, derived_seed
-from fastadam.reduction import Reduction, not_finite_error
-from fastadam.sparse import Past, Rows, row_indices, sparse_launches
+from fastadam.memory.arrays import kernels
+from fastadam.memory.buffers import Buffers, Views, as_16_bit
+from fastadam.memory.formats import is_small, storage_of, warn_of_vanishing
+from fastadam.memory.parameters import apart, check_together, exclude, parse_group, parse_groups, place, replaced_error
+from fastadam.memory.usage import MemoryUsage, memory_usage
+from fastadam.settings.checks import flag, nonnegative
+from fastadam.settings.groups import ParamGroup
+from fastadam.settings.options import CONVENTIONS, OPTION_NAMES, Options
+from fastadam.settings.recipes import check_settings, derived_seed
 from fastadam.state import dump_state, load_state
-from fastadam.storage import is_small, storage_of, warn_of_vanishing
+from fastadam.step.gradients import Gradients, Located, sharing_memory
+from fastadam.step.plan import Plan
+from fastadam.step.reduction import Reduction, not_finite_error
+from fastadam.step.rows import Past, Rows, row_indices, sparse_launches
 
 
 class Optimizer:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar, SupportsFloat
 
-from fastadam.checks import flag, integer, nonnegative, one_of, positive, real
+from fastadam.settings.checks import flag, integer, nonnegative, one_of, positive, real
 
 Schedule = Callable[[int], SupportsFloat]
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.arrays import as_array, as_bits, check_like, dtype_name, moved
-from fastadam.checks import integer, real
-from fastadam.conversion import check_codes, converted
-from fastadam.plan import Plan
-from fastadam.recipes import SEEDS
+from fastadam.memory.arrays import as_array, as_bits, check_like, dtype_name, moved
+from fastadam.memory.conversion import check_codes, converted
+from fastadam.settings.checks import integer, real
+from fastadam.settings.recipes import SEEDS
+from fastadam.step.plan import Plan
 
 
 def dump_state(rows: list[tuple[Plan, int]]) -> dict[str, Any]:

@@ -1,20 +1,125 @@
-"""How one pass runs: the texts, what they are joined to, and the modules that launch them.
+"""How one pass runs: the interface of the backends, on one page.
 
-:mod:`update <fastadam.kernels.update>` has the stages of the element text, :mod:`fold <fastadam.kernels.fold>` those of
-the quantities that are the same for all elements of a group, :mod:`norm <fastadam.kernels.norm>` the reduction,
-:mod:`catch_up <fastadam.kernels.catch_up>` what a row of a table has missed, :mod:`casts <fastadam.kernels.casts>` what
-makes 16 and 8 bits of a float32 and back, :mod:`storage <fastadam.kernels.storage>` which of these each buffer takes;
-:mod:`text <fastadam.kernels.text>` joins stages to texts.
+`texts` has what is computed. `reference` runs the texts on NumPy arrays, `cpu` compiles them with Numba, `cuda` with
+CuPy; each of the three is a `Backend`. `blocks` cuts what is stepped into blocks, and `norm` has the order of the one
+reduction. Dependencies: texts -> blocks, norm -> reference -> cpu | cuda.
 
-The launcher modules :mod:`reference <fastadam.kernels.reference>`, :mod:`cpu <fastadam.kernels.cpu>` and
-:mod:`cuda <fastadam.kernels.cuda>` have ``launcher(update, dtype, size)``, which returns a callable
+A launch knows no arrays and no packing. It is described by tables (`Tables`) and by what each update text steps
+(`Pass`). Inputs are trusted: all checks live in :mod:`fastadam`.
 
-    launch(flats, addresses, blocks, rows, hyper, carried, table, grad_scale) -> None
-
-over ``flats``, the flat arrays of ``update.flats``, in place; ``dtype`` is that of the arithmetic. Each of ``rows`` is
-folded first: row by row, ``hyper`` has hyperparameters in the order of ``fold.HYPER``, ``carried`` what is carried from
-step to step, and ``table`` gets the scalars, rounded to ``dtype``. ``blocks`` are the pieces (start, stop, row,
-parameter, offset) that are stepped: with the scalars of ``row``, and with the gradient that begins ``offset`` elements
-after ``addresses[parameter]`` (for the reference: in the array ``addresses[parameter]``). Inputs are trusted: all
-checks live in :mod:`fastadam`.
+A *clock* is a row of scalars: the parameters of one group that have the same update text and have taken the same steps.
 """
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from fastadam.kernels.texts.update import Update
+
+Array = Any  # a NumPy array, or a CuPy array for the CUDA backend
+
+# Widths of the tables, in elements: no update needs more.
+ADDRESSES, HYPER, CARRIED, SCALARS = 16, 24, 4, 24
+# Columns of the block table.
+PARAMETER, CLOCK, START, STOP, FIRST = range(5)
+# Column of the address table with the gradient; those of an update's flat arrays follow, and then its random place.
+GRADIENT = 0
+# What the record of a step holds: the factor on the gradients, whether the step is taken (1.0 or 0.0), the norm of the
+# scaled gradients before clipping, and how many steps have not been taken.
+GRAD_SCALE, TAKEN, NORM, SKIPPED = range(4)
+
+
+class Tables(Protocol):
+    """The numbers that launches read and write.
+
+    Attributes:
+        addresses: int64 (parameters, ADDRESSES), on the host. A row has the address of the gradient (0: there is none),
+            of each flat array of the parameter's update, in the order of `update.flats`, and then the place of its
+            random words, an integer below 2**32. An address is that of the parameter's element 0 (of its exponent 0).
+        hyper: float64 (clocks, HYPER): hyperparameters, in the order of `update.hyper`.
+        carried: float64 (clocks, CARRIED): what is carried from step to step, in the order of `update.carried`.
+        table: float64 (clocks, SCALARS), the memory of the scalars that the fold writes and elements read, in the order
+            of `update.columns`: row by row in the dtype of the arithmetic, from the beginning of the row.
+        record: float64 (4,): GRAD_SCALE, TAKEN, NORM, SKIPPED.
+    """
+
+    addresses: np.ndarray
+    hyper: Array
+    carried: Array
+    table: Array
+    record: Array
+
+    def send(self) -> None:
+        """Make what has been written into `addresses` visible to the launches that follow; nothing on the CPU."""
+
+
+class Pass(NamedTuple):
+    """What one update text steps in one launch.
+
+    Attributes:
+        update: The text.
+        dtype: Of its arithmetic: float32 or float64.
+        clocks: int64 (k,): rows of the scalars, each folded once, before the elements.
+        blocks: int64 (n, 5): PARAMETER, CLOCK, START, STOP, FIRST. Elements START to STOP of the parameter are stepped
+            with the scalars of CLOCK, and with the gradient from its element FIRST on. START is a multiple of the
+            elements that share an exponent, where there are exponents.
+    """
+
+    update: "Update"
+    dtype: np.dtype
+    clocks: np.ndarray
+    blocks: np.ndarray
+
+
+class Backend(Protocol):
+    """What :mod:`kernels.cpu <fastadam.kernels.cpu>` and :mod:`kernels.cuda <fastadam.kernels.cuda>` provide.
+
+    `device_of` is an array on the device that is meant; the CPU backend takes None as well.
+    """
+
+    # A gradient of this many elements or more is read where it lies; a smaller one is copied into a buffer first, if
+    # there is one, where that costs less than to find out its address.
+    DIRECT_FROM: int
+
+    def tables(self, parameters: int, clocks: int, device_of: Array) -> Tables:
+        """Tables of zeros."""
+
+    def address(self, array: Array) -> int:
+        """Where `array` begins; it must live on until the launch that reads it has run."""
+
+    def upload(self, array: np.ndarray, device_of: Array) -> Array:
+        """`array` where launches can read it: itself on the CPU."""
+
+    def launcher(self, passes: Sequence[Pass], tables: Tables, *, guarded: bool) -> Callable[[], None]:
+        """A function that runs `passes` once: the fold of each clock, then the elements of each block.
+
+        All that can fail is done here: compilation and allocation. It reads the tables as they are when it is called.
+        The factor on the gradients is `tables.record[GRAD_SCALE]`; if `guarded`, nothing is written, no clock goes on
+        and only gradients are zeroed where `tables.record[TAKEN]` is 0 (the CPU backend leaves that to its caller, who
+        does not launch).
+        """
+
+    def squares(
+        self, dtype: np.dtype, format: str, blocks: np.ndarray, tables: Tables, lanes: Array
+    ) -> Callable[[], None]:
+        """A function that writes the sums of squares of the gradients of each block: level 0 of the reduction.
+
+        `lanes` is float64 (blocks, norm.LANES); `format` is how the gradients are stored: a key of `formats.FORMATS`.
+        """
+
+    def clip(
+        self, lanes: Array, grad_scale: float, max_grad_norm: float, largest: float, propagate: float, tables: Tables
+    ) -> None:
+        """Add up `lanes`, and write what follows from the norm into `tables.record`."""
+
+    def catch_up(self, addresses: np.ndarray, dtype: np.dtype, blocks: np.ndarray, table: Array, starts: Array) -> None:
+        """Make up for what rows have missed: blocks int64 (n, 4) of PARAMETER, slot, START, STOP.
+
+        Row PARAMETER of `addresses`, int64 (parameters, 3), has where p, m and v begin. Each block gets rows
+        `starts[slot]` to `starts[slot + 1]` of `table`, one after the other.
+        """
+
+    def copy_out(self, p: Array, copy: Array, format: str) -> None:
+        """Write flat `p`, of the dtype of the arithmetic, rounded to "bfloat16" or "float16" into the bits `copy`."""

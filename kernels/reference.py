@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.kernels import casts, fold, stored
-from fastadam.kernels.storage import EXPONENT_BLOCK
+from fastadam.kernels import stored
+from fastadam.kernels.texts import casts, fold
+from fastadam.kernels.texts.formats import EXPONENT_BLOCK
 
 
 def launcher(update, dtype, size):

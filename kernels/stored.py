@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.kernels import casts
-from fastadam.kernels.storage import BLOCK_FORMATS, EXPONENT_BLOCK, Storage
+from fastadam.kernels.texts import casts
+from fastadam.kernels.texts.formats import BLOCK_FORMATS, EXPONENT_BLOCK, Storage
 
 # What rounds to nearest in the place of what rounds stochastically.
 _HALF: dict[str, Any] = {

@@ -8,9 +8,15 @@ import tempfile
 from functools import cache, partial
 from pathlib import Path
 
+import cuda_program
 import numpy as np
+from cuda_program import parameters
 
-from fastadam.kernels import cuda, cuda_norm, cuda_rows, cuda_source, cuda_step, norm
+from fastadam.kernels import cuda, norm
+from fastadam.kernels.cuda import norm as cuda_norm
+from fastadam.kernels.cuda import rows as cuda_rows
+from fastadam.kernels.cuda import source as cuda_source
+from fastadam.kernels.cuda import step as cuda_step
 
 HAS_COMPILER = shutil.which("g++") is not None
 
@@ -89,13 +95,13 @@ def run_on_host(kernel, *arguments, size=None):
     flat = [argument.reshape(-1) if isinstance(argument, np.ndarray) else argument for argument in arguments]
     arrays = [isinstance(argument, np.ndarray) for argument in flat]
     if size is None:
-        pairs = zip(flat, cuda.parameters(kernel), strict=True)
+        pairs = zip(flat, parameters(kernel), strict=True)
         size = next(a.size for a, parameter in pairs if not parameter.raw and isinstance(a, np.ndarray))
     key = tuple((argument.dtype if is_array else None) for argument, is_array in zip(flat, arrays, strict=True))
     library = _library(kernel, key)
-    types = dict(zip((parameter.ctype for parameter in cuda.parameters(kernel)), key, strict=True))
+    types = dict(zip((parameter.ctype for parameter in parameters(kernel)), key, strict=True))
     held = []
-    for argument, parameter in zip(flat, cuda.parameters(kernel), strict=True):
+    for argument, parameter in zip(flat, parameters(kernel), strict=True):
         if not isinstance(argument, np.ndarray):
             dtype = parameter.dtype or types[parameter.ctype] or _template_dtype(kernel, key)
             with np.errstate(over="ignore"):
@@ -120,8 +126,7 @@ def by_host(guarded):
 def stand_ins_for(kernel, dtype, numbers):
     """Arguments like those that `kernel` is launched with on parameters of `dtype`; `numbers` are passed by value."""
     return [
-        0.0 if parameter.name in numbers else np.empty(0, parameter.dtype or dtype)
-        for parameter in cuda.parameters(kernel)
+        0.0 if parameter.name in numbers else np.empty(0, parameter.dtype or dtype) for parameter in parameters(kernel)
     ]
 
 
@@ -155,14 +160,14 @@ def _host_launch(kernel_of, *arguments):
 
 
 def _template_dtype(kernel, key):
-    return next(d for d, p in zip(key, cuda.parameters(kernel), strict=True) if p.dtype is None and d is not None)
+    return next(d for d, p in zip(key, parameters(kernel), strict=True) if p.dtype is None and d is not None)
 
 
 @cache
 def _library(kernel, key):
     stand_ins = stand_ins_of(key)
     with tempfile.TemporaryDirectory() as folder:
-        return compile_on_host(cuda.source(kernel, stand_ins), kernel, stand_ins, Path(folder))
+        return compile_on_host(cuda_program.source(kernel, stand_ins), kernel, stand_ins, Path(folder))
 
 
 def stand_ins_of(key):
@@ -173,7 +178,7 @@ def stand_ins_of(key):
 def compile_on_host(source, kernel, arguments, folder):
     """The shared library of a CUDA `source` of `kernel`, without contraction to fused multiply-adds."""
     passed = []
-    for index, (parameter, argument) in enumerate(zip(cuda.parameters(kernel), arguments, strict=True)):
+    for index, (parameter, argument) in enumerate(zip(parameters(kernel), arguments, strict=True)):
         pointer = f"static_cast<{parameter.ctype}*>(arguments[{index}])"
         is_array = isinstance(argument, np.ndarray)
         passed.append(f"CArray<{parameter.ctype}, 1, 1, 1>({pointer}, &sizes[{index}])" if is_array else f"*{pointer}")
@@ -181,7 +186,7 @@ def compile_on_host(source, kernel, arguments, folder):
     shuffle, standard = (_SHUFFLE, "c++20") if "warp_maximum" in kernel.operation else (_NO_SHUFFLE, "c++17")
     (folder / "kernel.cpp").write_text(_SHIMS + shuffle + source + launch)
     # CuPy's own headers only: those of the CUDA toolkit are for its compilers.
-    include = [option for option in cuda.compiler_options() if option.startswith("-I") and "cupy" in option]
+    include = [option for option in cuda_program.compiler_options() if option.startswith("-I") and "cupy" in option]
     command = ["g++", "-O2", f"-std={standard}", "-pthread", "-ffp-contract=off", "-w", "-shared", "-fPIC", *include]
     subprocess.run([*command, "kernel.cpp", "-o", "kernel.so"], cwd=folder, check=True)
     return ctypes.CDLL(str(folder / "kernel.so"))

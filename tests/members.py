@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from oracle import random_state, special_state
 
-from fastadam.kernels import cpu, fold, reference, stored
-from fastadam.kernels.storage import BLOCK_FORMATS, EXPONENT_BLOCK, Storage
-from fastadam.kernels.update import Recipe, Update, update_of
+from fastadam.kernels import cpu, reference, stored
+from fastadam.kernels.texts import fold
+from fastadam.kernels.texts.formats import BLOCK_FORMATS, EXPONENT_BLOCK, Storage
+from fastadam.kernels.texts.update import Recipe, Update, update_of
 
 RECIPES = {
     "adam": Recipe(),

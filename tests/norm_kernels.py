@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from fastadam.kernels import cpu, cpu_norm, fold, norm
+from fastadam.kernels import cpu, norm
+from fastadam.kernels.cpu import norm as cpu_norm
+from fastadam.kernels.texts import fold
 
 try:
     from cuda_host import HAS_COMPILER, clip_on_host

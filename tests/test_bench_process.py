@@ -182,7 +182,7 @@ def test_a_kernel_that_became_slower_is_found(copied):
     same = run(*command, *compare)
     assert (same.returncode, "SLOWER" in same.stdout) == (0, False), same.stdout + same.stderr
 
-    update = folder / "fastadam" / "kernels" / "update.py"
+    update = folder / "fastadam" / "kernels" / "texts" / "update.py"
     text, root = update.read_text(encoding="utf-8"), "    root = sqrt(v)\n"
     assert text.count(root) == 1
     # The root of a square is what it was.

@@ -10,8 +10,10 @@ import pytest
 from machine_code import FUSED, SHIFTED
 from numba import njit
 
-from fastadam.kernels import casts, cpu, storage, stored
-from fastadam.kernels.cpu_casts import COMPILED
+from fastadam.kernels import cpu, stored
+from fastadam.kernels.cpu.casts import COMPILED
+from fastadam.kernels.texts import casts
+from fastadam.kernels.texts import formats as storage
 
 try:
     from cuda_host import HAS_COMPILER, on_host, patch_cuda, run_on_host
@@ -213,7 +215,7 @@ def run(name, place, dtype, *arguments):
 @cache
 def kernel_over(name, dtype, *dtypes):
     """The CUDA kernel that does the same."""
-    from fastadam.kernels.cuda_source import kernel_of
+    from fastadam.kernels.cuda.source import kernel_of
 
     inputs = [f"{each} given{index}" for index, each in enumerate(dtypes)]
     call = f"out = {name}({', '.join(f'given{index}' for index in range(len(dtypes)))})"

@@ -11,7 +11,9 @@ from test_sparse import WIDTH, dense, draw_rows, model
 
 import fastadam
 from fastadam import SparseRows
-from fastadam.kernels import catch_up, cpu, cpu_rows
+from fastadam.kernels import cpu
+from fastadam.kernels.cpu import rows as cpu_rows
+from fastadam.kernels.texts import catch_up
 
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 F4 = np.float32
@@ -210,7 +212,8 @@ def test_missed_steps_in_the_cuda_source_are_the_text_on_numpy(dtype):
         pytest.skip("needs g++")
     from cuda_host import run_on_host
 
-    from fastadam.kernels import cuda_rows, cuda_source
+    from fastadam.kernels.cuda import rows as cuda_rows
+    from fastadam.kernels.cuda import source as cuda_source
 
     flats, blocks, table, starts = missed_steps(dtype)
     expected = expected_rows(flats, blocks, table, starts)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from members import BLOCKED, MEMBERS, by_reference, encode, launch_of
 
-from fastadam.kernels import casts
-from fastadam.kernels.storage import BLOCK_FORMATS, EXPONENT_BLOCK, Storage
-from fastadam.kernels.update import Recipe, update_of
+from fastadam.kernels.texts import casts
+from fastadam.kernels.texts.formats import BLOCK_FORMATS, EXPONENT_BLOCK, Storage
+from fastadam.kernels.texts.update import Recipe, update_of
 
 CODES = Storage(m="float8", v="float8")
 BUFFERS = ("m", "v")

@@ -9,9 +9,11 @@ import pytest
 from machine_code import FUSED, PACKED, SHIFTED
 from members import MEMBERS, NAMES_AND_DTYPES, launch_of, random_flats
 
-from fastadam.kernels import cpu, cpu_jit, cpu_norm
-from fastadam.kernels.storage import NATIVE
-from fastadam.kernels.update import ADAM
+from fastadam.kernels import cpu
+from fastadam.kernels.cpu import jit as cpu_jit
+from fastadam.kernels.cpu import norm as cpu_norm
+from fastadam.kernels.texts.formats import NATIVE
+from fastadam.kernels.texts.update import ADAM
 
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 

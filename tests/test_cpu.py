@@ -19,7 +19,8 @@ from members import (
 )
 from oracle import misaligned
 
-from fastadam.kernels import cpu, fold, reference
+from fastadam.kernels import cpu, reference
+from fastadam.kernels.texts import fold
 
 main = pytest.mark.parametrize("name", MAIN)
 others = pytest.mark.parametrize("name", OTHERS)

@@ -19,6 +19,7 @@ from members import (
 
 pytest.importorskip("cupy")
 
+import cuda_program
 from cuda_host import (
     HAS_COMPILER,
     _library,
@@ -30,7 +31,8 @@ from cuda_host import (
     run_flat_on_host,
 )
 
-from fastadam.kernels import cuda, fold, reference
+from fastadam.kernels import cuda, reference
+from fastadam.kernels.texts import fold
 
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="needs g++")
 
@@ -139,13 +141,13 @@ def test_launch_flat_steps_like_the_reference(dtype, monkeypatch):
     [("g * g - v", "g * g + v"), ("lr * root2 / bias1", "lr * root2 / bias2")],
 )
 def test_check_notices_a_changed_statement(statement, other, monkeypatch):
-    source, changed = cuda.source, []
+    source, changed = cuda_program.source, []
 
     def edited(*arguments):
         changed.append(source(*arguments).replace(statement, other))
         return changed[-1]
 
-    monkeypatch.setattr(cuda, "source", edited)
+    monkeypatch.setattr(cuda_program, "source", edited)
     _library.cache_clear()
     try:
         with pytest.raises(AssertionError, match="Arrays are not equal"):

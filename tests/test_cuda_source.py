@@ -14,10 +14,14 @@ from members import MAIN, MEMBERS, NAMES_AND_DTYPES, OTHERS, STORED, is_exponent
 pytest.importorskip("cupy")
 nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc")
 
+import cuda_program  # noqa: E402
 from cuda_host import stand_ins_for  # noqa: E402
 
-from fastadam.kernels import cuda, cuda_norm, cuda_step, fold  # noqa: E402
-from fastadam.kernels.storage import EXPONENT_BLOCK  # noqa: E402
+from fastadam.kernels import cuda  # noqa: E402
+from fastadam.kernels.cuda import norm as cuda_norm  # noqa: E402
+from fastadam.kernels.cuda import step as cuda_step  # noqa: E402
+from fastadam.kernels.texts import fold  # noqa: E402
+from fastadam.kernels.texts.formats import EXPONENT_BLOCK  # noqa: E402
 
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 guards = pytest.mark.parametrize("guarded", [False, True], ids=["", "guarded"])
@@ -29,13 +33,13 @@ targets = pytest.mark.parametrize(("name", "architecture"), TARGETS)
 
 def source_of(kernel, update, dtype):
     scalars = [f"{name}_value" for name in update.columns]
-    return cuda.source(kernel, stand_ins_for(kernel, dtype, (*scalars, "elements", "count", "scale")))
+    return cuda_program.source(kernel, stand_ins_for(kernel, dtype, (*scalars, "elements", "count", "scale")))
 
 
 def ptx(source, architecture="sm_90", replaced=()):
     """The PTX of `source`, compiled with CuPy's options, of which some may be `replaced`."""
     program = nvrtc.createProgram(source, "fastadam.cu", (), ())
-    options = [dict(replaced).get(option, option) for option in cuda.compiler_options()]
+    options = [dict(replaced).get(option, option) for option in cuda_program.compiler_options()]
     try:
         nvrtc.compileProgram(program, (*options, f"-arch={architecture}"))
     except nvrtc.NVRTCError:
@@ -148,7 +152,7 @@ def test_kernels_of_the_norm_compile_without_fused_multiply_adds(dtype):
     squares += [cuda_norm.squares(np.dtype(np.float32), storage) for storage in ("bfloat16", "float16")]
     for kernel in (*squares, cuda_norm.row_sums(), cuda_norm.clip_record()):
         numbers = ("count", "scale", "max_grad_norm", "largest", "propagate")
-        sources[kernel.name] = ptx(cuda.source(kernel, stand_ins_for(kernel, dtype, numbers)))
+        sources[kernel.name] = ptx(cuda_program.source(kernel, stand_ins_for(kernel, dtype, numbers)))
         ignored = {"no IEEE square root", "no IEEE division", "float64 arithmetic in a float32 kernel"}
         assert set(findings(sources[kernel.name], adam, dtype)) <= ignored
     assert findings(sources["fastadam_clip"], adam, np.float64) == []

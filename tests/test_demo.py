@@ -11,9 +11,10 @@ import pytest
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 import fastadam
-from fastadam import demo, demo_training
-from fastadam.demo_models import Classifier, LinearRegression, diabetes, digits
-from fastadam.textbook import TextbookAdam
+from fastadam.demo import run as demo
+from fastadam.demo import training as demo_training
+from fastadam.demo.models import Classifier, LinearRegression, diabetes, digits
+from fastadam.demo.textbook import TextbookAdam
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

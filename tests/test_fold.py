@@ -19,7 +19,7 @@ from members import (
     random_flats,
 )
 
-from fastadam.kernels import fold
+from fastadam.kernels.texts import fold
 
 names = pytest.mark.parametrize("name", MEMBERS)
 # Of the folds that only rounding is added to, one is enough where each is compiled.

@@ -16,7 +16,8 @@ from members import (
     rows_launch,
 )
 
-from fastadam.kernels import casts, fold, norm
+from fastadam.kernels import norm
+from fastadam.kernels.texts import casts, fold
 
 cupy = pytest.importorskip("cupy")
 pytestmark = pytest.mark.gpu

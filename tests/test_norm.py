@@ -8,7 +8,8 @@ import pytest
 from norm_kernels import HAS_COMPILER, clipped, draw, expected_record, lanes_on_cpu
 from oracle import misaligned
 
-from fastadam.kernels import casts, cpu, norm
+from fastadam.kernels import cpu, norm
+from fastadam.kernels.texts import casts
 
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 needs_host_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="needs CuPy and g++")

@@ -10,7 +10,7 @@ from training import HYPER, LARGE, SHAPES, copies, dtypes, make, pmv, sizes, way
 
 import fastadam
 from fastadam.kernels import cpu
-from fastadam.kernels.update import ADAM, ADAM_L2
+from fastadam.kernels.texts.update import ADAM, ADAM_L2
 
 # --- hyperparameters
 

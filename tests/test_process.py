@@ -49,10 +49,10 @@ def copy(tmp_path):
 
 def test_an_edited_update_text_never_meets_a_stale_cache(tmp_path, copy):
     package, beginning = copy
-    text = package / "kernels" / "update.py"
+    text = package / "kernels" / "texts" / "update.py"
     code = f"""
 {beginning}
-import numpy as np, fastadam.kernels.cpu as cpu, fastadam.kernels.update as update
+import numpy as np, fastadam.kernels.cpu as cpu, fastadam.kernels.texts.update as update
 p, g, m, v = np.zeros(4), np.ones(4), np.zeros(4), np.zeros(4)
 fastadam.adam_step(p, g, m, v, step=1)
 print(m[0], len(cpu.twins(update.ADAM)[0].stats.cache_hits))
@@ -71,7 +71,7 @@ print(m[0], len(cpu.twins(update.ADAM)[0].stats.cache_hits))
 def test_a_place_without_a_writable_directory_is_no_obstacle(tmp_path, copy):
     # A read-only installation and no home, as in many containers: Numba then finds no place for its cache.
     package, beginning = copy
-    (package / "kernels" / "__pycache__").write_text("")
+    (package / "kernels" / "cpu" / "__pycache__").write_text("")
     nowhere = tmp_path / "file"
     nowhere.write_text("")
     places = {name: str(nowhere / "below") for name in ("HOME", "XDG_CACHE_HOME", "IPYTHONDIR", "LOCALAPPDATA")}
@@ -151,8 +151,9 @@ def test_updates_that_are_loaded_from_the_cache_do_not_meet_each_others_code(tmp
     # Numba links by name: the second process loads machine code that several processes compiled, each on its own.
     code = """
 import sys, numpy as np
-from fastadam.kernels import cpu, fold, reference
-from fastadam.kernels.update import Recipe, update_of
+from fastadam.kernels import cpu, reference
+from fastadam.kernels.texts import fold
+from fastadam.kernels.texts.update import Recipe, update_of
 recipes = [Recipe(), Recipe(decay="coupled"), Recipe(amsgrad=True), Recipe(member="nadam"), Recipe(clip_value=True)]
 for recipe in [recipes[int(index)] for index in sys.argv[1:]]:
     update, results = update_of(recipe), []

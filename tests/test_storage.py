@@ -22,9 +22,10 @@ from members import (
     special_flats,
 )
 
-from fastadam.kernels import cpu, fold, reference
-from fastadam.kernels.storage import EXPONENT_BLOCK, NATIVE, Storage
-from fastadam.kernels.update import Recipe, update_of
+from fastadam.kernels import cpu, reference
+from fastadam.kernels.texts import fold
+from fastadam.kernels.texts.formats import EXPONENT_BLOCK, NATIVE, Storage
+from fastadam.kernels.texts.update import Recipe, update_of
 
 try:
     from cuda_host import HAS_COMPILER, by_host, launch_on_host, run_flat_on_host

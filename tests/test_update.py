@@ -19,8 +19,9 @@ from members import (
 )
 from oracle import exact_adam, random_state
 
-from fastadam.kernels import fold, reference, text, update
-from fastadam.kernels.update import ADAM, ADAM_L2, ADAMW, BUFFERS, Recipe, update_of
+from fastadam.kernels import reference
+from fastadam.kernels.texts import fold, text, update
+from fastadam.kernels.texts.update import ADAM, ADAM_L2, ADAMW, BUFFERS, Recipe, update_of
 
 members = pytest.mark.parametrize("member", MEMBERS.values(), ids=MEMBERS)
 COMMON_TO_PYTHON_AND_C = (

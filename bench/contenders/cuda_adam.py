@@ -26,7 +26,7 @@ def of_fastadam(params, grads, kind):
 def of_cupy(params, grads, kind):
     import cupy
 
-    from fastadam.textbook import TextbookAdam
+    from fastadam.demo.textbook import TextbookAdam
 
     held, gradients = ({name: cupy.asarray(a) for name, a in arrays.items()} for arrays in (params, grads))
     optimizer = TextbookAdam()

@@ -10,9 +10,9 @@ from fastadam.bench.bandwidth import MAKERS, reader, touched
 from fastadam.bench.contender import Built, Contender, fewer_threads, limit_name
 from fastadam.bench.layouts import EXTRAS, FORMATS, KINDS, MEMORY, moves
 from fastadam.kernels.cpu import BLOCK
-from fastadam.kernels.cpu_jit import jit
-from fastadam.kernels.cpu_threads import PARALLEL_FROM
-from fastadam.kernels.text import block, function
+from fastadam.kernels.cpu.jit import jit
+from fastadam.kernels.cpu.threads import PARALLEL_FROM
+from fastadam.kernels.texts.text import block, function
 
 
 def build(params, grads, kind, layout, threads=None):

@@ -1,7 +1,7 @@
 """The NumPy Adam of a textbook: moments in dictionaries, a fresh array for every operation."""
 
 from fastadam.bench.contender import Built, Contender
-from fastadam.textbook import TextbookAdam
+from fastadam.demo.textbook import TextbookAdam
 
 
 def build(params, grads, kind):

@@ -1,0 +1,1 @@
+"""`fastadam demo`: small trainings with three forms of Adam side by side."""

@@ -1,0 +1,114 @@
+"""`fastadam demo`: two small trainings in NumPy or CuPy, with three forms of Adam side by side."""
+
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fastadam.demo.models import diabetes, digits
+from fastadam.demo.report import Comparison, gain, save_picture, table
+from fastadam.demo.training import CPU, Device, contenders, train, warm_up
+
+PICTURE = "losses-and-times.png"
+
+# On a GPU subnormal numbers are flushed to zero: far below the size of a rounding error of a parameter.
+TOLERANCE_ON_GPU = 1e-6
+
+
+class DemoError(Exception):
+    """The demo cannot run here, for a reason that the user can do something about."""
+
+
+def run(device_name: str, seed: int, output: Path) -> int:
+    """Train, show the figures, save the picture; the exit status, 1 if fastadam differs from its NumPy reference.
+
+    Args:
+        device_name: "cpu" or "cuda".
+        seed: For starting parameters, batches and the split of the data.
+        output: Directory for the picture, made if missing.
+
+    Raises:
+        DemoError: no CUDA device, or a directory that cannot be written. Nothing has been trained then.
+    """
+    device = CPU if device_name == "cpu" else cuda_device()
+    require_writable(output)
+    console = Console()
+    comparisons = _compare(device, seed, console)
+    for comparison in comparisons:
+        console.print(table(comparison))
+    picture = output / PICTURE
+    save_picture(comparisons, picture)
+    status = _verdict(comparisons, device, console)
+    console.print(f"Picture: {escape(str(picture))}", soft_wrap=True)
+    console.print(gain(comparisons[-1]))
+    return status
+
+
+def cuda_device() -> Device:
+    """The current CUDA device through CuPy."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise DemoError(
+            f'--device cuda needs CuPy, which cannot be imported ({error}): pip install "fastadam[cuda12]"'
+        ) from error
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+        cupy.zeros(1).sum().item()
+    except Exception as error:
+        raise DemoError(
+            f"--device cuda needs a working CUDA device, and CuPy finds none ({error}): use a machine with an "
+            'NVIDIA GPU and its driver, and there pip install "fastadam[cuda12]"; or use --device cpu'
+        ) from error
+    return Device("cuda", cupy.asarray, cupy.asnumpy, lambda: cupy.cuda.get_current_stream().synchronize())
+
+
+def require_writable(output: Path) -> None:
+    """Make the directory and raise unless files can be written into it."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=output).close()
+    except OSError as error:
+        raise DemoError(f"--output {output} must be a directory that can be written: {error}") from error
+
+
+def _compare(device: Device, seed: int, console: Console) -> list[Comparison]:
+    tasks = [diabetes(), digits(seed)]
+    ready = sum(warm_up(task, device, seed) for task in tasks)
+    console.print(
+        f"fastadam's kernels compiled, or loaded from their cache, in {ready:.2f} s: not part of the times below."
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    comparisons = []
+    with Progress(*columns, console=console) as progress:
+        for task in tasks:
+            bar = progress.add_task(task.title, total=task.steps)
+            runs = contenders(task, device, seed)
+            train(runs, seed, partial(progress.advance, bar))
+            comparisons.append(Comparison(runs))
+    return comparisons
+
+
+def _verdict(comparisons: list[Comparison], device: Device, console: Console) -> int:
+    """Say how the final parameters compare; the exit status."""
+    furthest = max(comparison.from_reference for comparison in comparisons)
+    # Written so that NaN fails.
+    if not furthest <= (0.0 if device is CPU else TOLERANCE_ON_GPU):
+        Console(stderr=True).print(
+            f"error: fastadam ended {furthest:.2g} away from its in-place NumPy reference. Either its kernel is wrong "
+            "on this machine, or NumPy's linear algebra gives different results for equal inputs here.",
+            style="bold red",
+        )
+        return 1
+    if device is CPU:
+        console.print("fastadam and its in-place NumPy reference ended with exactly the same parameters.")
+    else:
+        console.print(
+            f"Fed with the gradients from the GPU, the in-place NumPy reference on the CPU ended {furthest:.2g} away "
+            "from fastadam: a GPU flushes subnormal numbers to zero, and nothing else may differ."
+        )
+    console.print("The textbook form rounds in another order, and training carries that on to the difference shown.")
+    return 0

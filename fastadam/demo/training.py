@@ -1,0 +1,196 @@
+"""How the demo trains: three optimizers side by side on the same batches, every step timed by itself."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import fastadam
+from fastadam.demo.models import Task
+from fastadam.demo.textbook import TextbookAdam
+from fastadam.kernels import reference
+from fastadam.kernels.texts import fold
+from fastadam.settings.recipes import update_for
+
+
+class Device(NamedTuple):
+    """Where to train: moves arrays there and back, and waits until all work there is done."""
+
+    name: str
+    move: Callable[[Any], Any]
+    back: Callable[[Any], Any]
+    synchronize: Callable[[], None]
+
+
+CPU = Device("cpu", np.asarray, np.asarray, lambda: None)
+
+
+class Run(ABC):
+    """One training: parameters, an optimizer for them, and what was measured."""
+
+    name: str
+
+    def __init__(self, task: Task, device: Device, seed: int):
+        self.task = task.moved(device.move)
+        self.device = device
+        self.params = {name: device.move(array) for name, array in task.initial(seed).items()}
+        self.gradients: dict[str, Any] = {}
+        self.losses: list[float] = []
+        self.gradient_seconds = 0.0
+        self.step_seconds: list[float] = []
+
+    @abstractmethod
+    def step(self) -> None:
+        """Take one optimizer step with `gradients`."""
+
+    def find_gradients(self, rows: Any) -> dict[str, Any]:
+        """The gradients of the loss on the batch of `rows`."""
+        rows = self.device.move(rows)
+        return self.task.model.gradients(self.params, self.task.x[rows], self.task.y[rows])
+
+    def train_on(self, rows: Any) -> None:
+        """Find the gradients and take the step, and time both."""
+        began = perf_counter()
+        self.gradients = self.find_gradients(rows)
+        self.device.synchronize()
+        found = perf_counter()
+        self.step()
+        self.device.synchronize()
+        self.step_seconds.append(perf_counter() - found)
+        self.gradient_seconds += found - began
+
+    def note_loss(self) -> None:
+        """Append the loss on all training data to `losses`."""
+        self.losses.append(float(self.task.model.loss(self.params, self.task.x, self.task.y)))
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the test data that is classified rightly; None without test data."""
+        task = self.task
+        return None if task.test_x is None else task.model.accuracy(self.params, task.test_x, task.test_y)
+
+    @property
+    def median_step(self) -> float:
+        """Seconds."""
+        return median(self.step_seconds)
+
+    @property
+    def optimizer_share(self) -> float:
+        """The optimizer's part of the time for gradients and steps."""
+        in_steps = sum(self.step_seconds)
+        return in_steps / (in_steps + self.gradient_seconds)
+
+    def furthest_from(self, other: "Run") -> float:
+        """Largest absolute difference between the parameters of two runs."""
+        mine, others = self.params_on_host(), other.params_on_host()
+        return max(float(np.max(np.abs(mine[name] - others[name]))) for name in mine)
+
+    def params_on_host(self) -> dict[str, np.ndarray]:
+        """The parameters as float64 NumPy arrays."""
+        return {name: np.asarray(self.device.back(p), np.float64) for name, p in self.params.items()}
+
+
+class TextbookRun(Run):
+    """Trains with Adam as a textbook writes it."""
+
+    name = "textbook"
+
+    def __init__(self, task: Task, device: Device, seed: int):
+        super().__init__(task, device, seed)
+        self._optimizer = TextbookAdam(lr=task.lr)
+
+    def step(self) -> None:
+        """Take one optimizer step with `gradients`."""
+        self.params = self._optimizer.step(self.params, self.gradients)
+
+
+class FastRun(Run):
+    """Trains with fastadam."""
+
+    name = "fastadam"
+
+    def __init__(self, task: Task, device: Device, seed: int):
+        super().__init__(task, device, seed)
+        self._optimizer = fastadam.Adam(self.params, lr=task.lr)
+
+    def step(self) -> None:
+        """Take one optimizer step with `gradients`."""
+        self._optimizer.step(self.gradients)
+
+
+class ReferenceRun(Run):
+    """Trains with the NumPy form of fastadam's update, in place in flat buffers of the same layout, on the CPU.
+
+    With a `leader` on a GPU it takes the leader's gradients: its own would be rounded otherwise there.
+    """
+
+    name = "reference"
+
+    def __init__(self, task: Task, seed: int, leader: Run | None = None):
+        super().__init__(task, CPU, seed)
+        self._leader = leader
+        self._packed = fastadam.Adam(self.params, lr=task.lr)
+        self._update, self._hyper = update_for(self._packed.param_groups[0])
+        self._carried = np.array(fold.FIRST_CARRIED)
+
+    def find_gradients(self, rows: Any) -> dict[str, Any]:
+        """The gradients of the loss on the batch of `rows`, or copies of those of the leader."""
+        if self._leader is None:
+            return super().find_gradients(rows)
+        return {name: self._leader.device.back(gradient) for name, gradient in self._leader.gradients.items()}
+
+    def step(self) -> None:
+        """Take one optimizer step with `gradients`."""
+        for name, gradient in self.gradients.items():
+            self._packed.grads[name] = gradient
+        flat = self._packed.buffers
+        reference.launch_flat(self._update, (flat.p, flat.m, flat.v), flat.g, self._hyper, self._carried, 1.0)
+
+
+def contenders(task: Task, device: Device, seed: int) -> list[Run]:
+    """The three runs of a task, all from the same starting parameters, in the order in which they take a step."""
+    fast = FastRun(task, device, seed)
+    return [TextbookRun(task, device, seed), fast, ReferenceRun(task, seed, None if device is CPU else fast)]
+
+
+def warm_up(task: Task, device: Device, seed: int) -> float:
+    """Take one step with every optimizer, and return the seconds that the first one with fastadam took.
+
+    They are those for importing Numba or CuPy, and for compiling the kernels or loading them from the cache.
+    """
+    began = perf_counter()
+    _take_empty_step(FastRun(task, device, seed))
+    seconds = perf_counter() - began
+    for run in contenders(task, device, seed):
+        _take_empty_step(run)
+    return seconds
+
+
+def _take_empty_step(run):
+    run.gradients = {name: 0 * p for name, p in run.params.items()}
+    run.step()
+    run.device.synchronize()
+
+
+def train(runs: list[Run], seed: int, advance: Callable[[int], Any]) -> None:
+    """Train `runs` of one task, batch by batch in turn; `advance(steps)` is called after every epoch."""
+    task = runs[0].task
+    rng = np.random.default_rng(seed)
+    for _ in range(task.epochs):
+        batches = _batches(task, rng)
+        for rows in batches:
+            for run in runs:
+                run.train_on(rows)
+        for run in runs:
+            run.note_loss()
+        advance(len(batches))
+
+
+def _batches(task, rng):
+    """Row numbers of each batch of one epoch, in random order; of the full batch, as they are."""
+    if task.batch_size is None:
+        return [np.arange(len(task.x))]
+    return np.array_split(rng.permutation(len(task.x)), task.steps // task.epochs)

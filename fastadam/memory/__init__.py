@@ -1,0 +1,1 @@
+"""Where everything lies: arrays of every library, flat buffers, and the format of each."""

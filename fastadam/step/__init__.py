@@ -1,0 +1,1 @@
+"""What one step does: gradients are located and reduced, and launches follow."""

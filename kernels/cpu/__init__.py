@@ -1,0 +1,41 @@
+"""The CPU backend, compiled by Numba."""
+
+from fastadam.kernels.cpu.launch import (
+    BLOCK,
+    DIRECT_FROM,
+    PARALLEL_FROM,
+    address,
+    blocks_of,
+    catch_up,
+    catch_up_table,
+    clip,
+    compiled,
+    copy_out,
+    launch_flat,
+    launcher,
+    signature,
+    squares_launcher,
+    twin,
+    twins,
+    upload,
+)
+
+__all__ = [
+    "BLOCK",
+    "DIRECT_FROM",
+    "PARALLEL_FROM",
+    "address",
+    "blocks_of",
+    "catch_up",
+    "catch_up_table",
+    "clip",
+    "compiled",
+    "copy_out",
+    "launch_flat",
+    "launcher",
+    "signature",
+    "squares_launcher",
+    "twin",
+    "twins",
+    "upload",
+]

@@ -1,0 +1,90 @@
+"""The functions of :mod:`casts <fastadam.kernels.texts.casts>`, compiled from their texts by Numba."""
+
+import inspect
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, register_jitable
+
+from fastadam.kernels.texts.casts import CASTS
+from fastadam.kernels.texts.formats import EXPONENT_BLOCK
+from fastadam.kernels.texts.text import function
+
+
+@intrinsic
+def _bitcast_to_uint32(_, value):
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.uint32(types.float32), generate
+
+
+@intrinsic
+def _bitcast_to_float32(_, bits):
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+@register_jitable
+def _bits_of(value):
+    return _bitcast_to_uint32(np.float32(value))
+
+
+@register_jitable
+def _float_of(bits):
+    return _bitcast_to_float32(np.uint32(bits))
+
+
+@register_jitable
+def _where(condition, value, other):
+    return value if condition else other
+
+
+@register_jitable
+def _maximum(a, b):
+    return max(a, b)
+
+
+@register_jitable
+def _minimum(a, b):
+    return min(a, b)
+
+
+@intrinsic
+def block_floats(_):
+    """Uninitialised float32 for one block of elements with a shared exponent, on the stack: no others share them."""
+
+    def generate(context, builder, signature, arguments):
+        return cgutils.alloca_once(builder, ir.FloatType(), size=EXPONENT_BLOCK)
+
+    return types.CPointer(types.float32)(), generate
+
+
+SOURCES = "".join(inspect.getsource(cast) for cast in CASTS)
+
+
+def _compiled() -> dict[str, Any]:
+    # Numba makes uint32 op uint32 a uint64; the casts of the text bring every result back, or half the lanes are lost.
+    names: dict[str, Any] = {
+        "uint8": np.uint8,
+        "uint16": np.uint16,
+        "uint32": np.uint32,
+        "float32": np.float32,
+        "bits_of": _bits_of,
+        "float_of": _float_of,
+        "where": _where,
+        "maximum": _maximum,
+        "minimum": _minimum,
+    }
+    for cast in CASTS:
+        names[cast.__name__] = register_jitable(function(inspect.getsource(cast), callees=SOURCES, **names))
+    return names
+
+
+# Name -> the function that kernels call.
+COMPILED = _compiled()
