@@ -13,11 +13,9 @@ row of the table with the scalars of the element text, rounded once to the dtype
 from collections.abc import Callable
 from math import pow
 
-from numpy import floor, maximum, minimum, sqrt
+from numpy import floor, maximum, sqrt
 
-from fastadam.kernels.texts.text import block, function, join
-
-# `sign` is -1 to ascend instead of descend; `seed`, of the stochastic rounding, is an integer below 2**24.
+# `sign` is -1 to ascend instead of descend.
 HYPER = (
     "lr",
     "beta1",
@@ -29,16 +27,10 @@ HYPER = (
     "momentum_decay",
     "clip_value",
     "ema_decay",
-    "seed",
 )
 # `step` counts the steps taken; `momentum_product` is the product of NAdam's momenta so far.
 CARRIED = ("step", "momentum_product")
 FIRST_CARRIED = (0.0, 1.0)
-# Columns of the table: no update has more scalars.
-COLUMNS = 16
-# What `clip` records: the factor on the gradients, whether the step is taken, the norm of the gradients, and how many
-# steps have not been taken.
-RECORD = ("grad_scale", "taken", "norm", "skipped")
 
 
 def begin(step, grad_scale, sign, beta1, beta2):
@@ -126,7 +118,7 @@ def zero_gradient():
     zero = 0.0
 
 
-def next_turn(step, seed):
+def next_turn(step):
     # Thresholds go round by the golden ratio, so that over many steps they are spread evenly: for slow changes.
     turn = 40503.0 * step
     turn -= 65536.0 * floor(turn / 65536.0)
@@ -135,28 +127,6 @@ def next_turn(step, seed):
     within = step - 131072.0 * floor(step / 131072.0)
     toss = 40503.0 * (within * (within + 1.0) * 0.5)
     toss -= 65536.0 * floor(toss / 65536.0)
-
-
-def clip_norm(grad_scale, squared_norm, max_grad_norm):
-    norm = grad_scale * sqrt(squared_norm)
-    grad_scale = grad_scale * minimum(1.0, max_grad_norm / (norm + 1e-6))
-
-
-def check_finite(grad_scale, squared_norm, largest, propagate):
-    # False for NaN as well. The square of the clipped norm must not overflow where g * g would.
-    taken = maximum(propagate, 1.0 * (grad_scale * grad_scale * squared_norm < largest))
-
-
-CLIP = join(clip_norm, check_finite)
-# `clip(grad_scale, squared_norm, max_grad_norm, largest, propagate)`: the first three of `RECORD`. `max_grad_norm` is
-# infinite where nothing is clipped; `propagate` is 1 to take every step.
-clip = function(
-    block(
-        "def clip(grad_scale, squared_norm, max_grad_norm, largest, propagate):",
-        *CLIP.statements,
-        f"return {', '.join(RECORD[:3])}",
-    )
-)
 
 
 _DECAYS: dict[str, list[Callable]] = {"decoupled": [decoupled], "free": [free]}

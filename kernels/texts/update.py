@@ -15,12 +15,13 @@ from functools import cache
 
 from numpy import maximum, minimum, sqrt
 
+from fastadam.kernels import SCALARS
 from fastadam.kernels.texts import fold
-from fastadam.kernels.texts.formats import NATIVE, Storage
+from fastadam.kernels.texts.formats import NATIVE, Formats
 from fastadam.kernels.texts.text import Text, block, function, join
 
 # Parameters, gradients, first and second moment; largest second moment, average of the parameters, their 16-bit copy.
-BUFFERS = ("p", "g", "m", "v", "v_max", "ema", "low")
+BUFFERS = ("p", "g", "m", "v", "v_max", "ema", "copy")
 
 
 def scale_gradient(g, grad_scale):
@@ -101,8 +102,8 @@ def average(p, ema, ema_blend):
     ema += ema_blend * (p - ema)
 
 
-def copy(p, low):
-    low = p
+def copy(p, copy):
+    copy = p
 
 
 def zero_gradient(g, zero):
@@ -118,6 +119,8 @@ class Update:
         text: The statements of the element.
         fold: The statements of the fold, float64, once a step and row of hyperparameters.
         storage: How the buffers are stored.
+        hyper: Names of its hyperparameters, in the order of their table.
+        carried: Names of what is carried from step to step, in the order of its table; `step` counts the steps taken.
         element: `element(*buffers, *scalars) -> written`, the text as a function.
         fold_row: `fold_row(hyper, carried, grad_scale, table)`, the fold as a function on rows of arrays.
         sources: The sources of the two functions, for the name of a cache.
@@ -126,7 +129,9 @@ class Update:
     name: str
     text: Text
     fold: Text
-    storage: Storage = NATIVE
+    storage: Formats = NATIVE
+    hyper: tuple[str, ...] = fold.HYPER
+    carried: tuple[str, ...] = fold.CARRIED
     element: Callable = len
     fold_row: Callable = len
     sources: str = ""
@@ -155,15 +160,15 @@ class Update:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the table's columns: the scalars, and what stochastic rounding needs."""
-        return self.scalars + (("seed", "turn", "toss") if self.storage.dithers else ())
+        return self.scalars + (("turn", "toss") if self.storage.dithers else ())
 
 
 def compose(
-    name: str, stages: tuple[Callable, ...], fold_stages: tuple[Callable, ...], storage: Storage = NATIVE
+    name: str, stages: tuple[Callable, ...], fold_stages: tuple[Callable, ...], storage: Formats = NATIVE
 ) -> Update:
     """The update `name` of these element stages, whose scalars the fold stages make."""
     plain = Update(name, join(*stages), join(*fold_stages), storage)
-    assert len(plain.columns) <= fold.COLUMNS
+    assert len(plain.columns) <= SCALARS
     element, fold_row = _element_source(plain), _fold_source(plain)
     return replace(plain, element=function(element), fold_row=function(fold_row), sources=element + fold_row)
 
@@ -181,10 +186,10 @@ def _fold_source(update):
     needed = {*text.arguments, *update.columns}
     return block(
         "def fold_row(hyper, carried, grad_scale, table):",
-        *(f"{name} = hyper[{index}]" for index, name in enumerate(fold.HYPER) if name in needed),
-        *(f"{name} = carried[{index}]" for index, name in enumerate(fold.CARRIED) if name in needed),
+        *(f"{name} = hyper[{index}]" for index, name in enumerate(update.hyper) if name in needed),
+        *(f"{name} = carried[{index}]" for index, name in enumerate(update.carried) if name in needed),
         *text.statements,
-        *(f"carried[{index}] = {name}" for index, name in enumerate(fold.CARRIED) if name in text.assigned),
+        *(f"carried[{index}] = {name}" for index, name in enumerate(update.carried) if name in text.assigned),
         *(f"table[{index}] = {name}" for index, name in enumerate(update.columns)),
         "return",
     )
@@ -218,7 +223,7 @@ class Recipe:
     zero_grad: bool = False
     short1: bool = False
     short2: bool = False
-    storage: Storage = NATIVE
+    storage: Formats = NATIVE
 
 
 @cache
@@ -255,7 +260,7 @@ def _element_stages(recipe):
     stages += [_ROOTS[recipe.amsgrad, recipe.eps_root]] * (recipe.member != "adamax")
     stages += [_DESCENTS[recipe.member]]
     stages += [average] * recipe.ema
-    stages += [copy] * (recipe.storage.low != "native")
+    stages += [copy] * (recipe.storage["copy"] != "native")
     stages += [zero_gradient] * recipe.zero_grad
     return tuple(stages)
 
