@@ -94,6 +94,10 @@ def join_halves(upper, lower):
     return float_of(uint32(whole - uint32(uint32(low & 0x8000) << 1)))
 
 
+# The generator of random words, as states name it.
+WORDS = "lowbias32"
+
+
 def random_word(place):
     # The finalizer "lowbias32" of C. Wellons without its first and its last shift. `place` is that of the parameter
     # plus the index of the element.
