@@ -88,6 +88,27 @@ def misaligned(array, elements):
     return copy
 
 
+class Home:
+    """A place for a copy of `array`, which starts `shift` elements past a 64-byte boundary, with canaries around it."""
+
+    CANARIES, CANARY = 256, 0xA5
+
+    def __init__(self, array, shift=0):
+        self.array, before = array, self.CANARIES + shift * array.itemsize
+        memory = np.full(64 + before + array.nbytes + self.CANARIES, self.CANARY, np.uint8)
+        start = -memory.ctypes.data % 64 + before
+        self.parts = memory[:start], memory[start : start + array.nbytes], memory[start + array.nbytes :]
+        self.copy = self.parts[1].view(array.dtype)
+        self.copy[...] = array
+        self.address = self.copy.ctypes.data
+
+    def leave(self):
+        """Copy back what has become of the copy; nothing beside it was written."""
+        assert (self.parts[0] == self.CANARY).all(), "written before the beginning of an array"
+        assert (self.parts[2] == self.CANARY).all(), "written past the end of an array"
+        self.array[...] = self.copy
+
+
 def assert_same_bits(actual, expected):
     """Equal to the last bit, zeros by sign too; NaN where NaN."""
     for name, left, right in zip("pmv", actual, expected, strict=True):
