@@ -1,9 +1,16 @@
 """The optimizer classes: the Adam family under torch's names."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from fastadam.optimizer import Optimizer
 from fastadam.schedules import Schedule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fastadam.settings.options import OptionKeywords
 
 
 class Adam(Optimizer):
@@ -131,7 +138,7 @@ class Adam(Optimizer):
         *,
         maximize: bool = False,
         decoupled_weight_decay: bool | None = None,
-        **options: Any,
+        **options: Unpack[OptionKeywords],
     ):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
         flags = {"maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay}
@@ -163,7 +170,7 @@ class AdamW(Adam):
         eps: float | None = None,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
-        **options: Any,
+        **options: Unpack[OptionKeywords],
     ):
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, decoupled_weight_decay=True, **options)
 
@@ -205,7 +212,7 @@ class NAdam(Optimizer):
         *,
         decoupled_weight_decay: bool | None = None,
         maximize: bool = False,
-        **options: Any,
+        **options: Unpack[OptionKeywords],
     ):
         defaults = {
             "lr": lr,
@@ -250,7 +257,7 @@ class Adamax(Optimizer):
         *,
         maximize: bool = False,
         decoupled_weight_decay: bool | None = None,
-        **options: Any,
+        **options: Unpack[OptionKeywords],
     ):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         flags = {"maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay}
@@ -291,7 +298,7 @@ class RAdam(Optimizer):
         *,
         decoupled_weight_decay: bool | None = None,
         maximize: bool = False,
-        **options: Any,
+        **options: Unpack[OptionKeywords],
     ):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         flags = {"maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay}

@@ -87,7 +87,8 @@ def load_state(plan: Plan, groups: Sequence[ParamGroup], state_dict: Mapping[str
     settings = [_settings(group, saved_groups, plan.options) for group in groups]
     loaded: dict[int, Saved] = {}
     for group, values in zip(groups, settings, strict=True):
-        entries = {name: _entry(state[name], plan, positions[name], {**group, **values}, convert) for name in group["params"]}
+        will_hold = {**group, **values}
+        entries = {name: _entry(state[name], plan, positions[name], will_hold, convert) for name in group["params"]}
         asked = sorted({entry.asked for entry in entries.values()})
         if len(asked) != 1:
             raise ValueError(
@@ -132,7 +133,7 @@ def _settings(group, saved_groups, options):
     """The saved settings of the parameters of `group`, which may have been grouped otherwise, checked."""
     predicate = options.exclude_from_weight_decay
     found: list[dict[str, Any]] = []
-    for index, saved in enumerate(saved_groups):
+    for saved in saved_groups:
         names = [name for name in group["params"] if name in saved["params"]]
         # Older states have what is excluded from weight decay in groups of their own, whose decay is zero.
         if names and not (predicate and saved.get("weight_decay") == 0.0 and all(map(predicate, names))):

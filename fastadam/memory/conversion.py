@@ -20,9 +20,7 @@ def converted(
     # Zero is added to make -0.0 one of the two zeros that has the code zero.
     values = _values(entry, key, label, buffer, member).astype(parameter.arithmetic, copy=False) + 0.0
     if values.shape != parameter.shape:
-        raise ValueError(
-            f"`{label}['{key}']` must have shape {parameter.shape} like its parameter, got {values.shape}"
-        )
+        raise ValueError(f"`{label}['{key}']` must have shape {parameter.shape} like its parameter, got {values.shape}")
     if buffer in member.buffers and not member.buffers[buffer].signed and (values < 0.0).any():
         raise ValueError(f"`{label}['{key}']` must be >= 0, got {values.min()}")
     formats = parameter.formats.nearest

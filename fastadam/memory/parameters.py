@@ -91,7 +91,6 @@ def random_place(seed: int, name: Hashable, position: int) -> int:
     return int.from_bytes(blake2b(b"%d:" % seed + kind, digest_size=4).digest(), "little")
 
 
-
 def all_buffers(parameters: Sequence[Parameter]) -> tuple[Buffers, ...]:
     """The distinct sets of buffers of `parameters`, in order."""
     return tuple(dict.fromkeys(parameter.buffers for parameter in parameters))

@@ -8,7 +8,6 @@ from fastadam.kernels.texts.member import Convention, Member
 from fastadam.kernels.texts.members import MEMBERS
 from fastadam.settings.checks import flag, fraction, integer, nonnegative, one_of, positive
 
-
 CONVENTIONS = ("torch", "optax", "keras", "sklearn", "apex")
 NONFINITE = ("propagate", "skip", "raise")
 COPY_DTYPES = ("bfloat16", "float16")
@@ -71,9 +70,7 @@ class Options:
     def _check_together(self):
         having = MEMBERS[self.member].conventions
         if self.convention not in having:
-            raise ValueError(
-                f"`convention` must be one of {list(having)} for this optimizer, got {self.convention!r}"
-            )
+            raise ValueError(f"`convention` must be one of {list(having)} for this optimizer, got {self.convention!r}")
         if self.eps_root and not self.preset.eps_root:
             raise ValueError(
                 f"`eps_root` must be 0 unless `convention` is 'optax' and the optimizer divides by a root, got "
@@ -112,7 +109,7 @@ class Options:
 
 
 def moment_dtypes(given: Any) -> tuple[str | None, str | None]:
-    """The dtypes of first and of second moments that `moment_dtype` asks for, checked; None is that of the arithmetic."""
+    """The dtypes of first and of second moments that are asked for, checked; None is that of the arithmetic."""
     if given is None:
         return None, None
     pair = (given, given) if isinstance(given, str) else given

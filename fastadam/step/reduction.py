@@ -48,9 +48,7 @@ class Reduction:
         kinds = [(parameters[member].arithmetic, parameters[member].formats["g"]) for member in blocks[:, PARAMETER]]
         for (dtype, format), run in groupby(kinds):
             stop = start + sum(1 for _ in run)
-            launches.append(
-                backend.squares(dtype, format, blocks[start:stop], self._plan.tables, lanes[start:stop])
-            )
+            launches.append(backend.squares(dtype, format, blocks[start:stop], self._plan.tables, lanes[start:stop]))
             start = stop
         return lanes, launches
 
