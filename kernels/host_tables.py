@@ -7,7 +7,7 @@ import numpy as np
 from fastadam.kernels import ADDRESSES, CARRIED, HYPER, SCALARS
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class HostTables:
     """What :class:`Tables <fastadam.kernels.Tables>` describes, as NumPy arrays."""
 

@@ -3,6 +3,8 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 from oracle import Home, random_state, special_state
@@ -115,6 +117,7 @@ class Launch:
         clocks: Rows of the scalars to fold.
         places: The place of each parameter's random words.
         shift: Elements from a multiple of 64 bytes to the beginning of the first array; the others have one more each.
+            Of 0, all arrays begin at such a multiple, as CUDA's accesses of 16 bytes need it.
     """
 
     update: Update
@@ -155,7 +158,8 @@ class Launch:
         homes = []
         for index, arrays in enumerate(self.parameters):
             names = ("g", *self.update.flats)
-            mine = {name: Home(arrays[name], self.shift + n) for n, name in enumerate(names) if name in arrays}
+            shifts = {name: self.shift + n if self.shift else 0 for n, name in enumerate(names)}
+            mine = {name: Home(arrays[name], shifts[name]) for name in names if name in arrays}
             places = [mine[name].address if name in mine else 0 for name in names]
             self.tables.addresses[index, GRADIENT : GRADIENT + len(places) + 1] = [*places, self.places[index]]
             homes += mine.values()
@@ -304,7 +308,10 @@ def by_cuda_host(guarded):
     """The function that runs a launch on the CUDA source, compiled by a host compiler, in place."""
     import cuda_host
 
-    return lambda launch: launch.run(cuda_host.launcher, guarded=guarded)
+    def launcher(passes, tables, *, guarded):
+        return partial(cuda_host.by_cuda_host(guarded), SimpleNamespace(passes=passes, tables=tables))
+
+    return lambda launch: launch.run(launcher, guarded=guarded)
 
 
 def has_cuda_host():

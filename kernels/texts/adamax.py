@@ -56,4 +56,5 @@ MEMBER = Member(
     fold=fold,
     conventions=CONVENTIONS,
     small_betas=(1,),
+    has_root=False,
 )

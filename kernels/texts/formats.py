@@ -48,13 +48,13 @@ class Format(NamedTuple):
     codes: Codes | None = None
 
 
-# Thresholds for stochastic rounding: of the bits of an element's random word, each kind of buffer takes its own first.
-# They have as many bits as are dropped: 16 for bfloat16, 20 for codes, where `{unused}` are left of 32. What changes
-# fast is tossed anew at each step; what changes slowly takes its turn.
+# Thresholds for stochastic rounding, made of the bits of an element's random word so that those of two kinds of buffers
+# are not correlated. They have as many bits as are dropped, 16 for bfloat16 and 20 for codes; `{unused}` are left of 32.
+# What changes fast is tossed anew at each step; what changes slowly takes its turn.
 THRESHOLDS = {
     "fast": "high_threshold(uint32(word << 8), toss, {unused})",
     "slow": "high_threshold(word, turn, {unused})",
-    "slowest": "high_threshold(uint32(word << 12), turn, {unused})",
+    "slowest": "high_threshold(uint32(word ^ uint32(word << 16)), turn, {unused})",
 }
 _SIGNED, _UNSIGNED = Codes(14, "size_of({value})"), Codes(30, "bits_of({value})")
 

@@ -46,4 +46,5 @@ MEMBER = Member(
     betas=(0.9, 0.99),
     small_betas=(2,),
     has_eps=False,
+    has_root=False,
 )

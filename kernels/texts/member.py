@@ -44,7 +44,8 @@ class Carried(NamedTuple):
 
 
 class Hyper(NamedTuple):
-    """A hyperparameter of a member alone: its default, and whether it is a number of steps. It is never below 0."""
+    """A hyperparameter of a member alone: its default, and whether it is a number of steps. It is never below 0,
+    and may be infinite."""
 
     default: float
     steps: bool = False
@@ -84,6 +85,7 @@ class Member:
         betas: Default betas.
         small_betas: Numbers of the betas, counted from 1, that need another stage where they are below 0.5.
         has_eps: Whether it divides by something that eps is added to.
+        has_root: Whether that is the root of `v`.
         hyper: Its own hyperparameters: name -> :class:`Hyper`.
         carried: What its fold carries from step to step beside the count of steps: name -> :class:`Carried`.
         exact_rows: Whether steps that a row has missed can be made up for.
@@ -98,6 +100,7 @@ class Member:
     betas: tuple[float, ...] = (0.9, 0.999)
     small_betas: tuple[int, ...] = (1, 2)
     has_eps: bool = True
+    has_root: bool = True
     hyper: Mapping[str, Hyper] = field(default_factory=dict)
     carried: Mapping[str, Carried] = field(default_factory=dict)
     exact_rows: bool = False

@@ -156,7 +156,7 @@ def _update(*fields):
 
 
 def _element_stages(recipe):
-    stages = [shared.scale_gradient]
+    stages: list[Callable] = [shared.scale_gradient]
     if recipe.clip_value:
         stages += [shared.clip_gradient]
     if recipe.decay == "coupled":
@@ -172,7 +172,7 @@ def _element_stages(recipe):
 
 
 def _fold_stages(recipe, dithers):
-    stages = [shared.begin]
+    stages: list[Callable] = [shared.begin]
     if recipe.decay == "decoupled":
         stages += [shared.decay_by_lr]
     if recipe.decay == "free":
