@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.memory.arrays import backend_of, rebound
+from fastadam.memory.arrays import backend_of, rebound, zeros
 from fastadam.memory.buffers import Buffers, Views, as_16_bit
 from fastadam.memory.formats import formats_of, warn_of_vanishing
 from fastadam.memory.layout import plain
@@ -66,10 +66,12 @@ class Optimizer:
         occupied = [parameter.view("p") for parameter in existing]
         check_together(entries, [each.name for each in existing], occupied[0] if occupied else None, occupied)
         backend = backend_of(entries[0].array, entries[0].label)
+        # An array that tells the device, and keeps no parameter alive.
+        device_of = zeros(0, np.uint8, entries[0].array)
         layouts = [plain(e.array.shape) if e.alone else self._layout(e) for e in entries]
         checked = [self._checked_group(entries, settings) for entries, settings in groups]
-        parameters, bindings = self._placed(entries, layouts, [formats for _, formats in checked], len(existing))
-        engine = self._engine or Engine(options, backend, entries[0].array)
+        parameters, bindings = self._placed(entries, layouts, [formats for _, formats in checked], len(existing), device_of)
+        engine = self._engine or Engine(options, backend, device_of)
         members = iter(parameters)
         engine.add([([next(members) for _ in group["params"]], group, excluded) for group, _ in checked])
         for container, key, view in bindings:
@@ -91,7 +93,7 @@ class Optimizer:
         warn_of_vanishing([entry.array for entry in entries], group, options)
         return group, formats
 
-    def _placed(self, entries, layouts, formats, first):
+    def _placed(self, entries, layouts, formats, first, device_of):
         """The parameters, in memory; and what containers are to hold: (container, key, view)."""
         flat_formats = [each for of_group in formats for each in of_group]
         together: dict[Any, list[int]] = {}
@@ -103,7 +105,7 @@ class Optimizer:
         for members in together.values():
             entry, each = entries[members[0]], flat_formats[members[0]]
             named = {entries[index].name: layouts[index] for index in members}
-            buffers = Buffers(named, each, each.arithmetic(entry.array), entry.array)
+            buffers = Buffers(named, each, each.arithmetic(entry.array), device_of)
             if entry.alone:
                 buffers.adopt(entry.array)
             for index in members:
