@@ -1,25 +1,28 @@
 """How the elements of an array lie in memory: which axis is outermost, and which run backwards."""
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 
-class Layout(NamedTuple):
+@dataclass(frozen=True)
+class Layout:
     """A dense array of `shape`, whose elements fill a range of memory without a gap.
 
     Attributes:
         shape: Of the array.
         order: Its axes, from that with the longest stride on.
         backwards: Axes with a negative stride.
+        plain: Whether it is that of a C-contiguous array.
     """
 
     shape: tuple[int, ...]
     order: tuple[int, ...]
     backwards: tuple[int, ...] = ()
+    plain: bool = field(init=False, repr=False, compare=False)
 
-    @property
-    def plain(self) -> bool:
-        """Whether it is that of a C-contiguous array."""
-        return not self.backwards and self.order == tuple(range(len(self.shape)))
+    def __post_init__(self):
+        plain = not self.backwards and self.order == tuple(range(len(self.shape)))
+        object.__setattr__(self, "plain", plain)
 
     def flat(self, array: Any) -> Any:
         """`array`, which has this shape, as a 1-D array in this order of memory: a view if it is laid out so."""

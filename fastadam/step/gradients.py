@@ -51,6 +51,7 @@ class Collector:
         ]
         self._usual = np.ndarray if isinstance(arrays[0], np.ndarray) else None
         self._memory = Memory(parameters, arrays)
+        self._all_small = all(each.size < backend.DIRECT_FROM for each in parameters)
         self._written: Gradients | None = None
         self._places: list[Any] = []
         # Small gradients of the last step, and what was found: arrays that come again are read where they lie.
@@ -115,7 +116,7 @@ class Collector:
         self._memory.refresh()
         # Two rounds, so that all is checked before anything is written, and all gradients are read as they were: some
         # may lie in the optimizer's own memory.
-        usual, copied = self._usual, []
+        usual, copied, unusual = self._usual, [], False
         checked: list[Any] = []
         for expected, gradient in zip(self._expected, given, strict=True):
             # The usual case first: the checks below take longer than a small step.
@@ -127,8 +128,13 @@ class Collector:
                 or self._memory.may_hold(gradient)
                 or self._zeroed
             ):
-                gradient = self._checked(gradient, expected, copied)
+                gradient, unusual = self._checked(gradient, expected, copied), True
             checked.append(gradient)
+        if self._all_small and not unusual and not any(map(is_, given, self._seen)):
+            written, self._seen, self._found = self.written(), given, None
+            for place, gradient in zip(self._places, checked, strict=True):
+                place[...] = gradient
+            return written._replace(held=checked)
         shared = sharing_memory(checked) if self._zeroed else set()
         return self._gathered(given, checked, shared, copied)
 
@@ -160,7 +166,7 @@ class Collector:
 
     def _is_place(self, array, parameter):
         """Whether `array` is the parameter's own part of the gradient buffer."""
-        if "g" not in parameter.buffers.flats or not parameter.layout.fits(array):
+        if array.base is None or "g" not in parameter.buffers.flats or not parameter.layout.fits(array):
             return False
         return bool(self._backend.address(array) == self._backend.address(parameter.flat("g")))
 
@@ -281,8 +287,9 @@ def _check_can_be_zeroed(original, gradient, label):
 
 def _is_readable(gradient, parameter) -> bool:
     """Whether the kernel can read `gradient` where it lies: aligned, and in the order of its parameter."""
-    aligned = gradient.flags.aligned if isinstance(gradient, np.ndarray) else True
-    return aligned and parameter.layout.fits(gradient)
+    flags, layout = gradient.flags, parameter.layout
+    aligned = flags.aligned if isinstance(gradient, np.ndarray) else True
+    return aligned and (flags.c_contiguous if layout.plain else layout.fits(gradient))
 
 
 def sharing_memory(gradients: Sequence[Any]) -> set[int]:
