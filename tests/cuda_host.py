@@ -18,11 +18,10 @@ import cupy
 import numpy as np
 from cuda_program import dtype_of, kernels_of, parameters
 
-from fastadam.kernels import FIRST, GRADIENT, PARAMETER, START, STOP, blocks, cuda, norm
+from fastadam.kernels import GRADIENT, blocks, cuda, norm
+from fastadam.kernels.cuda import device_tables
 from fastadam.kernels.cuda import launch as cuda_launch
 from fastadam.kernels.cuda import source as cuda_source
-from fastadam.kernels.cuda import device_tables
-from fastadam.kernels.texts.formats import EXPONENT_GROUP
 
 HAS_COMPILER = shutil.which("g++") is not None
 
@@ -120,7 +119,8 @@ extern "C" const char* launch_{index}(
     ptrdiff_t given_size, void** given_arguments, const ptrdiff_t* given_sizes, ptrdiff_t count, const ptrdiff_t* order
 ) {{
   size = given_size; arguments = given_arguments; sizes = given_sizes;
-  return launch_blocks([] {{ kernel_{index}::{kernel}({arguments}, CIndexer<1, 1>(&size)); }}, {together}, count, order);
+  auto kernel = [] {{ kernel_{index}::{kernel}({arguments}, CIndexer<1, 1>(&size)); }};
+  return launch_blocks(kernel, {together}, count, order);
 }}
 """
 
@@ -131,7 +131,8 @@ def run_on_host(kernel, arguments, size, order=None):
     CUDA blocks run in `order`, which changes a permutation of their numbers in place.
     """
     dtypes = [a.dtype for a, p in zip(arguments, parameters(kernel), strict=True) if p.dtype is None]
-    run, dtype = _launcher(kernel, *dtypes[:1])
+    dtype = dtypes[0] if dtypes else np.dtype(np.float32)
+    run = _launcher(kernel, dtype)
     converted = []
     for argument, parameter in zip(arguments, parameters(kernel), strict=True):
         if isinstance(argument, np.ndarray):
@@ -159,12 +160,12 @@ def compile_together(update, dtype):
     _TOGETHER.update(dict.fromkeys(kernels, tuple(kernels)))
 
 
-def _launcher(kernel, dtype=np.dtype(np.float32)):
+def _launcher(kernel, dtype):
     kernels = _TOGETHER.get(kernel, (kernel,))
     function = getattr(_library(kernels, dtype), f"launch_{kernels.index(kernel)}")
     function.restype, function.argtypes = ctypes.c_char_p, [ctypes.c_ssize_t, *[ctypes.c_void_p] * 2, ctypes.c_ssize_t]
     function.argtypes += [ctypes.c_void_p]
-    return function, dtype
+    return function
 
 
 @cache
@@ -293,7 +294,7 @@ def cuda_on_host(stream=None, order=None):
         for module in (cuda_launch, cuda_source, device_tables):
             stack.enter_context(mock.patch.object(module, "cupy", fake))
         stack.enter_context(mock.patch.object(cuda_source, "launch", launch))
-        stack.enter_context(mock.patch.object(cuda_launch, "_device_of", lambda place: FakeDevice()))
+        stack.enter_context(mock.patch.object(cuda_launch, "_device_of", return_value=FakeDevice()))
         yield stream
 
 
@@ -306,75 +307,19 @@ def cuda_tables_like(tables):
     return copied
 
 
-def by_cuda_host(guarded, shift=0):
-    """The function that runs a launch of `members.Launch` on the CPU, in place.
-
-    Every flat array is moved to memory between canaries, by `shift` elements off a multiple of 64 bytes.
-    """
-
-    def run(launch):
-        for each in launch.passes:
-            compile_together(each.update, each.dtype)
-        with cuda_on_host(), fenced(launch.tables.addresses, launch.passes, shift):
-            tables = cuda_tables_like(launch.tables)
-            if not guarded:
-                # Nothing reads whether the step is taken.
-                tables.record[1] = 0.0
-            cuda.launcher(launch.passes, tables, guarded=guarded)()
-        for name in ("hyper", "carried", "table"):
-            getattr(launch.tables, name)[...] = getattr(tables, name)
-
-    return run
-
-
-CANARY, FENCE = 0xA5, 512
-
-
-@contextlib.contextmanager
-def fenced(addresses, passes, shift):
-    """Let `addresses` be those of copies between canaries, and copy what they become back to the arrays."""
-    before, moved = addresses.copy(), {}
-    for parameter, column, itemsize, elements in _extents(passes):
-        place = before[parameter, column]
-        key, size = (place, itemsize), itemsize * elements
-        if size > moved.get(key, (b"", 0))[1]:
-            moved[key] = _fence(int(place), size, shift * itemsize), size
-        addresses[parameter, column] = -1
-    for parameter, column, itemsize, _ in _extents(passes):
-        memory, _ = moved[before[parameter, column], itemsize]
-        addresses[parameter, column] = memory.ctypes.data + _begin(memory, shift * itemsize)
-    yield
-    addresses[...] = before
-    for (place, itemsize), (memory, size) in moved.items():
-        begin = _begin(memory, shift * itemsize)
-        assert (memory[:begin] == CANARY).all(), "written before an array"
-        assert (memory[begin + size :] == CANARY).all(), "written behind an array"
-        ctypes.memmove(int(place), memory.ctypes.data + begin, size)
-
-
-def _begin(memory, shift):
-    return -memory.ctypes.data % 64 + FENCE + shift
-
-
-def _fence(place, size, shift):
-    memory = np.full(size + 2 * FENCE + 64 + shift, CANARY, np.uint8)
-    ctypes.memmove(memory.ctypes.data + _begin(memory, shift), place, size)
-    return memory
-
-
-def _extents(passes):
-    """(parameter, column, itemsize, elements) of all that `passes` step."""
+def launcher(passes, tables, *, guarded):
+    """`cuda.launcher` on the CPU, for the arrays that the `HostTables` point to."""
     for each in passes:
-        formats, entries = each.update.storage, each.blocks
-        sizes = {"native": np.dtype(each.dtype).itemsize, "uint16": 2, "uint8": 1}
-        for parameter in np.unique(entries[:, PARAMETER]).tolist():
-            mine = entries[entries[:, PARAMETER] == parameter]
-            stop, lengths = int(mine[:, STOP].max()), mine[:, STOP] - mine[:, START]
-            if "g" in each.update.buffers:
-                yield parameter, GRADIENT, sizes[formats.dtype("g")], int((mine[:, FIRST] + lengths).max())
-            for column, flat in enumerate(each.update.flats, GRADIENT + 1):
-                count = -(-stop // EXPONENT_GROUP) if flat.endswith("_exponent") else stop
-                yield parameter, column, sizes[formats.dtype(flat)], count
+        compile_together(each.update, each.dtype)
+
+    def launch():
+        with cuda_on_host():
+            copied = cuda_tables_like(tables)
+            cuda.launcher(passes, copied, guarded=guarded)()
+        for name in ("hyper", "carried", "table", "record"):
+            getattr(tables, name)[...] = getattr(copied, name)
+
+    return launch
 
 
 def clip_on_host(gradients, grad_scale, max_grad_norm, largest, propagate, record, format="native", order=None):
@@ -392,4 +337,3 @@ def clip_on_host(gradients, grad_scale, max_grad_norm, largest, propagate, recor
         cuda.clip(lanes, grad_scale, max_grad_norm, largest, propagate, tables)
         assert not tables.counters(1).any(), "counters are zero after a launch"
     return record
-

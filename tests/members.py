@@ -3,8 +3,6 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 from oracle import Home, random_state, special_state
@@ -308,10 +306,7 @@ def by_cuda_host(guarded):
     """The function that runs a launch on the CUDA source, compiled by a host compiler, in place."""
     import cuda_host
 
-    def launcher(passes, tables, *, guarded):
-        return partial(cuda_host.by_cuda_host(guarded), SimpleNamespace(passes=passes, tables=tables))
-
-    return lambda launch: launch.run(launcher, guarded=guarded)
+    return lambda launch: launch.run(cuda_host.launcher, guarded=guarded)
 
 
 def has_cuda_host():

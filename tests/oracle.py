@@ -32,13 +32,28 @@ def exact_member(
     momentum_decay=0.0,
     l2=0.0,
     decoupled=0.0,
+    alpha=5.0,
+    alpha_warmup=0,
+    beta3_warmup=0,
 ):
-    """New (p, m, v, v_max) of a member of the family in float64, by the formulas of its paper and its conventions."""
+    """New (p, m, v, v_max) of a member of the family in float64, by the formulas of its paper and its conventions.
+
+    Lion has no `v`; the slow moment of AdEMAMix stands in the place of `v_max`.
+    """
     p, g, m, v = (np.asarray(x, np.float64) for x in (p, g, m, v))
-    beta1, beta2 = betas
+    beta1, beta2 = betas[:2]
     unbias1, unbias2 = 1 / (1 - beta1**step), 1 / (1 - beta2**step)
     g = g + l2 * p
+    if member == "lion":
+        change = np.sign(beta1 * m + (1 - beta1) * g) + decoupled * p
+        return p - lr * change, beta2 * m + (1 - beta2) * g, v, v_max
     m = beta1 * m + (1 - beta1) * g
+    if member == "ademamix":
+        alpha *= min(1.0, step / alpha_warmup) if alpha_warmup else 1.0
+        beta3 = warm_beta(step, beta1, betas[2], beta3_warmup)
+        slow, v = beta3 * v_max + (1 - beta3) * g, beta2 * v + (1 - beta2) * g**2
+        change = (m * unbias1 + alpha * slow) / (np.sqrt(v * unbias2 + eps_root) + eps)
+        return p - lr * (change + decoupled * p), m, v, slow
     if member == "adamax":
         outside = convention == "keras"
         v = np.maximum(beta2 * v, np.abs(g) + (0.0 if outside else eps))
@@ -61,6 +76,14 @@ def exact_member(
         rectifier = ((length - 4) * (length - 2) * limit) / ((limit - 4) * (limit - 2) * length)
         root = root / np.sqrt(rectifier) if length > 5 else 1.0
     return p - lr * (decoupled * p + m_hat / root), m, v, v_max
+
+
+def warm_beta(step, first, last, warmup):
+    """beta3 of Algorithm 2 of arXiv 2409.03137 at a step, from `first` on."""
+    if step >= warmup or last == 0.0:
+        return last
+    logs, part = np.log(max(first, 1e-300)) * np.log(last), step / warmup
+    return min(last, np.exp(logs / ((1 - part) * np.log(last) + part * np.log(max(first, 1e-300)))))
 
 
 def random_state(size, dtype=np.float32, seed=0):

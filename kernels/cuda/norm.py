@@ -5,8 +5,8 @@ from functools import cache
 import cupy
 import numpy as np
 
-from fastadam.kernels import ADDRESSES, FIRST, GRAD_SCALE, GRADIENT, NORM, PARAMETER, SKIPPED, START, STOP, TAKEN
-from fastadam.kernels.cuda.source import THREADS, kernel_of, number_type, pointer, statements
+from fastadam.kernels import ADDRESSES, FIRST, GRADIENT, PARAMETER
+from fastadam.kernels.cuda.source import LAYOUT, THREADS, kernel_of, number_type, pointer, statements
 from fastadam.kernels.norm import LANES, LINES
 from fastadam.kernels.texts.clip import CLIP
 from fastadam.kernels.texts.formats import FORMATS
@@ -70,8 +70,7 @@ def squares_kernel(dtype: np.dtype, format: str) -> cupy.ElementwiseKernel:
         gradient=pointer(f"const {kind}", "gradient", address, f"__ldg(&blocks[entry + {FIRST}])"),
         load=FORMATS[format].load.format("gradient[k]"),
         LANES=LANES,
-        START=START,
-        STOP=STOP,
+        **LAYOUT,
     )
     inputs = ["raw int64 addresses", "raw int64 blocks"]
     return kernel_of(f"fastadam_squares_{number_type(dtype)}_{format}", inputs, ["raw float64 lanes"], body)
@@ -80,8 +79,7 @@ def squares_kernel(dtype: np.dtype, format: str) -> cupy.ElementwiseKernel:
 @cache
 def clip_kernel() -> cupy.ElementwiseKernel:
     """The rest of the reduction, in one launch, and what follows from the norm."""
-    names = {"GRAD_SCALE": GRAD_SCALE, "TAKEN": TAKEN, "NORM": NORM, "SKIPPED": SKIPPED}
-    body = _CLIP.format(LANES=LANES, LINES=LINES, **names, statements=statements(CLIP))
+    body = _CLIP.format(LANES=LANES, LINES=LINES, **LAYOUT, statements=statements(CLIP))
     inputs = ["float64 scale", "float64 max_grad_norm", "float64 largest", "float64 propagate"]
     return kernel_of("fastadam_clip", inputs, ["raw float64 lanes", "raw uint32 counters", "raw float64 record"], body)
 

@@ -10,21 +10,8 @@ from functools import cache
 import cupy
 import numpy as np
 
-from fastadam.kernels import (
-    ADDRESSES,
-    CARRIED,
-    CLOCK,
-    FIRST,
-    GRAD_SCALE,
-    GRADIENT,
-    HYPER,
-    PARAMETER,
-    SCALARS,
-    START,
-    STOP,
-    TAKEN,
-)
-from fastadam.kernels.cuda.source import THREADS, declarations, kernel_of, number_type, pointer, statements
+from fastadam.kernels import FIRST, GRADIENT, TAKEN
+from fastadam.kernels.cuda.source import LAYOUT, THREADS, declarations, kernel_of, number_type, pointer, statements
 from fastadam.kernels.texts.formats import EXPONENT_GROUP
 from fastadam.kernels.texts.update import Update
 
@@ -84,7 +71,7 @@ def fold_kernel(update: Update, dtype: np.dtype, guarded: bool) -> cupy.Elementw
     stores = [f"clock_carried[{k}] = {name};" for k, name in enumerate(update.carried) if name in text.assigned]
     stores += [f"scalars[{k}] = {name};" for k, name in enumerate(update.columns)]
     body = _FOLD.format(
-        **_layout(),
+        **LAYOUT,
         number=number_type(dtype),
         taken=f"if (record[{TAKEN}] == 0.0) return;" if guarded else "",
         loads=" ".join(loads),
@@ -99,10 +86,10 @@ def fold_kernel(update: Update, dtype: np.dtype, guarded: bool) -> cupy.Elementw
 @cache
 def step_kernel(update: Update, dtype: np.dtype, guarded: bool) -> cupy.ElementwiseKernel:
     """The step of the elements of each of `blocks`; if `guarded`, where the step is not taken it only zeroes `g`."""
-    body = [_ENTRY.format(**_layout(), number=number_type(dtype)), *_pointers(update)]
+    body = [_ENTRY.format(**LAYOUT, number=number_type(dtype)), *_pointers(update)]
     if guarded:
         zeroed = f"for (int k = threadIdx.x; k < size; k += {THREADS}) g_at[k] = 0;" if "g" in update.written else ""
-        body += [_NOT_TAKEN.format(**_layout(), zeroed=zeroed)]
+        body += [_NOT_TAKEN.format(**LAYOUT, zeroed=zeroed)]
     body += [*_scalars(update), *_loop(update)]
     inputs = ["raw int64 addresses", "raw int64 blocks", "raw float64 table"]
     inputs += ["raw float64 record"] if guarded else []
@@ -111,12 +98,6 @@ def step_kernel(update: Update, dtype: np.dtype, guarded: bool) -> cupy.Elementw
 
 def _name(update, guarded, what):
     return f"fastadam_{update.name}_{what}" + ("_guarded" if guarded else "")
-
-
-def _layout():
-    """The names of the tables' columns and widths, for `format`."""
-    names = "ADDRESSES CARRIED CLOCK GRAD_SCALE HYPER PARAMETER SCALARS START STOP TAKEN".split()
-    return {name: globals()[name] for name in names}
 
 
 def _pointers(update):

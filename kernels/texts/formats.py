@@ -49,8 +49,8 @@ class Format(NamedTuple):
 
 
 # Thresholds for stochastic rounding, made of the bits of an element's random word so that those of two kinds of buffers
-# are not correlated. They have as many bits as are dropped, 16 for bfloat16 and 20 for codes; `{unused}` are left of 32.
-# What changes fast is tossed anew at each step; what changes slowly takes its turn.
+# are not correlated. They have as many bits as are dropped, 16 for bfloat16 and 20 for codes; of 32 bits `{unused}` are
+# left. What changes fast is tossed anew at each step; what changes slowly takes its turn.
 THRESHOLDS = {
     "fast": "high_threshold(uint32(word << 8), toss, {unused})",
     "slow": "high_threshold(word, turn, {unused})",

@@ -44,8 +44,7 @@ class Carried(NamedTuple):
 
 
 class Hyper(NamedTuple):
-    """A hyperparameter of a member alone: its default, and whether it is a number of steps. It is never below 0,
-    and may be infinite."""
+    """A hyperparameter of a member alone, from 0 to infinity: its default, and whether it is a number of steps."""
 
     default: float
     steps: bool = False
