@@ -147,9 +147,11 @@ def bits(arrays):
 
 
 def memory(opt):
-    """The bytes of all that a step of `opt` writes but for the gradients, and its counts of steps."""
+    """The bytes of all that a step of `opt` writes but for the gradients, and its counts of steps.
+
+    How the optimizer holds its parameters makes no difference.
+    """
     state = opt.state_dict()["state"]
-    others = ("g", "segments", "storage")
-    flats = [{key: flat for key, flat in vars(flats).items() if key not in others} for flats in opt.all_buffers]
+    flats = [{name: flat for name, flat in each.flats.items() if name not in ("p", "g")} for each in opt.all_buffers]
     counts = [(entry["step"], entry.get("mu_product")) for entry in state.values()]
-    return [bits(named) for named in flats], counts
+    return bits(opt.params), [bits(named) for named in flats], counts
