@@ -10,6 +10,7 @@ LARGE = cpu.DIRECT_FROM  # from here on a gradient is read where it lies, and a 
 HYPER = {"lr": 3e-3, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.05}
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 sizes = pytest.mark.parametrize("size", [5, LARGE + 5], ids=["small", "large"])
+both = pytest.mark.parametrize("flat", [False, True], ids=["where they lie", "flat"])
 
 
 def make(shapes, seed=0, dtype=np.float32):
