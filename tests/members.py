@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from oracle import Home, random_state, special_state
+from oracle import Home, assert_same_array, random_state, special_state
 
 from fastadam.kernels import GRAD_SCALE, GRADIENT, SCALARS, TAKEN, Pass, reference, stored
 from fastadam.kernels.blocks import cut
@@ -331,11 +331,8 @@ def assert_same(actual, expected, err_msg=""):
     mine, others, update = actual.arrays(), expected.arrays(), actual.update
     assert mine.keys() == others.keys()
     for key, array in mine.items():
-        other, number = others[key], is_number(mine, key, update)
-        message = f"{key} {err_msg}"
-        np.testing.assert_array_equal(number, is_number(others, key, update), err_msg=f"NaN in {message}")
-        unsigned = np.dtype(f"u{array.itemsize}")
-        np.testing.assert_array_equal(array[number].view(unsigned), other[number].view(unsigned), err_msg=message)
+        numbers = is_number(mine, key, update), is_number(others, key, update)
+        assert_same_array(array, others[key], f"{key} {err_msg}", numbers)
 
 
 def is_number(arrays, key, update):

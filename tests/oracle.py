@@ -133,12 +133,17 @@ class Home:
 
 
 def assert_same_bits(actual, expected):
-    """Equal to the last bit, zeros by sign too; NaN where NaN."""
+    """Three arrays p, m and v are equal to the last bit, zeros by sign too; NaN where NaN."""
     for name, left, right in zip("pmv", actual, expected, strict=True):
-        np.testing.assert_array_equal(np.isnan(left), np.isnan(right), err_msg=f"NaN in {name}")
-        unsigned = np.dtype(f"u{left.itemsize}")
-        numbers = ~np.isnan(left)
-        np.testing.assert_array_equal(left[numbers].view(unsigned), right[numbers].view(unsigned), err_msg=name)
+        assert_same_array(left, right, name)
+
+
+def assert_same_array(actual, expected, label, numbers=None):
+    """Equal to the last bit, zeros by sign too; NaN where NaN: not in `numbers` of each, if its dtype cannot say it."""
+    number, other = numbers or (~np.isnan(actual), ~np.isnan(expected))
+    np.testing.assert_array_equal(number, other, err_msg=f"NaN in {label}")
+    unsigned = np.dtype(f"u{actual.itemsize}")
+    np.testing.assert_array_equal(actual[number].view(unsigned), expected[number].view(unsigned), err_msg=label)
 
 
 def bits(arrays):
@@ -146,12 +151,32 @@ def bits(arrays):
     return {name: np.asarray(array).tobytes() for name, array in arrays.items()}
 
 
-def memory(opt):
-    """The bytes of all that a step of `opt` writes but for the gradients, and its counts of steps.
+def buffers_of(opt, name):
+    """The buffers of a parameter."""
+    return next(buffers for buffers in opt.all_buffers if name in buffers.segments)
 
-    How the optimizer holds its parameters makes no difference.
-    """
-    state = opt.state_dict()["state"]
-    flats = [{name: flat for name, flat in each.flats.items() if name not in ("p", "g")} for each in opt.all_buffers]
-    counts = [(entry["step"], entry.get("mu_product")) for entry in state.values()]
-    return bits(opt.params), [bits(named) for named in flats], counts
+
+def raw(opt, name):
+    """Flat array -> what it has of a parameter, as a copy: all that a step writes except gradients, in one order."""
+    buffers = buffers_of(opt, name)
+    flats = {"p": buffers.segments[name].layout.flat(opt.params[name])}
+    flats |= {flat: buffers.cut(name, flat) for flat in buffers.flats if flat not in ("p", "g")}
+    return {flat: np.array(part) for flat, part in flats.items()}
+
+
+def memory(opt):
+    """The bytes of all that a step of `opt` writes except gradients, and its counts of steps. Gaps must be zero."""
+    assert_gaps_are_zero(opt)
+    counts = [(entry["step"], entry.get("mu_product")) for entry in opt.state_dict()["state"].values()]
+    return {name: bits(raw(opt, name)) for name in opt.params}, counts
+
+
+def assert_gaps_are_zero(opt):
+    """Between the parameters, flat buffers are as they were made."""
+    for buffers in opt.all_buffers:
+        gaps = np.ones(buffers.size, bool)
+        for segment in buffers.segments.values():
+            gaps[segment.start : segment.stop] = False
+        for name, flat in buffers.flats.items():
+            if not name.endswith("_exponent"):
+                assert not np.any(flat[gaps]), f"written into a gap of {name}"
