@@ -38,7 +38,7 @@ from fastadam.step.rows import row_indices
 class Optimizer:
     """A member of the Adam family; see `fastadam.Adam` for arguments, attributes and errors."""
 
-    def __init__(self, params: Any, member: str, defaults: dict[str, Any], options: Mapping[str, Any]):
+    def __init__(self, params: Any, member: str, options: Mapping[str, Any], **defaults: Any):
         chosen = dict(options)
         self._flat = flag(chosen.pop("flat", False), "flat")
         unknown = sorted(chosen.keys() - OPTION_NAMES)
@@ -70,7 +70,9 @@ class Optimizer:
         device_of = zeros(0, np.uint8, entries[0].array)
         layouts = [plain(e.array.shape) if e.alone else self._layout(e) for e in entries]
         checked = [self._checked_group(entries, settings) for entries, settings in groups]
-        parameters, bindings = self._placed(entries, layouts, [formats for _, formats in checked], len(existing), device_of)
+        parameters, bindings = self._placed(
+            entries, layouts, [formats for _, formats in checked], len(existing), device_of
+        )
         engine = self._engine or Engine(options, backend, device_of)
         members = iter(parameters)
         engine.add([([next(members) for _ in group["params"]], group, excluded) for group, _ in checked])
