@@ -1,9 +1,11 @@
 """What Numba makes of the CPU kernels: vector instructions, a leaf for each text and dtype, honest cache files."""
 
+import gc
 import os
 import re
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from functools import partial
 
@@ -112,20 +114,22 @@ def test_the_parallel_driver_is_compiled_only_when_it_is_needed():
     assert driver.cache_info().currsize == 2
 
 
-def test_what_a_launcher_needs_lives_as_long_as_it_does():
-    launch = launch_of(ADAM, random_flats(ADAM, np.float32, 100))
-    expected = launch_of(ADAM, random_flats(ADAM, np.float32, 100))
-    held = []
-
-    def keep(passes, tables, *, guarded):
-        launcher = cpu.launcher([each._replace(blocks=each.blocks.copy()) for each in passes], tables, guarded=guarded)
-        # Over what has been let go.
-        held.append([np.full(shape, 2**40, np.int64) for shape in range(1, 200)])
-        return launcher
-
-    launch.run(keep)
-    by_cpu(False)(expected)
-    np.testing.assert_array_equal(launch.flats["p"], expected.flats["p"])
+@pytest.mark.parametrize("size", [100, cpu.PARALLEL_FROM])
+def test_what_a_launcher_reads_lives_as_long_as_it_does(size):
+    launch = launch_of(ADAM, random_flats(ADAM, np.float32, size))
+    passes, tables = launch.passes, launch.tables
+    arrays = [
+        passes[0].blocks,
+        *(getattr(tables, name) for name in ("addresses", "hyper", "carried", "table", "record")),
+    ]
+    alive = [weakref.ref(array) for array in arrays]
+    launcher = cpu.launcher(passes, tables, guarded=False)
+    del launch, passes, tables, arrays
+    gc.collect()
+    assert all(array() is not None for array in alive)
+    del launcher
+    gc.collect()
+    assert all(array() is None for array in alive)
 
 
 @numba.njit
