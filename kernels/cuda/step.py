@@ -33,7 +33,8 @@ const T* scalars = reinterpret_cast<const T*>(&table[{SCALARS} * __ldg(&blocks[e
 
 _NOT_TAKEN = """
 if (__ldg(&record[{TAKEN}]) == 0.0) {{
-  {zeroed}
+  #pragma unroll 1
+  for (int k = threadIdx.x; k < size; k += {THREADS}) {{ {zeroed} }}
   return;
 }}
 """
@@ -88,8 +89,8 @@ def step_kernel(update: Update, dtype: np.dtype, guarded: bool) -> cupy.Elementw
     """The step of the elements of each of `blocks`; if `guarded`, where the step is not taken it only zeroes `g`."""
     body = [_ENTRY.format(**LAYOUT, number=number_type(dtype)), *_pointers(update)]
     if guarded:
-        zeroed = f"for (int k = threadIdx.x; k < size; k += {THREADS}) g_at[k] = 0;" if "g" in update.written else ""
-        body += [_NOT_TAKEN.format(**LAYOUT, zeroed=zeroed)]
+        zeroed = "g" in update.written
+        body += [_NOT_TAKEN.format(**LAYOUT, THREADS=THREADS, zeroed="g_at[k] = 0;" if zeroed else "")]
     body += [*_scalars(update), *_loop(update)]
     inputs = ["raw int64 addresses", "raw int64 blocks", "raw float64 table"]
     inputs += ["raw float64 record"] if guarded else []
