@@ -114,7 +114,8 @@ class Launch:
         pieces: (parameter, clock, start, stop, first) of each piece.
         clocks: Rows of the scalars to fold.
         places: The place of each parameter's random words.
-        shift: Elements from a multiple of 64 bytes to the beginning of the first array; the others have one more each.
+        shift: Elements from a multiple of 64 bytes to the beginning of the first array; the others have one more each,
+            unless it is 0.
             Of 0, all arrays begin at such a multiple, as CUDA's accesses of 16 bytes need it.
     """
 

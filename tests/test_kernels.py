@@ -28,10 +28,10 @@ from members import (
 )
 from oracle import Home
 
-from fastadam.kernels import CLOCK, PARAMETER, START, STOP, TAKEN, Pass, reference
+from fastadam.kernels import CLOCK, GRADIENT, PARAMETER, START, STOP, TAKEN, Pass, norm, reference
 from fastadam.kernels.blocks import BLOCK, cut
 from fastadam.kernels.host_tables import HostTables
-from fastadam.kernels.texts.formats import EXPONENT_GROUP
+from fastadam.kernels.texts.formats import EXPONENT_GROUP, Formats
 
 needs_host_compiler = pytest.mark.skipif(not has_cuda_host(), reason="needs CuPy and g++")
 CUDA = ("cuda", "guarded")
@@ -278,6 +278,31 @@ def test_several_updates_in_one_launch(kernel):
         for name in ("hyper", "carried", "table"):
             getattr(part.tables, name)[0] = getattr(tables, name)[index]
         assert_same(part, alone)
+
+
+@pytest.mark.parametrize("format", ["native", "bfloat16", "float16"])
+def test_reference_reduces_and_copies_like_the_cpu(format):
+    from fastadam.kernels import cpu
+
+    gradients = [random_flats(MEMBERS["adam"], np.float32, size, seed=size)["g"] for size in (1, 0, 3 * BLOCK + 5, 700)]
+    stored_as = [encode(Formats(g=format), "g", gradient)["g"] for gradient in gradients]
+    blocks = cut(np.array([(index, 0, 0, array.size, 0) for index, array in enumerate(gradients)]))
+    records, copies = [], []
+    for backend in (reference, cpu):
+        tables, lanes = backend.tables(4, 1, None), np.full((len(blocks), norm.LANES), np.nan)
+        tables.addresses[:, GRADIENT] = [backend.address(array) for array in stored_as]
+        tables.record[:] = 9.0, 9.0, 9.0, 2.0
+        backend.squares(np.dtype(np.float32), format, blocks, tables, lanes)()
+        backend.clip(lanes, 0.5, 1.0, 1e30, 0.0, tables)
+        records.append(tables.record.tolist())
+        copies.append(np.zeros(700, np.uint16))
+        if format != "native":
+            backend.copy_out(gradients[-1], copies[-1], format)
+    assert records[0] == records[1]
+    length = 0.5 * np.sqrt(sum(np.square(gradient, dtype=float).sum() for gradient in gradients))
+    np.testing.assert_allclose(records[0], [0.5 / length, 1.0, length, 2.0], rtol=1e-2)
+    np.testing.assert_array_equal(*copies)
+    np.testing.assert_array_equal(copies[0], stored_as[-1] if format != "native" else 0)
 
 
 def test_blocks_begin_with_an_exponent_group():
