@@ -310,7 +310,8 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Fill `grads` with zeros, in place."""
         for buffers in self.all_buffers:
-            buffers.g[...] = 0.0
+            if "g" in buffers.flats:  # it is made of zeros
+                buffers.g[...] = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state in torch's layout, as copies.

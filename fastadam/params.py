@@ -24,6 +24,7 @@ class Entry(NamedTuple):
         container: Where it was found, if that can be looked up again.
         key: Where in `container`.
         alone: Whether it is the one flat array of a group.
+        references: How many references to `original` there are for the sake of `array`.
     """
 
     name: Hashable
@@ -33,6 +34,7 @@ class Entry(NamedTuple):
     container: Any = None
     key: Hashable = None
     alone: bool = False
+    references: int = 0
 
 
 Group = tuple[list[Entry], dict[str, Any]]
@@ -99,11 +101,13 @@ def _entries(params, label, first_unnamed):
 
 
 def _entry(name, label, original, container=None, key=None):
+    before = sys.getrefcount(original)
     array = as_array(original, label)
+    references = sys.getrefcount(original) - before
     check_dtype(array, label)
     if isinstance(array, np.ndarray) and not isinstance(original, np.generic) and not array.flags.writeable:
         raise ValueError(f"`{label}` must be writable, got a read-only array: it is to be trained")
-    return Entry(name, label, original, array, container, key)
+    return Entry(name, label, original, array, container, key, references=references)
 
 
 def excluded_names(groups: list[Group], predicate: Callable[[Hashable], Any] | None, *, required: bool) -> set:
@@ -207,9 +211,8 @@ def warn_of_copies(entries: list[Entry]) -> None:
 
 
 def _is_held(entry):
-    # The references are that of the entry, those of its array, and those of the calls.
-    own = 2 + (entry.original is entry.array)
-    return sys.getrefcount(entry.original) > own
+    # Ours are that of the entry, those for its array (a tensor has one more by DLPack), and the argument of the call.
+    return sys.getrefcount(entry.original) > 2 + entry.references
 
 
 class Watch:

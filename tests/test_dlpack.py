@@ -4,19 +4,22 @@ import numpy as np
 import pytest
 from ml_dtypes import bfloat16
 from oracle import assert_same_bits, memory
-from training import HYPER, make, pmv, sizes
+from training import HYPER, both, make, pmv, sizes
 
 import fastadam
 
 
+@both
 @sizes
-def test_torch_tensors_become_tensors_over_the_flat_buffer(size):
+def test_torch_tensors_stay_or_become_tensors_over_what_trains(size, flat):
     torch = pytest.importorskip("torch")
     shapes = {"w": (2, size), "b": (), "none": (0,)}
     params = {name: torch.tensor(array) for name, array in make(shapes).items()}
-    numpy = fastadam.Adam(make(shapes), **HYPER)
-    opt = fastadam.Adam(params, **HYPER)
+    before = {name: tensor.data_ptr() for name, tensor in params.items()}
+    numpy = fastadam.Adam(make(shapes), **HYPER, flat=flat)
+    opt = fastadam.Adam(params, **HYPER, flat=flat)
     assert all(isinstance(tensor, torch.Tensor) for tensor in params.values())
+    assert ({name: tensor.data_ptr() for name, tensor in params.items()} == before) is not flat
     for name in ("w", "b"):
         assert params[name].data_ptr() == opt.params[name].ctypes.data
     for seed in (1, 2):
@@ -28,13 +31,15 @@ def test_torch_tensors_become_tensors_over_the_flat_buffer(size):
     assert opt.params["b"] == 4.0
 
 
+@both
 @pytest.mark.parametrize("options", [{}, {"master_weights": True}, {"moment_dtype": "float8"}], ids=str)
-def test_torch_bfloat16_tensors_become_tensors_over_the_flat_buffer(options):
+def test_torch_bfloat16_tensors_stay_or_become_tensors_over_what_trains(options, flat):
     torch = pytest.importorskip("torch")
     shapes = {"w": (2, 2500), "b": (), "none": (0,)}
     params = {name: torch.tensor(array).bfloat16() for name, array in make(shapes).items()}
-    numpy = fastadam.Adam({name: array.astype(bfloat16) for name, array in make(shapes).items()}, **HYPER, **options)
-    opt = fastadam.Adam(params, **HYPER, **options)
+    options = {**HYPER, **options, "flat": flat}
+    numpy = fastadam.Adam({name: array.astype(bfloat16) for name, array in make(shapes).items()}, **options)
+    opt = fastadam.Adam(params, **options)
     assert {tensor.dtype for tensor in params.values()} == {torch.bfloat16}
     assert [tuple(tensor.shape) for tensor in params.values()] == [(2, 2500), (), (0,)]
     assert params["w"].data_ptr() == opt.params["w"].ctypes.data
@@ -68,12 +73,19 @@ def test_gradients_of_torch_may_be_bfloat16_for_float32_parameters():
     assert memory(opts[0]) == memory(opts[1])
 
 
-@pytest.mark.parametrize("make_layout", [lambda x: x.T.contiguous().T, lambda x: x.repeat_interleave(2, 1)[:, ::2]])
-def test_torch_tensors_of_any_layout_keep_their_values(make_layout):
+@pytest.mark.parametrize(
+    ("make_layout", "flat"),
+    [
+        (lambda x: x.T.contiguous().T, False),
+        (lambda x: x.T.contiguous().T, True),
+        (lambda x: x.repeat_interleave(2, 1)[:, ::2], True),
+    ],
+)
+def test_torch_tensors_of_any_layout_keep_their_values(make_layout, flat):
     torch = pytest.importorskip("torch")
     array = make({"w": (3, 4)})["w"]
     params = {"w": make_layout(torch.tensor(array))}
-    opt = fastadam.Adam(params, lr=0.0)
+    opt = fastadam.Adam(params, lr=0.0, flat=flat)
     opt.step({"w": make_layout(torch.tensor(array))})
     np.testing.assert_array_equal(params["w"].numpy(), array)
     np.testing.assert_allclose(opt.buffers.views(opt.buffers.m)["w"], 0.1 * array, rtol=1e-5)
@@ -90,10 +102,12 @@ def test_flat_torch_tensor_is_adopted():
     np.testing.assert_allclose(flat.numpy(), np.zeros(5), atol=1e-6)
 
 
-def test_torch_and_numpy_parameters_share_one_buffer():
+@both
+def test_torch_and_numpy_parameters_share_buffers(flat):
     torch = pytest.importorskip("torch")
     params = {"torch": torch.ones(3), "numpy": np.ones(3, np.float32)}
-    opt = fastadam.Adam(params, lr=0.5)
+    opt = fastadam.Adam(params, lr=0.5, flat=flat)
+    assert len(opt.all_buffers) == 1
     opt.step({"torch": np.ones(3, np.float32), "numpy": torch.ones(3)})
     assert isinstance(params["torch"], torch.Tensor)
     assert isinstance(params["numpy"], np.ndarray)
