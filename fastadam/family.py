@@ -189,9 +189,12 @@ class AdamW(Adam):
         eps: float | None = None,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
+        *,
+        maximize: bool = False,
         **options: Unpack[OptionKeywords],
     ):
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, decoupled_weight_decay=True, **options)
+        settings = {"maximize": maximize, "decoupled_weight_decay": True}
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **settings, **options)
 
 
 class NAdam(Optimizer):

@@ -11,9 +11,8 @@ import numpy as np
 import fastadam
 from fastadam.demo.models import Task
 from fastadam.demo.textbook import TextbookAdam
-from fastadam.kernels import reference
-from fastadam.kernels.texts import fold
-from fastadam.settings.recipes import update_for
+from fastadam.kernels import GRAD_SCALE, Pass, reference
+from fastadam.kernels.texts.update import Recipe, update_of
 
 
 class Device(NamedTuple):
@@ -122,7 +121,7 @@ class FastRun(Run):
 
 
 class ReferenceRun(Run):
-    """Trains with the NumPy form of fastadam's update, in place in flat buffers of the same layout, on the CPU.
+    """Trains with the NumPy form of fastadam's update, in place in flat buffers, on the CPU.
 
     With a `leader` on a GPU it takes the leader's gradients: its own would be rounded otherwise there.
     """
@@ -132,9 +131,21 @@ class ReferenceRun(Run):
     def __init__(self, task: Task, seed: int, leader: Run | None = None):
         super().__init__(task, CPU, seed)
         self._leader = leader
-        self._packed = fastadam.Adam(self.params, lr=task.lr)
-        self._update, self._hyper = update_for(self._packed.param_groups[0])
-        self._carried = np.array(fold.FIRST_CARRIED)
+        update, size = update_of(Recipe()), sum(p.size for p in self.params.values())
+        self._flats = {name: np.zeros(size, np.float32) for name in ("g", *update.flats)}
+        shapes = {name: p.shape for name, p in self.params.items()}
+        self._places, views = _views(self._flats["g"], shapes), _views(self._flats["p"], shapes)
+        for name, p in self.params.items():
+            views[name][...] = p
+        self.params = views
+        hyper = {"lr": task.lr, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "sign": 1.0}
+        tables = reference.tables(parameters=1, clocks=1)
+        tables.addresses[0, : len(self._flats)] = [reference.address(flat) for flat in self._flats.values()]
+        tables.hyper[0, : len(update.hyper)] = [hyper.get(name, 0.0) for name in update.hyper]
+        tables.record[GRAD_SCALE] = 1.0
+        # One parameter, one clock, and one block with all elements.
+        step = Pass(update, np.dtype(np.float32), np.zeros(1, np.int64), np.array([[0, 0, 0, size, 0]], np.int64))
+        self._launch = reference.launcher([step], tables, guarded=False)
 
     def find_gradients(self, rows: Any) -> dict[str, Any]:
         """The gradients of the loss on the batch of `rows`, or copies of those of the leader."""
@@ -145,9 +156,15 @@ class ReferenceRun(Run):
     def step(self) -> None:
         """Take one optimizer step with `gradients`."""
         for name, gradient in self.gradients.items():
-            self._packed.grads[name] = gradient
-        flat = self._packed.buffers
-        reference.launch_flat(self._update, (flat.p, flat.m, flat.v), flat.g, self._hyper, self._carried, 1.0)
+            self._places[name][...] = gradient
+        self._launch()
+
+
+def _views(flat, shapes):
+    """Name -> view of the next elements of `flat`, in the shape of that name."""
+    stops = np.cumsum([int(np.prod(shape)) for shape in shapes.values()])
+    parts = np.split(flat, stops[:-1])
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def contenders(task: Task, device: Device, seed: int) -> list[Run]:
