@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from test_sparse import WIDTH, dense, draw_rows, model
+from row_model import WIDTH, dense, draw_rows, model
+from training import pmv
 
 import fastadam
 from fastadam import SparseRows
@@ -37,11 +38,10 @@ def test_exact_is_dense_adam_to_rounding(cls, options, dtype):
         bias = rng.standard_normal(5).astype(dtype)
         expected.step({"table": dense(indices, values), "bias": bias})
         opt.step({"table": SparseRows(indices, values), "bias": bias})
-    opt.catch_up()
-    unit, tiny, flats = np.finfo(dtype).eps, np.finfo(dtype).tiny, expected.buffers
-    scale = {"p": 1 + np.abs(flats.p), "m": np.abs(flats.m) + np.sqrt(flats.v) + tiny, "v": flats.v + tiny}
-    for name, size in scale.items():
-        errors = np.abs(getattr(opt.buffers, name).astype(float) - getattr(flats, name)) / (size * unit)
+    unit, tiny, (p, m, v) = np.finfo(dtype).eps, np.finfo(dtype).tiny, pmv(expected)
+    scales = 1 + np.abs(p), np.abs(m) + np.sqrt(v) + tiny, v + tiny
+    for name, actual, exact, scale in zip("pmv", pmv(opt), (p, m, v), scales, strict=True):
+        errors = np.abs(actual.astype(float) - exact) / (scale * unit)
         assert errors.max() <= 60, (name, errors.max())
 
 
@@ -50,7 +50,7 @@ def test_runs_of_steps_are_made_up_for_in_few(dtype):
     opt = fastadam.Adam(model(dtype), sparse="exact")
     for row in (0, *[1] * 500):
         opt.step({"table": SparseRows([row], np.ones((1, WIDTH), dtype)), "bias": np.ones(5, dtype)})
-    past = opt._pasts[0][1]
+    past = opt._engine._history
     history, totals = past._history[0], past._totals[0]
     table, _ = catch_up_table(np.array([1]), 500, history, totals, np.dtype(dtype))
     late, _ = catch_up_table(np.array([300]), 500, history, totals, np.dtype(dtype))
