@@ -85,7 +85,7 @@ class ParamGroup(MutableMapping):
         self.changed()
 
     def __delitem__(self, key: str) -> None:
-        if key == "params" or key in self._checks:
+        if key in ("params", "moment_dtype") or key in self._checks:
             raise TypeError(f"`{key}` is a part of every parameter group and cannot be deleted")
         del self._values[key]
 
@@ -101,8 +101,10 @@ class ParamGroup(MutableMapping):
     def _checked(self, key, value):
         if key == "params":
             raise TypeError("`params` of a group cannot be assigned: add parameters with `add_param_group`")
-        if key == "moment_dtype" and key in self._values and value == self._values[key]:
-            return value
+        if key == "moment_dtype":
+            if key in self._values and value == self._values[key]:
+                return value
+            raise TypeError("`moment_dtype` of a group cannot be assigned: its moments are there, and stored already")
         if key in OPTION_NAMES:
             raise TypeError(f"`{key}` must be given to the optimizer, not to a group: it holds for all of them")
         return self._checks[key](value, key) if key in self._checks else value

@@ -85,7 +85,7 @@ def check_eps(eps: float) -> None:
 def _check_exact(settings, options, formats):
     """Raise unless missed steps can be made up for: `fastadam.kernels.texts.catch_up` knows only Adam's own form."""
     recipe = recipe_of(settings, options)
-    beside = recipe.amsgrad or recipe.eps_root or recipe.ema or options.copy_dtype
+    beside = recipe.amsgrad or recipe.eps_root or recipe.ema or options.stores_otherwise
     plain = options.family_member.exact_rows and recipe.decay != "coupled"
     if not plain or beside or any(each != NATIVE for each in formats):
         raise ValueError(
