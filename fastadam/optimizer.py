@@ -29,7 +29,7 @@ from fastadam.settings import recipes
 from fastadam.settings.checks import flag, nonnegative
 from fastadam.settings.groups import ParamGroup
 from fastadam.settings.options import OPTION_NAMES, Options, moment_dtypes
-from fastadam.state import dump_state, load_state
+from fastadam.state import dump_state, load_state, steps_not_taken
 from fastadam.step.engine import Engine
 from fastadam.step.gradients import Collector, Gradients
 from fastadam.step.rows import row_indices
@@ -268,7 +268,10 @@ class Optimizer:
             grad_scale = nonnegative(grad_scale, "grad_scale")
         for watch in self._watches:
             watch.check()
-        self._engine.take_step(self._gradients(grads), grad_scale)  # type: ignore[union-attr]
+        engine = self._engine
+        assert engine is not None
+        rates = engine.rates()
+        engine.take_step(self._gradients(grads), rates, grad_scale)
 
     def _gradients(self, grads: Any) -> Gradients:
         if grads is None or grads is self._grads:
@@ -355,12 +358,7 @@ class Optimizer:
             plan.place_random_words([random_place(seed, each.name, at) for at, each in enumerate(plan.parameters)])
         self._engine.loaded()
         if self._engine.reduction is not None:
-            counts = enumerate(self._groups)
-            self._engine.reduction.skipped = min(
-                plan.asked_of(index) - plan.steps(self._members[name])
-                for index, group in counts
-                for name in group["params"]
-            )
+            self._engine.reduction.skipped = steps_not_taken(plan, self._groups)
 
     def __repr__(self) -> str:
         groups = "".join(f"\n  {dict(group)}" for group in self.param_groups)

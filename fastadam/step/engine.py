@@ -41,17 +41,27 @@ class Engine:
                 parameter.start_average()
             self._copy_out(parameter)
 
-    def take_step(self, gradients: Gradients, grad_scale: float = 1.0) -> bool:
-        """Step every parameter that has a gradient; return whether the step was taken, as far as the host knows.
+    def rates(self) -> list[tuple[int, float]]:
+        """The learning rates of the next step, (group, rate), of groups that have a schedule.
 
         Raises:
-            ValueError, TypeError: a schedule gives no learning rate. Nothing has been written then.
-            FloatingPointError: a gradient is not finite, with `nonfinite="raise"`; likewise.
+            ValueError, TypeError: a schedule gives no learning rate, or one that rows cannot be brought up to date by.
+        """
+        plan = self.plan
+        rates = [(group, plan.lr(group)) for group in plan.scheduled]
+        if self._history is not None:
+            self._history.check_decays(dict(rates))
+        return rates
+
+    def take_step(self, gradients: Gradients, rates: Sequence[tuple[int, float]] = (), grad_scale: float = 1.0) -> bool:
+        """Step every parameter that has a gradient; return whether the step was taken, as far as the host knows.
+
+        `rates` are those of `rates()`, which is asked before anything is written, gathered gradients included.
+
+        Raises:
+            FloatingPointError: a gradient is not finite, with `nonfinite="raise"`. Nothing has been written then.
         """
         plan, history = self.plan, self._history
-        rates = [(group, plan.lr(group)) for group in plan.scheduled]
-        if history is not None:
-            history.check_decays()
         # All that can fail comes before the first launch: what is compiled, and what is allocated.
         prepared = plan.prepare(gradients)
         if self.reduction is None:

@@ -1,5 +1,7 @@
 """What exact sparse rows have missed, and how it is made up for."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from fastadam.kernels.cpu.rows import catch_up_table
@@ -34,12 +36,16 @@ class History:
             if self._plan.clock_of[member] in clocks:
                 self.catch_up(member)
 
-    def check_decays(self) -> None:
-        """Raise if a decay of the next step is no factor between 0 and 1, whose logarithm is kept."""
+    def check_decays(self, rates: Mapping[int, float]) -> None:
+        """Raise if a decay of the next step is no factor between 0 and 1, whose logarithm is kept.
+
+        `rates` has the learning rates of groups with a schedule.
+        """
         plan = self._plan
         for group, settings in enumerate(plan.groups):
             if settings["decoupled_weight_decay"]:
-                loss = settings["weight_decay"] * (1.0 if plan.options.decouple_lr else plan.lr(group))
+                lr = rates[group] if group in rates else settings["lr"]
+                loss = settings["weight_decay"] * (1.0 if plan.options.decouple_lr else lr)
                 if loss >= 1.0:
                     raise ValueError(f"`lr` * `weight_decay` must be < 1 with `sparse` 'exact', got {loss}")
 
