@@ -1,7 +1,7 @@
 """The CUDA kernel of a step: the one body for every update, format and place.
 
-A CUDA block steps one entry of the block table. A thread has four neighbouring elements at a time, so that a warp has an
-exponent group. Where all flat arrays are aligned, it loads and stores them in one access of each. The text works on
+A CUDA block steps one entry of the block table. A thread has four neighbouring elements at a time, so that a warp has
+an exponent group. Where all flat arrays are aligned, it loads and stores them in one access of each. The text works on
 locals: every element is read and written once.
 """
 
