@@ -74,7 +74,7 @@ def kernel_of(name: str, inputs: list[str], outputs: list[str], body: str) -> cu
 
 def step_name(update: Update, part: str, guarded: bool) -> str:
     """The name of a kernel of a step, which profilers show."""
-    return f"fastadam_{update.name}_{part}" + "_guarded" * guarded
+    return f"fastadam_{update.name}_{part}_guarded" if guarded else f"fastadam_{update.name}_{part}"
 
 
 def launch(kernel: cupy.ElementwiseKernel, arguments: tuple, size: int) -> None:
