@@ -4,8 +4,9 @@ import cupy
 import numpy as np
 from cupy._core import _carray, _kernel, _scalar, core
 
+from fastadam.kernels.cuda.fold import fold_kernel
 from fastadam.kernels.cuda.source import OPTIONS, PREAMBLE
-from fastadam.kernels.cuda.step import fold_kernel, step_kernel
+from fastadam.kernels.cuda.step import step_kernel
 
 
 def parameters(kernel):

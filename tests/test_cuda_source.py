@@ -19,10 +19,11 @@ nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc")
 import cuda_program  # noqa: E402
 from cuda_program import kernels_of  # noqa: E402
 
+from fastadam.kernels.cuda.fold import fold_kernel  # noqa: E402
 from fastadam.kernels.cuda.launch import rounding_kernel  # noqa: E402
 from fastadam.kernels.cuda.norm import clip_kernel, squares_kernel  # noqa: E402
 from fastadam.kernels.cuda.rows import catch_up_kernel  # noqa: E402
-from fastadam.kernels.cuda.step import fold_kernel, step_kernel  # noqa: E402
+from fastadam.kernels.cuda.step import step_kernel  # noqa: E402
 from fastadam.kernels.texts.catch_up import CATCH_UP  # noqa: E402
 from fastadam.kernels.texts.clip import CLIP  # noqa: E402
 from fastadam.kernels.texts.formats import FORMATS  # noqa: E402

@@ -8,10 +8,11 @@ import numpy as np
 from fastadam.kernels import START, STOP, blocks
 from fastadam.kernels.cuda import source
 from fastadam.kernels.cuda.device_tables import CudaTables
+from fastadam.kernels.cuda.fold import fold_kernel
 from fastadam.kernels.cuda.norm import clip_kernel, groups_of, squares_kernel
 from fastadam.kernels.cuda.rows import PARAMETER, catch_up_kernel
 from fastadam.kernels.cuda.source import THREADS, kernel_of, upload
-from fastadam.kernels.cuda.step import elements_of, fold_kernel, step_kernel
+from fastadam.kernels.cuda.step import elements_of, step_kernel
 
 # A copy of a gradient would be a launch as well, so each is read where it lies.
 DIRECT_FROM = 0

@@ -1,7 +1,7 @@
-"""The CUDA kernels of a step: the fold of the scalars, and the one body that steps elements.
+"""The CUDA kernel of a step: the one body for every update, format and place.
 
-A CUDA block steps one entry of the block table. A thread has four neighbouring elements at a time, which it loads and
-stores in one access for each flat array where that array is aligned; so a warp has an exponent group. The text works on
+A CUDA block steps one entry of the block table. A thread has four neighbouring elements at a time, so that a warp has
+an exponent group. Where all flat arrays are aligned, it loads and stores them in one access of each. The text works on
 locals: every element is read and written once.
 """
 
@@ -10,8 +10,17 @@ from functools import cache
 import cupy
 import numpy as np
 
-from fastadam.kernels import FIRST, GRADIENT, TAKEN
-from fastadam.kernels.cuda.source import LAYOUT, THREADS, declarations, kernel_of, number_type, pointer, statements
+from fastadam.kernels import FIRST, GRADIENT
+from fastadam.kernels.cuda.source import (
+    LAYOUT,
+    THREADS,
+    declarations,
+    kernel_of,
+    number_type,
+    pointer,
+    statements,
+    step_name,
+)
 from fastadam.kernels.texts.formats import EXPONENT_GROUP
 from fastadam.kernels.texts.update import Update
 
@@ -39,49 +48,12 @@ if (__ldg(&record[{TAKEN}]) == 0.0) {{
 }}
 """
 
-_FOLD = """
-typedef {number} T;
-if (i >= clocks.size()) return;
-const ptrdiff_t clock = clocks[i];
-{taken}
-const double* clock_hyper = &hyper[{HYPER} * clock];
-double* clock_carried = &carried[{CARRIED} * clock];
-T* scalars = reinterpret_cast<T*>(&table[{SCALARS} * clock]);
-double grad_scale = record[{GRAD_SCALE}];
-{loads}
-{locals}
-{statements}
-{stores}
-"""
-
 
 def elements_of(update: Update, total: int) -> int:
     """How many elements a CUDA block steps, in a launch that steps `total` of them."""
     if not update.storage.blocked:
         return PLAIN
     return MANY_CODES if total >= MANY else FEW_CODES
-
-
-@cache
-def fold_kernel(update: Update, dtype: np.dtype, guarded: bool) -> cupy.ElementwiseKernel:
-    """The fold of each of `clocks`: the scalars of its row of the table, and what is carried on."""
-    text = update.fold
-    needed = {*text.arguments, *update.columns}
-    loads = [f"double {name} = clock_hyper[{k}];" for k, name in enumerate(update.hyper) if name in needed]
-    loads += [f"double {name} = clock_carried[{k}];" for k, name in enumerate(update.carried) if name in needed]
-    stores = [f"clock_carried[{k}] = {name};" for k, name in enumerate(update.carried) if name in text.assigned]
-    stores += [f"scalars[{k}] = {name};" for k, name in enumerate(update.columns)]
-    body = _FOLD.format(
-        **LAYOUT,
-        number=number_type(dtype),
-        taken=f"if (record[{TAKEN}] == 0.0) return;" if guarded else "",
-        loads=" ".join(loads),
-        locals=declarations("double", text.locals),
-        statements=statements(text),
-        stores=" ".join(stores),
-    )
-    inputs = ["raw int64 clocks", "raw float64 hyper", "raw float64 record"]
-    return kernel_of(_name(update, guarded, "fold"), inputs, ["raw float64 carried", "raw float64 table"], body)
 
 
 @cache
@@ -94,11 +66,7 @@ def step_kernel(update: Update, dtype: np.dtype, guarded: bool) -> cupy.Elementw
     body += [*_scalars(update), *_loop(update)]
     inputs = ["raw int64 addresses", "raw int64 blocks", "raw float64 table"]
     inputs += ["raw float64 record"] if guarded else []
-    return kernel_of(_name(update, guarded, "step"), inputs, [], "\n".join(body))
-
-
-def _name(update, guarded, what):
-    return f"fastadam_{update.name}_{what}" + ("_guarded" if guarded else "")
+    return kernel_of(step_name(update, "step", guarded), inputs, [], "\n".join(body))
 
 
 def _pointers(update):
