@@ -1,6 +1,7 @@
 """States in one format as states in another, on request."""
 
 from collections.abc import Mapping
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,10 @@ def converted(
         raise ValueError(f"`{label}['{key}']` must have shape {parameter.shape} like its parameter, got {values.shape}")
     if buffer in member.buffers and not member.buffers[buffer].signed and (values < 0.0).any():
         raise ValueError(f"`{label}['{key}']` must be >= 0, got {values.min()}")
-    formats = parameter.formats.nearest
-    targets = {flat: parameter.flat(flat) for flat in formats.flats(buffer)}
-    held = {flat: np.empty(target.size, as_bits(target).dtype) for flat, target in targets.items()}
+    formats, buffers = parameter.formats.nearest, parameter.buffers
+    dtypes = {flat: buffers.dtype(flat) for flat in formats.flats(buffer)}
+    sizes = {flat: groups_of(values.size) if flat.endswith("_exponent") else values.size for flat in dtypes}
+    held = {flat: as_bits(np.empty(sizes[flat], dtype)) for flat, dtype in dtypes.items()}
     with np.errstate(all="ignore"):
         stored.store(formats, buffer, parameter.layout.flat(values), held)
         back = stored.load(formats, buffer, held)
@@ -33,7 +35,7 @@ def converted(
         raise ValueError(
             f"`{label}['{key}']` must be within the range of {formats[buffer]}, got {np.abs(values).max()}"
         )
-    return {flat: moved(held[flat].view(target.dtype), target) for flat, target in targets.items()}
+    return {flat: moved(held[flat].view(dtype), parameter.flat("p")) for flat, dtype in dtypes.items()}
 
 
 def _values(entry, key, label, buffer, member):
@@ -56,16 +58,23 @@ def _values(entry, key, label, buffer, member):
 
 
 def saved_layout(entry: Mapping[str, Any], label: str, shape: tuple[int, ...]) -> Layout:
-    """The order of memory in which the groups of codes in `entry` lie: that of C unless it says otherwise."""
+    """The order of memory in which the groups of codes in `entry` lie: that of C unless "layout" says otherwise."""
     if "layout" not in entry:
         return plain(shape)
     try:
-        order, backwards = (tuple(int(axis) for axis in axes) for axes in entry["layout"])
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"`{label}['layout']` must be two lists of axes, got {entry['layout']!r}") from error
-    if sorted(order) != list(range(len(shape))) or not set(backwards) <= set(order):
-        raise ValueError(f"`{label}['layout']` must be two lists of axes of shape {shape}, got {entry['layout']!r}")
-    return Layout(shape, order, backwards)
+        axes = [index(axis) for axis in entry["layout"]]
+    except TypeError as error:
+        raise TypeError(f"`{label}['layout']` must be a list of integers, got {entry['layout']!r}") from error
+    if sorted(max(axis, ~axis) for axis in axes) != list(range(len(shape))):
+        raise ValueError(
+            f"`{label}['layout']` must have each axis of shape {shape} once, as axis or -1 - axis, got {axes}"
+        )
+    return Layout.of_axes(shape, axes)
+
+
+def groups_of(size: int) -> int:
+    """How many groups of codes so many elements have."""
+    return -(-size // EXPONENT_GROUP)
 
 
 def check_codes(codes: Any, exponents: Any, key: str, label: str) -> None:
@@ -77,7 +86,7 @@ def check_codes(codes: Any, exponents: Any, key: str, label: str) -> None:
     for name, array in ((label, codes), (of_exponents, exponents)):
         if array.dtype != np.uint8:
             raise TypeError(f"`{name}` must be uint8, got {array.dtype}")
-    groups = (-(-codes.size // EXPONENT_GROUP),)
+    groups = (groups_of(codes.size),)
     if exponents.shape != groups:
         raise ValueError(
             f"`{of_exponents}` must have shape {groups}, one for each group of {EXPONENT_GROUP} codes, got "

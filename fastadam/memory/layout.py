@@ -1,5 +1,6 @@
 """How the elements of an array lie in memory: which axis is outermost, and which run backwards."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,17 @@ class Layout:
     def __post_init__(self):
         plain = not self.backwards and self.order == tuple(range(len(self.shape)))
         object.__setattr__(self, "plain", plain)
+
+    @classmethod
+    def of_axes(cls, shape: tuple[int, ...], axes: Sequence[int]) -> "Layout":
+        """The layout with these `axes`."""
+        order = tuple(max(axis, ~axis) for axis in axes)
+        return cls(shape, order, tuple(sorted(~axis for axis in axes if axis < 0)))
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Its order, with -1 - axis for those that run backwards: what a state dictionary has."""
+        return tuple(~axis if axis in self.backwards else axis for axis in self.order)
 
     def flat(self, array: Any) -> Any:
         """`array`, which has this shape, as a 1-D array in this order of memory: a view if it is laid out so."""

@@ -1,0 +1,156 @@
+"""What a state dictionary has of one parameter: its keys, and a checked entry as what is to be written."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastadam.kernels.texts.casts import WORDS
+from fastadam.kernels.texts.member import Member
+from fastadam.memory.arrays import as_array, as_bits, dtype_name, moved
+from fastadam.memory.conversion import check_codes, converted, saved_layout
+from fastadam.memory.parameters import Parameter
+from fastadam.settings.checks import integer, real
+from fastadam.settings.options import Options
+
+
+class Saved(NamedTuple):
+    """The state of one parameter, checked.
+
+    Attributes:
+        carried: What its clock carries.
+        asked: How many steps have been asked of its group.
+        seed: Of the stochastic rounding; None where nothing is rounded so.
+        arrays: Flat array -> the values for it, 1-D.
+    """
+
+    carried: tuple[float, ...]
+    asked: int
+    seed: int | None
+    arrays: dict[str, Any]
+
+
+def saved_buffers(options: Options, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Names of what the state of a parameter has, each with the name of the buffer."""
+    optional = {"v_max": settings.get("amsgrad", False)}
+    kept = options.family_member.buffers
+    names = {buffer.state: name for name, buffer in kept.items() if optional.get(name, True)}
+    return {**names, "ema": "ema"} if options.ema_decay is not None else names
+
+
+def saved_arrays(parameter: Parameter, options: Options, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Names of the arrays of a parameter's state, each with the flat array that holds it."""
+    formats, names = parameter.formats, {}
+    for key, buffer in saved_buffers(options, settings).items():
+        code, *exponent = formats.flats(buffer)
+        names[key] = code
+        names.update({f"{key}_exponent": flat for flat in exponent})
+    if "remainder" in formats.flats("p"):
+        names["remainder"] = "remainder"
+    return names
+
+
+def checked_entry(
+    entry: Any, parameter: Parameter, options: Options, settings: Mapping[str, Any], *, convert: bool
+) -> Saved:
+    """The state of a parameter in `entry`; `settings` are those that will hold. Nothing is cast without `convert`.
+
+    Raises:
+        TypeError, ValueError: the entry does not fit the parameter. Nothing has been written or allocated then.
+    """
+    label, member = f"state_dict['state'][{parameter.name!r}]", options.family_member
+    if not isinstance(entry, Mapping):
+        raise TypeError(f"`{label}` must be a dict, got {entry!r}")
+    buffers, flats = saved_buffers(options, settings), saved_arrays(parameter, options, settings)
+    if not convert:
+        _check_no_other_format(entry, label, flats)
+    needed = ["step", *(buffers if convert else flats)]
+    if not set(needed) <= entry.keys():
+        raise ValueError(f"`{label}` must have the keys {', '.join(map(repr, needed))}, got {list(entry)}")
+    carried, asked = _counts(entry, label, member)
+    arrays = {}
+    if convert:
+        for key, buffer in buffers.items():
+            if not _is_stored_alike(entry, key, label, parameter, buffer):
+                arrays.update(converted(entry, key, label, parameter, buffer, member))
+        if "remainder" in flats and "remainder" not in entry:
+            arrays["remainder"] = 0
+    for key, flat in flats.items():
+        if flat not in arrays:
+            arrays[flat] = _as_stored(entry, key, label, parameter, flat)
+    return Saved(carried, asked, _seed(entry, label, parameter, convert), arrays)
+
+
+def _check_no_other_format(entry, label, expected):
+    """Raise if `entry` has a part of a format that this optimizer does not store: it would be dropped."""
+    others = [key for key in entry if (key == "remainder" or key.endswith("_exponent")) and key not in expected]
+    if others:
+        raise TypeError(
+            f"`{label}` must be stored as in this optimizer, got {', '.join(map(repr, others))} too: nothing is "
+            "dropped or cast unless `load_state_dict` is asked to by `convert=True`"
+        )
+
+
+def _is_stored_alike(entry, key, label, parameter, buffer):
+    """Whether a moment in `entry` is in the format of this optimizer."""
+    stored = as_array(entry[key], f"{label}['{key}']")
+    has_codes, codes = f"{key}_exponent" in entry, buffer in parameter.formats.blocked
+    alike = dtype_name(stored) == parameter.buffers.dtype(buffer).name and has_codes == codes
+    return alike and (not codes or saved_layout(entry, label, parameter.shape) == parameter.layout)
+
+
+def _as_stored(entry, key, label, parameter, flat):
+    """`entry[key]`, which must be stored as this optimizer stores it, in the order of memory of the parameter."""
+    dtype, value = parameter.buffers.dtype(flat), as_array(entry[key], f"{label}['{key}']")
+    if value.dtype != dtype and not (value.dtype.isnative and dtype_name(value) == _name(dtype, parameter)):
+        raise TypeError(
+            f"`{label}['{key}']` must be {dtype} as in this optimizer, got {value.dtype}: nothing is cast unless "
+            "`load_state_dict` is asked to by `convert=True`"
+        )
+    # bfloat16 has another dtype in CuPy.
+    value = moved(as_bits(value), parameter.flat("p")).view(dtype)
+    if key.endswith("_exponent"):
+        codes = key.removesuffix("_exponent")
+        check_codes(as_array(entry[codes], f"{label}['{codes}']"), value, codes, label)
+        if saved_layout(entry, label, parameter.shape) != parameter.layout:
+            raise ValueError(
+                f"`{label}['layout']` must be that of the parameter in this optimizer, "
+                f"{list(parameter.layout.axes)}: codes of another order are taken with `convert=True`"
+            )
+        return value
+    if value.shape != parameter.shape:
+        raise ValueError(f"`{label}['{key}']` must have shape {parameter.shape} like its parameter, got {value.shape}")
+    return parameter.layout.flat(value)
+
+
+def _name(dtype, parameter):
+    """The name of a dtype as `dtype_name` has it for arrays beside the parameter."""
+    on_host = isinstance(parameter.flat("p"), np.ndarray)
+    return "bfloat16" if dtype == np.uint16 and not on_host else dtype.name
+
+
+def _counts(entry: Mapping[str, Any], label: str, member: Member) -> tuple[tuple[float, ...], int]:
+    """What the clock of a parameter carries, and how many steps were asked of its group."""
+    step = integer(entry["step"], f"{label}['step']", least=0)
+    skipped = integer(entry.get("skipped", 0), f"{label}['skipped']", least=0)
+    carried = [float(step)]
+    for number in member.carried.values():
+        if number.state not in entry:
+            raise ValueError(f"`{label}` must have the key {number.state!r} for this optimizer, got {list(entry)}")
+        carried.append(real(np.asarray(entry[number.state])[()], f"{label}['{number.state}']"))
+    return tuple(carried), step + skipped
+
+
+def _seed(entry, label, parameter, convert):
+    """The seed by which a parameter was rounded stochastically."""
+    if not parameter.formats.dithers or (convert and entry.get("words") != WORDS):
+        return None
+    if entry.get("words") != WORDS:
+        found = f"has {entry['words']!r}" if "words" in entry else "was not rounded stochastically"
+        if "seed" in entry:
+            found = "was made by fastadam 0.1, whose random numbers depended on how parameters were packed"
+        raise ValueError(
+            f"`{label}['words']` must be {WORDS!r}, by which this optimizer rounds stochastically, but this state "
+            f"{found}: `load_state_dict(..., convert=True)` takes it and goes on with other random numbers"
+        )
+    return integer(entry.get("words_seed"), f"{label}['words_seed']", least=0)
