@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fastadam.containers import Watch, rebind, warn_of_copies, watches
 from fastadam.memory.arrays import backend_of, rebound, zeros
 from fastadam.memory.buffers import Buffers, Views, as_16_bit
 from fastadam.memory.formats import formats_of, warn_of_vanishing
@@ -15,15 +16,12 @@ from fastadam.memory.parameters import Parameter, all_buffers, random_place
 from fastadam.memory.usage import MemoryUsage, memory_usage
 from fastadam.params import (
     Group,
-    Watch,
     check_together,
     excluded_names,
     layout_in_place,
     layout_when_packed,
     parse_group,
     parse_groups,
-    warn_of_copies,
-    watches,
 )
 from fastadam.settings import recipes
 from fastadam.settings.checks import flag, nonnegative
@@ -75,9 +73,14 @@ class Optimizer:
         )
         engine = self._engine or Engine(options, backend, device_of)
         members = iter(parameters)
-        engine.add([([next(members) for _ in group["params"]], group, excluded) for group, _ in checked])
-        for container, key, view in bindings:
-            container[key] = view
+        added = [([next(members) for _ in group["params"]], group, excluded) for group, _ in checked]
+        undo = rebind(bindings)
+        try:
+            engine.add(added)
+        except BaseException:  # there is no more memory, say
+            undo()
+            raise
+        del undo  # it holds what has been replaced
         self._finish(engine, entries, [group for group, _ in checked], bindings)
 
     def _layout(self, entry):
