@@ -13,7 +13,7 @@ from fastadam.bench.bandwidth import bandwidth
 from fastadam.bench.compare import Change, changes
 from fastadam.bench.contenders import CONTENDERS
 from fastadam.bench.costs import TITLE, costs
-from fastadam.bench.machine import facts, gpu, kernel_cache
+from fastadam.bench.machine import facts, gpu, kernel_cache, subnormals
 from fastadam.bench.page import to_html
 from fastadam.bench.parts import parts
 from fastadam.bench.record import Record, RecordError, read_record
@@ -229,6 +229,7 @@ def info(console: Console) -> int:
     table = Table(show_header=False, title="fastadam on this machine", title_justify="left")
     for name, value in facts().items():
         table.add_row(name, str(value))
+    table.add_row("subnormal numbers", subnormals())
     table.add_row("kernel cache", kernel_cache())
     table.add_row("GPU", gpu())
     for name, value in bandwidth(rounds=5).items():

@@ -11,6 +11,7 @@ from typing import Any
 import numba
 
 import fastadam
+from fastadam.kernels.subnormals import flushes
 
 PACKAGES = (
     "numpy",
@@ -116,6 +117,14 @@ def kernel_cache() -> str:
     kernel = cpu.twin(ADAM, parallel=False)
     path = getattr(kernel._cache, "cache_path", None)
     return str(path) if path else "nowhere: every process compiles (no writable place for a cache)"
+
+
+def subnormals() -> str:
+    """What the kernels on the CPU make of subnormal numbers."""
+    if flushes():
+        return "zero"
+    why = "NUMBA_DISABLE_JIT is set" if numba.config.DISABLE_JIT else "this processor has no mode for it"
+    return f"kept: {why}"
 
 
 def gpu() -> str:

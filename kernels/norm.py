@@ -9,6 +9,7 @@ nor on where the gradients lie or how they are grouped, and it is the same on th
 import numpy as np
 
 from fastadam.kernels.blocks import BLOCK
+from fastadam.kernels.subnormals import flushed
 
 LANES = 128
 LINES = 64
@@ -17,7 +18,7 @@ assert LANES * LINES == BLOCK
 
 def squared_norm(gradients):
     """The squared norm of flat `gradients`, in NumPy."""
-    with np.errstate(all="ignore"):
+    with flushed(), np.errstate(all="ignore"):
         lanes = [squares_of(gradient) for gradient in gradients if gradient.size]
         return combine(np.concatenate(lanes) if lanes else np.zeros((1, LANES)))
 

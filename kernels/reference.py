@@ -1,6 +1,6 @@
 """The in-place NumPy reference: the texts run on whole arrays. What every other kernel must equal bit for bit.
 
-Memory is read and written where the tables say that it begins.
+Memory is read and written where the tables say that it begins. As in every kernel, subnormals are zero.
 """
 
 import ctypes
@@ -10,6 +10,7 @@ import numpy as np
 
 from fastadam.kernels import GRAD_SCALE, GRADIENT, NORM, SCALARS, SKIPPED, TAKEN, norm, stored
 from fastadam.kernels.host_tables import HostTables
+from fastadam.kernels.subnormals import flushed
 from fastadam.kernels.texts import casts
 from fastadam.kernels.texts.catch_up import CATCH_UP
 from fastadam.kernels.texts.clip import clip as clip_text
@@ -38,7 +39,7 @@ def launcher(passes, tables, *, guarded):
 
     def launch():
         taken = not guarded or tables.record[TAKEN] != 0.0
-        with np.errstate(all="ignore"):
+        with flushed(), np.errstate(all="ignore"):
             for step in passes:
                 if taken:
                     _fold(step, tables)
@@ -53,7 +54,7 @@ def squares(dtype, format, blocks, tables, lanes):
     formats = Formats(g=format)
 
     def launch():
-        with np.errstate(all="ignore"):
+        with flushed(), np.errstate(all="ignore"):
             for block, sums in zip(blocks, lanes, strict=True):
                 gradient = _gradient(formats, np.dtype(dtype), block, tables)
                 sums[:] = norm.squares_of(stored.load(formats, "g", {"g": gradient}))[0]
@@ -64,7 +65,7 @@ def squares(dtype, format, blocks, tables, lanes):
 def clip(lanes, grad_scale, max_grad_norm, largest, propagate, tables):
     """Add up `lanes`, and write what follows from the norm into `tables.record`."""
     record = tables.record
-    with np.errstate(all="ignore"):
+    with flushed(), np.errstate(all="ignore"):
         squared_norm = np.float64(norm.combine(lanes))
         grad_scale, taken, length = clip_text(grad_scale, squared_norm, max_grad_norm, largest, propagate)
     record[GRAD_SCALE], record[TAKEN], record[NORM] = grad_scale, taken, length
@@ -73,7 +74,7 @@ def clip(lanes, grad_scale, max_grad_norm, largest, propagate, tables):
 
 def catch_up(addresses, dtype, blocks, table, starts):
     """Make up for what rows have missed, each block by rows `starts[slot]` to `starts[slot + 1]` of `table`."""
-    with np.errstate(all="ignore"):
+    with flushed(), np.errstate(all="ignore"):
         for parameter, slot, start, stop in blocks:
             arrays = [_view(address, dtype, start, stop) for address in addresses[parameter]]
             for row in range(starts[slot], starts[slot + 1]):
@@ -83,7 +84,7 @@ def catch_up(addresses, dtype, blocks, table, starts):
 
 def copy_out(p, copy, format):
     """Write flat `p`, rounded to "bfloat16" or "float16", into the bits `copy`."""
-    with np.errstate(all="ignore"):
+    with flushed(), np.errstate(all="ignore"):
         stored.store(Formats(copy=format), "copy", p, {"copy": copy})
 
 

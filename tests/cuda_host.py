@@ -33,6 +33,9 @@ _SHIMS = """
 #include <stdlib.h>
 #include <string.h>
 #include <ucontext.h>
+#if !defined(__aarch64__)
+#include <immintrin.h>
+#endif
 #define __device__
 #define __host__
 #define __global__
@@ -98,14 +101,29 @@ static void run_together() {
     for (threadIdx.x = 0; threadIdx.x < THREADS; ++threadIdx.x)
       if (!ended[threadIdx.x]) swapcontext(&scheduler, &fibers[threadIdx.x]);
 }
-static const char* launch_blocks(void (*kernel)(), bool together, ptrdiff_t count, const ptrdiff_t* order) {
+// Subnormals are zero, as CuPy's -ftz=true makes those of float32.
+#if defined(__aarch64__)
+static unsigned long long flush() {
+  unsigned long long mode = __builtin_aarch64_get_fpcr64();
+  __builtin_aarch64_set_fpcr64(mode | 1 << 24);
+  return mode;
+}
+static void restore(unsigned long long mode) { __builtin_aarch64_set_fpcr64(mode); }
+#else
+static unsigned flush() { unsigned mode = _mm_getcsr(); _mm_setcsr(mode | 0x8040); return mode; }
+static void restore(unsigned mode) { _mm_setcsr(mode); }
+#endif
+static const char* launch_blocks(void (*kernel)(), bool together, bool flushed, ptrdiff_t count, const ptrdiff_t* order) {
   kernel_of_block = kernel; failure = 0;
+  const auto mode = flush();
+  if (!flushed) restore(mode);
   blockDim.x = THREADS; gridDim.x = count;
   for (ptrdiff_t k = 0; k < count; ++k) {
     blockIdx.x = order[k];
     if (together) run_together();
     else for (threadIdx.x = 0; threadIdx.x < THREADS; ++threadIdx.x) kernel();
   }
+  restore(mode);
   return failure;
 }
 bool __isGlobal(const void*) { return true; }
@@ -120,7 +138,7 @@ extern "C" const char* launch_{index}(
 ) {{
   size = given_size; arguments = given_arguments; sizes = given_sizes;
   auto kernel = [] {{ kernel_{index}::{kernel}({arguments}, CIndexer<1, 1>(&size)); }};
-  return launch_blocks(kernel, {together}, count, order);
+  return launch_blocks(kernel, {together}, {flushed}, count, order);
 }}
 """
 
@@ -181,6 +199,7 @@ def compile_on_host(source, kernels, folder, dtype=np.float32):
         passed = ", ".join(_passed(kernel, number, dtype) for number in range(len(parameters(kernel))))
         together = "warp_maximum" in kernel.operation or "__syncthreads" in kernel.operation
         names = {"index": index, "kernel": kernel.name, "arguments": passed, "together": str(together).lower()}
+        names["flushed"] = str("double" not in kernel.name and "typedef double" not in kernel.operation).lower()
         launches.append(_LAUNCH.format(**names))
     (folder / "kernel.cpp").write_text("\n".join([_SHIMS, source, *launches]))
     # CuPy's own headers only: those of the CUDA toolkit are for its compilers.

@@ -83,6 +83,7 @@ def textbook(recipe, h, step, grad_scale):
         "eps": h["eps"] * whole,
         "eps_root": h["eps_root"] / v_hat,
         "correction2": 1.0,
+        "one": 1.0,
         "ema_blend": 1 - h["ema_decay"],
         "zero": 0.0,
         # By the golden ratio, as a fraction of 65,536.

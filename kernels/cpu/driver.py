@@ -3,6 +3,7 @@
 A leaf is compiled once for an update text, `leaf(table_row, address_row, start, stop, first)`: all arguments are int64,
 and the first two are addresses. Before the blocks, each clock is folded: `fold(hyper, carried, table, record)`, all
 addresses. What is launched is told by a `JOB`, the addresses and sizes of tables, so that a call takes one integer.
+Subnormals are zero around all that a thread calls.
 """
 
 from collections.abc import Callable
@@ -16,10 +17,12 @@ from numba import types as numba_types
 from numba.extending import intrinsic, register_jitable
 
 from fastadam.kernels import ADDRESSES, CARRIED, CLOCK, FIRST, GRADIENT, HYPER, PARAMETER, START, STOP
+from fastadam.kernels.blocks import BLOCK
 from fastadam.kernels.cpu import threads
 from fastadam.kernels.cpu.jit import jit
 from fastadam.kernels.cpu.pointers import call, view
 from fastadam.kernels.cpu.prefetch import fetch
+from fastadam.kernels.subnormals import flush, restore
 
 # While block i is stepped, the first FETCHED elements of block i + AHEAD are prefetched, if it lies far from the one
 # before it: more than NEAR elements away. On rows of 256 bytes all over a table, 10,000 rows take 0.48 ms in place of
@@ -35,6 +38,7 @@ JOB = np.dtype(
     [
         ("blocks", np.int64),  # int64 (count, 5)
         ("count", np.int64),
+        ("together", np.int64),  # blocks that a thread takes at a time
         ("leaves", np.int64),  # int64 (clocks, LEAVES)
         ("leaf_bytes", np.int64),  # of a row; 0: one row for all clocks
         ("table", np.int64),  # rows of scalars, a row for each clock
@@ -57,9 +61,12 @@ def launch_of(blocks: np.ndarray, held: Any, **job: int) -> Callable[[], None]:
     """
     blocks = np.ascontiguousarray(blocks, np.int64)
     told = np.zeros(1, JOB)
-    for name, value in {"blocks": blocks.ctypes.data, "count": len(blocks), **job}.items():
+    total = int((blocks[:, STOP] - blocks[:, START]).sum())
+    # About BLOCK elements, so that the mode is not set around each row of a table.
+    together = max(1, len(blocks) * BLOCK // max(1, total))
+    for name, value in {"blocks": blocks.ctypes.data, "count": len(blocks), "together": together, **job}.items():
         told[name] = value
-    if int((blocks[:, STOP] - blocks[:, START]).sum()) < threads.PARALLEL_FROM:
+    if total < threads.PARALLEL_FROM:
         launch = partial(driver(parallel=False), told.ctypes.data)
     else:
         launch = partial(threads.on_threads(lambda parallel: driver(parallel=parallel)), told.ctypes.data)
@@ -73,15 +80,37 @@ def driver(*, parallel: bool) -> Callable[[int], None]:
 
     A call of it skips Numba's look at the types of the arguments, which takes half the time of a short one.
     """
-    return jit(_drive, f"drive_{'parallel' if parallel else 'serial'}", parallel=parallel).compile((int64,))
+    function, name = (_drive_threads, "drive_parallel") if parallel else (_drive, "drive_serial")
+    return jit(function, name, parallel=parallel).compile((int64,))
 
 
 def _drive(address):
+    _fold_clocks(address)
+    _step_blocks(address, 0, _job_at(address).count)
+
+
+def _drive_threads(address):
+    _fold_clocks(address)
+    count, together = _job_at(address).count, _job_at(address).together
+    for part in prange((count + together - 1) // together):
+        _step_blocks(address, part * together, min((part + 1) * together, count))
+
+
+@register_jitable
+def _fold_clocks(address):
     job = _job_at(address)
+    mode = flush()
     for index in range(job.folded):
         _fold(address, index)
-    for index in prange(job.count):
+    restore(mode)
+
+
+@register_jitable
+def _step_blocks(address, first, stop):
+    mode = flush()
+    for index in range(first, stop):
         _step(address, np.int64(index))
+    restore(mode)
 
 
 @register_jitable

@@ -13,6 +13,7 @@ from fastadam.kernels.cpu.jit import leaf
 from fastadam.kernels.cpu.loop import NAMES, itemsize_of, loop_of
 from fastadam.kernels.cpu.threads import PARALLEL_FROM
 from fastadam.kernels.host_tables import HostTables
+from fastadam.kernels.subnormals import flushed
 from fastadam.kernels.texts import casts
 from fastadam.kernels.texts.text import block, function
 from fastadam.kernels.texts.update import Update
@@ -39,7 +40,7 @@ def upload(array: np.ndarray, device_of: Any = None) -> np.ndarray:
 
 def copy_out(p: np.ndarray, copy: np.ndarray, format: str) -> None:
     """Write flat `p`, rounded to "bfloat16" or "float16", into the bits `copy`."""
-    with np.errstate(all="ignore"):
+    with flushed(), np.errstate(all="ignore"):
         copy[...] = casts.to_bfloat16(p) if format == "bfloat16" else casts.to_float16(p)
 
 

@@ -14,6 +14,7 @@ from fastadam.kernels.cpu.driver import LEAF, LEAVES, launch_of
 from fastadam.kernels.cpu.jit import jit, leaf
 from fastadam.kernels.cpu.loop import NAMES, number_like
 from fastadam.kernels.norm import LANES, LINES
+from fastadam.kernels.subnormals import flushed
 from fastadam.kernels.texts.clip import clip as clip_text
 from fastadam.kernels.texts.formats import Formats
 from fastadam.kernels.texts.text import block, function
@@ -43,7 +44,8 @@ def squares(dtype: np.dtype, format: str, blocks: np.ndarray, tables: Tables, la
 
 def clip(lanes: Any, grad_scale: float, max_grad_norm: float, largest: float, propagate: float, tables: Tables) -> None:
     """Add up `lanes`, and write what follows from the norm into `tables.record`."""
-    _clip_kernel()(lanes, grad_scale, max_grad_norm, largest, propagate, tables.record)
+    with flushed():
+        _clip_kernel()(lanes, grad_scale, max_grad_norm, largest, propagate, tables.record)
 
 
 @cache

@@ -19,10 +19,12 @@ def descend(p, m, root, step_size, eps):
 
 def largest_of_v(beta2):
     correction2 = 1.0
+    one = 1.0
 
 
 def largest_of_corrected_v(bias2):
     correction2 = 1.0 / bias2
+    one = 1.0
 
 
 def corrected_size(lr, bias1):
@@ -30,13 +32,14 @@ def corrected_size(lr, bias1):
     step_size = lr / bias1
 
 
-def root_of_largest_v(v, v_max, correction2):
-    v_max = maximum(v_max, correction2 * v)
+def root_of_largest_v(v, v_max, correction2, one):
+    # Multiplied so that a subnormal becomes zero; whether a maximum lets it through differs from compiler to compiler.
+    v_max = maximum(one * v_max, correction2 * v)
     root = sqrt(v_max)
 
 
-def root_of_shifted_largest_v(v, v_max, correction2, eps_root):
-    v_max = maximum(v_max, correction2 * v)
+def root_of_shifted_largest_v(v, v_max, correction2, one, eps_root):
+    v_max = maximum(one * v_max, correction2 * v)
     root = sqrt(v_max + eps_root)
 
 
