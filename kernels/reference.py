@@ -119,8 +119,9 @@ def _random(update, scalars, place, start, stop):
     columns = dict(zip(update.columns, scalars, strict=False))
     if not update.storage.dithers:
         return {}
-    places = (np.arange(start, stop) + place).astype(np.uint32)
-    return {"word": casts.random_word(places), **{name: np.uint32(columns[name]) for name in ("turn", "toss")}}
+    numbers = np.arange(start, stop)
+    chunks, indices = (numbers // casts.CHUNK + place).astype(np.uint32), (numbers % casts.CHUNK).astype(np.uint32)
+    return {"word": casts.random_word(chunks, indices), **{name: np.uint32(columns[name]) for name in ("turn", "toss")}}
 
 
 def _zero(step, block, tables):

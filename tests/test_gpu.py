@@ -224,7 +224,7 @@ def test_elements_beyond_2_to_the_31():
         arrays[name][offset:] = cupy.asarray(array)
     tables = cuda.tables(1, 1, arrays["p"])
     names = ("g", *update.flats)
-    place = (123 - first) % 2**32
+    place = (123 - first // 128) % 2**32
     tables.addresses[0, : len(names) + 1] = [*(cuda.address(arrays[name]) for name in names), place]
     tables.send()
     by_reference_end = copy.deepcopy(end)

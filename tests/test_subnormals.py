@@ -170,7 +170,9 @@ def test_first_moments_without_gradients_do_not_end_as_subnormals(kernel, name, 
 @on_each
 def test_a_subnormal_moment_is_zero_after_one_step(run):
     update, size = MEMBERS["amsgrad"], 1_000
-    flats = {name: np.full(size, value * TINY) for name, value in zip(["g", "m", "v", "v_max"], [1, -1, 1, 2])}
+    flats = {
+        name: np.full(size, value * TINY) for name, value in zip(("g", "m", "v", "v_max"), (1, -1, 1, 2), strict=True)
+    }
     launch = launch_of(update, {"p": np.full(size, -TINY), **flats}, grad_scale=1.0)
     run(launch)
     for name in ("p", "m", "v", "v_max"):

@@ -9,7 +9,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from fastadam.kernels.texts.casts import CASTS
+from fastadam.kernels.texts.casts import CASTS, CHUNK, spread
 from fastadam.kernels.texts.formats import EXPONENT_GROUP
 from fastadam.kernels.texts.text import function
 
@@ -71,6 +71,24 @@ def group_floats(_):
     return types.CPointer(types.float32)(), generate
 
 
+@intrinsic
+def spread_at(_, first, index):
+    """`spread(first + index)`, read from a table of constants: no multiplication an element."""
+
+    def generate(context, builder, signature, arguments):
+        table = cgutils.global_constant(
+            builder, "spread", ir.Constant(ir.ArrayType(ir.IntType(32), len(_SPREAD)), _SPREAD)
+        )
+        first, index = (
+            context.cast(builder, value, kind, types.int64) for value, kind in zip(arguments, signature.args)
+        )
+        place = builder.gep(table, [ir.IntType(64)(0), builder.add(first, index, flags=["nsw"])], inbounds=True)
+        return builder.load(place)
+
+    return types.uint32(first, index), generate
+
+
+_SPREAD = [int(word) for word in spread(np.arange(2 * CHUNK - 1, dtype=np.uint32))]
 SOURCES = "".join(inspect.getsource(cast) for cast in CASTS)
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from numba.extending import register_jitable
 
-from fastadam.kernels import CARRIED, GRAD_SCALE, HYPER, SCALARS, Pass, Tables
+from fastadam.kernels import CARRIED, GRAD_SCALE, HYPER, SCALARS, START, STOP, Pass, Tables
 from fastadam.kernels.cpu.driver import COLUMNS, FOLD, ITEMSIZES, LEAF, LEAVES, launch_of
 from fastadam.kernels.cpu.jit import leaf
 from fastadam.kernels.cpu.loop import NAMES, itemsize_of, loop_of
 from fastadam.kernels.cpu.threads import PARALLEL_FROM
+from fastadam.kernels.cpu.tuning import tuning
 from fastadam.kernels.host_tables import HostTables
 from fastadam.kernels.subnormals import flushed
 from fastadam.kernels.texts import casts
@@ -46,9 +47,9 @@ def copy_out(p: np.ndarray, copy: np.ndarray, format: str) -> None:
 
 def launcher(passes: Sequence[Pass], tables: Tables, *, guarded: bool) -> Callable[[], None]:
     """A function that runs `passes` once: the fold of each clock, then the elements of each block."""
-    leaves = np.zeros((len(tables.hyper), LEAVES), np.int64)
+    leaves, ahead = np.zeros((len(tables.hyper), LEAVES), np.int64), _ahead(passes)
     for each in passes:
-        leaves[each.clocks] = leaves_of(each.update, np.dtype(each.dtype))
+        leaves[each.clocks] = leaves_of(each.update, np.dtype(each.dtype), ahead)
     clocks = np.concatenate([np.zeros(0, np.int64), *(each.clocks for each in passes)])
     blocks = passes[0].blocks if len(passes) == 1 else np.concatenate([_NO_BLOCKS, *(each.blocks for each in passes)])
     arrays = leaves, clocks, tables.addresses, tables.hyper, tables.carried, tables.table, tables.record
@@ -72,11 +73,26 @@ def launcher(passes: Sequence[Pass], tables: Tables, *, guarded: bool) -> Callab
 _NO_BLOCKS = np.zeros((0, 5), np.int64)
 
 
+def _ahead(passes):
+    """How many elements ahead memory is fetched in a launch of `passes`."""
+    chosen = tuning()
+    if not chosen.elements:
+        return 0
+    return chosen.elements if sum(map(_bytes, passes)) >= chosen.least else 0
+
+
+def _bytes(step):
+    """What a pass reads or writes, without exponents."""
+    arrays = [flat for flat in ("g", *step.update.flats) if not flat.endswith("_exponent")]
+    each = sum(itemsize_of(step.update.storage, flat, np.dtype(step.dtype)) for flat in arrays)
+    return each * int((step.blocks[:, STOP] - step.blocks[:, START]).sum())
+
+
 @cache
-def leaves_of(update: Update, dtype: np.dtype) -> np.ndarray:
+def leaves_of(update: Update, dtype: np.dtype, ahead: int = 0) -> np.ndarray:
     """The row of leaves of a clock that steps `update` with arithmetic in `dtype`; compiles what it points to."""
     row = np.zeros(LEAVES, np.int64)
-    row[LEAF] = leaf(loop_of(update, dtype)).address
+    row[LEAF] = leaf(loop_of(update, dtype, ahead)).address
     row[FOLD] = leaf(fold_of(update, dtype)).address
     row[COLUMNS] = 1 + len(update.flats)
     for column, flat in enumerate(("g", *update.flats), ITEMSIZES):

@@ -11,8 +11,10 @@ from numba import carray
 from numba.extending import register_jitable
 
 from fastadam.kernels import ADDRESSES, GRADIENT, SCALARS
-from fastadam.kernels.cpu.casts import COMPILED, SOURCES, group_floats, signum
+from fastadam.kernels.cpu.casts import COMPILED, SOURCES, group_floats, signum, spread_at
 from fastadam.kernels.cpu.pointers import view
+from fastadam.kernels.cpu.prefetch import fetch_to_read, fetch_to_write
+from fastadam.kernels.texts.casts import CHUNK
 from fastadam.kernels.texts.formats import EXPONENT_GROUP, Formats
 from fastadam.kernels.texts.text import block, function
 from fastadam.kernels.texts.update import Update
@@ -25,7 +27,11 @@ NAMES = {
     "carray": carray,
     "view": view,
     "group_floats": group_floats,
+    "spread_at": spread_at,
+    "fetch_to_read": fetch_to_read,
+    "fetch_to_write": fetch_to_write,
 }
+assert CHUNK == EXPONENT_GROUP
 
 
 def number_like(formats: Formats, flat: str, dtype: np.dtype) -> str:
@@ -40,19 +46,22 @@ def itemsize_of(formats: Formats, flat: str, dtype: np.dtype) -> int:
     return dtype.itemsize if stored == "native" else np.dtype(stored).itemsize
 
 
-def loop_of(update: Update, dtype: np.dtype) -> Callable:
+def loop_of(update: Update, dtype: np.dtype, ahead: int = 0) -> Callable:
     """`leaf(table_row, address_row, start, stop, first)`: step elements `start` to `stop`.
 
     `table_row` is the address of a row of scalars, `address_row` that of a row of addresses; the gradient begins with
-    its element `first`.
+    its element `first`. Memory is fetched so many elements `ahead`, unless that is 0.
     """
-    body = _group_body if update.storage.blocked else _plain_body
+    if update.storage.blocked or update.storage.dithers or ahead:
+        body = _chunked_body(update, dtype, ahead)
+    else:
+        body = _plain_body(update)
     return _leaf(
         update,
         f"def {update.name}(table_row, address_row, start, stop, first):",
         *_views(update, dtype),
         *_scalars(update, dtype, "0"),
-        *body(update, dtype),
+        *body,
     )
 
 
@@ -68,7 +77,7 @@ def repeated_loop_of(update: Update, dtype: np.dtype) -> Callable:
         block(
             "for row in range(count):",
             *_scalars(update, dtype, f"{len(update.scalars)} * row"),
-            *_plain_body(update, dtype),
+            *_plain_body(update),
         ),
     )
 
@@ -82,7 +91,7 @@ def _leaf(update, header, *lines):
 
 
 def _views(update, dtype):
-    """The part of each flat array that is stepped, and the place of the first element's random word."""
+    """The part of each flat array that is stepped, and the place of the parameter's random words."""
     storage = update.storage
     lines = [f"addresses = view(address_row, 0, {ADDRESSES}, int64(0))"]
     if "g" in update.buffers:
@@ -93,7 +102,7 @@ def _views(update, dtype):
             begin, size = f"start // {EXPONENT_GROUP}", f"(stop - start + {EXPONENT_GROUP - 1}) // {EXPONENT_GROUP}"
         lines += [f"{name} = view(addresses[{column}], {begin}, {size}, {number_like(storage, name, dtype)})"]
     if storage.dithers:
-        lines += [f"first_place = uint32(addresses[{GRADIENT + 1 + len(update.flats)}] + start)"]
+        lines += [f"random_place = addresses[{GRADIENT + 1 + len(update.flats)}]"]
     return lines
 
 
@@ -105,19 +114,20 @@ def _scalars(update, dtype, row):
     return lines
 
 
-def _plain_body(update, dtype):
-    lines = [*_word(update), _element_call(update, "{}[i]"), *_stores(update, "{}[i]")]
-    return [*_place(update, "first_place"), block("for i in range(stop - start):", *lines)]
+def _plain_body(update):
+    lines = [_element_call(update, "{}[i]"), *_stores(update, "{}[i]")]
+    return [block("for i in range(stop - start):", *lines)]
 
 
-def _group_body(update, dtype):
-    """A loop over the elements of each exponent group, which encodes with the exponents of the last step.
+def _chunked_body(update, dtype, ahead):
+    """A loop over the elements of each chunk of the parameter, which may be an exponent group as well.
 
-    Where an exponent has changed, which is seldom, the codes are made once more, from values that are in the cache.
+    A group is encoded with the exponent of the last step. Where that has changed, which is seldom, the codes are made
+    once more, from values that are in the cache.
     """
     storage = update.storage
     arrays = [name for name in ("g", *update.flats) if not name.endswith("_exponent")]
-    likes = {name: number_like(storage, name, dtype) for name in arrays}
+    likes = {name: number_like(storage, name, dtype) for name in arrays if name != "g" or "g" in update.buffers}
     kept = [
         line
         for name in storage.blocked
@@ -126,16 +136,17 @@ def _group_body(update, dtype):
     return [
         *(f"new_{name} = carray(group_floats(), {EXPONENT_GROUP})" for name in storage.blocked),
         block(
-            f"for group in range((stop - start + {EXPONENT_GROUP - 1}) // {EXPONENT_GROUP}):",
-            f"begin = {EXPONENT_GROUP} * group",
-            f"count = min({EXPONENT_GROUP}, stop - start - begin)",
+            f"for chunk in range(start // {CHUNK}, (stop + {CHUNK - 1}) // {CHUNK}):",
+            f"begin = max({CHUNK} * chunk, start) - start",
+            f"count = min({CHUNK} * chunk + {CHUNK}, stop) - start - begin",
             *(f"{name}_part = view({name}.ctypes.data, begin, count, {like})" for name, like in likes.items()),
-            *_place(update, "first_place + uint32(begin)"),
-            *(f"{name}_first = first_code({name}_exponent[group])" for name in storage.blocked),
+            *(_fetch(update, dtype, name, ahead) for name in likes if ahead),
+            *_first_word(storage),
+            *(f"{name}_first = first_code({name}_exponent[{_group()}])" for name in storage.blocked),
             *(f"{name}_largest = uint32(0)" for name in storage.blocked),
             block(
                 "for i in range(count):",
-                *_word(update),
+                *_word(storage),
                 _element_call(update, "{}_part[i]"),
                 *_stores(update, "{}_part[i]"),
                 *kept,
@@ -145,32 +156,48 @@ def _group_body(update, dtype):
     ]
 
 
+def _fetch(update, dtype, flat, ahead):
+    """The fetch of a chunk of a flat array, `ahead` elements on."""
+    itemsize, kept = itemsize_of(update.storage, flat, dtype), flat == "g" and "g" not in update.written
+    fetch = "fetch_to_read" if kept else "fetch_to_write"
+    return f"{fetch}({flat}_part.ctypes.data + {ahead * itemsize}, {CHUNK * itemsize})"
+
+
 def _encoded_again(update, name):
     storage = update.storage
     codes = [f"{flat}_part[i] = {code}" for flat, code in storage.stores(name, f"new_{name}[i]")]
     return [
         f"exponent = shared_exponent({name}_largest, uint32({storage.codes(name).octaves}))",
         block(
-            f"if exponent != {name}_exponent[group]:",
-            f"{name}_exponent[group] = exponent",
+            f"if exponent != {name}_exponent[{_group()}]:",
+            f"{name}_exponent[{_group()}] = exponent",
             f"{name}_first = first_code(exponent)",
-            *_place(update, "first_place + uint32(begin)"),
-            block("for i in range(count):", *_word(update), *codes),
+            block("for i in range(count):", *_word(storage), *codes),
         ),
     ]
+
+
+def _group():
+    """The number of the chunk among those that are stepped: exponent groups begin with them."""
+    return f"chunk - start // {EXPONENT_GROUP}"
 
 
 def _size(storage, name):
     return storage.codes(name).size.format(value=f"{name}_")
 
 
-def _place(update, place):
-    return [f"place = uint32({place})"] if update.storage.dithers else []
+def _first_word(storage):
+    """What the random words of a chunk share, and where its first one is in their sequence."""
+    if not storage.dithers:
+        return []
+    return [
+        "chunk_word = hashed(uint32(random_place + chunk))",
+        f"place = int64(first_spread(chunk_word)) + (start + begin - {CHUNK} * chunk)",
+    ]
 
 
-def _word(update):
-    # A counter of 32 bits takes a vector of half the size of what the index of the loop takes.
-    return ["word = random_word(place)", "place = uint32(place + uint32(1))"] if update.storage.dithers else []
+def _word(storage):
+    return ["word = uint32(chunk_word + spread_at(place, i))"] if storage.dithers else []
 
 
 def _element_call(update, place):

@@ -21,6 +21,7 @@ from fastadam.kernels.cuda.source import (
     statements,
     step_name,
 )
+from fastadam.kernels.texts.casts import CHUNK
 from fastadam.kernels.texts.formats import EXPONENT_GROUP
 from fastadam.kernels.texts.update import Update
 
@@ -83,14 +84,14 @@ def _pointers(update):
 
 
 def _scalars(update):
-    """The scalars of the clock, and the random place of the entry's first element."""
+    """The scalars of the clock, and the place of the parameter's random words."""
     lines = [
         f"const {'T' if name in update.scalars else 'uint32'} {name} = __ldg(&scalars[{index}]);"
         for index, name in enumerate(update.columns)
     ]
     if update.storage.dithers:
         place = f"__ldg(&row[{GRADIENT + 1 + len(update.flats)}])"
-        lines += [f"const uint32 random_place = (uint32){place} + (uint32)start;"]
+        lines += [f"const uint32 random_place = (uint32){place};"]
     return lines
 
 
@@ -112,6 +113,7 @@ def _loop(update):
         "const bool whole = aligned && count >= 4;",
         *(f"Four<{_kind(update, flat)}> {flat}_four;" for flat in flats),
         _both([("load", flat) for flat in read]),
+        *_chunk(update),
         *_exponent_loads(update),
         "#pragma unroll",
         "for (int j = 0; j < 4; ++j) {",
@@ -174,9 +176,25 @@ def _encode(update):
     return [*lines, *(f"{flat}_four.of[j] = {code};" for flat, code in codes), "}"]
 
 
+def _chunk(update):
+    """The hash that the random words of the four share, or of those of them that lie in the chunk of the first."""
+    if not update.storage.dithers:
+        return []
+    return [
+        f"const uint32 chunk = random_place + (uint32)((start + place) / {CHUNK});",
+        f"const uint32 index = (uint32)((start + place) % {CHUNK});",
+        "const uint32 chunk_word = hashed(chunk), index_spread = index + first_spread(chunk_word);",
+    ]
+
+
 def _word(update):
     """The random word of element `j` of the four."""
-    return ["const uint32 word = random_word(random_place + (uint32)(place + j));"] if update.storage.dithers else []
+    if not update.storage.dithers:
+        return []
+    return [
+        f"const uint32 word = index + j < {CHUNK} ? chunk_word + spread(index_spread + (uint32)j)",
+        f"  : random_word(chunk + 1u, index + (uint32)j - {CHUNK}u);",
+    ]
 
 
 def _flats(update, buffers):

@@ -95,14 +95,36 @@ def join_halves(upper, lower):
 
 
 # The generator of random words, as states name it.
-WORDS = "lowbias32"
+WORDS = "spread128"
+# Elements that share a hash: a chunk. They are those of one parameter, counted from its first.
+CHUNK = 128
 
 
-def random_word(place):
-    # The finalizer "lowbias32" of C. Wellons without its first and its last shift. `place` is that of the parameter
-    # plus the index of the element.
-    once = uint32(place * 0x7FEB352D)
-    return uint32(uint32(once ^ uint32(once >> 15)) * 0x846CA68B)
+def hashed(number):
+    # The finalizer "lowbias32" of C. Wellons.
+    once = uint32(uint32(number ^ uint32(number >> 16)) * 0x7FEB352D)
+    twice = uint32(uint32(once ^ uint32(once >> 15)) * 0x846CA68B)
+    return uint32(twice ^ uint32(twice >> 16))
+
+
+def first_spread(word):
+    # Where the elements of a chunk with this hash begin in the sequence of `spread`.
+    return uint32(hashed(uint32(word + 0x9E3779B9)) & 127)
+
+
+def spread(place):
+    # j + 30 j**2 takes every value modulo 128, and every value of one residue modulo 2**k at places of one residue; the
+    # second factor makes of it an odd number of 128ths of a turn in the lower 16 bits, in bits 8 to 23 and in the
+    # upper ones. So the thresholds of a chunk are spread evenly over all sizes, as are those at every 2nd, 4th ... of
+    # its elements. As the sequence begins anywhere, thresholds any other distance apart are not correlated.
+    quadratic = uint32(uint32(place * uint32(uint32(place * 30) + 1)) & 127)
+    return uint32(quadratic * 0x3E160200)
+
+
+def random_word(chunk, index):
+    # `chunk` is the place of the parameter plus the number of the chunk, `index` that of the element in the chunk.
+    first = hashed(chunk)
+    return uint32(first + spread(uint32(first_spread(first) + index)))
 
 
 def low_threshold(word, turn):
@@ -177,6 +199,9 @@ CASTS: tuple[Callable, ...] = (
     upper_half,
     lower_half,
     join_halves,
+    hashed,
+    first_spread,
+    spread,
     random_word,
     low_threshold,
     high_threshold,

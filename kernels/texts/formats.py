@@ -54,7 +54,7 @@ class Format(NamedTuple):
 THRESHOLDS = {
     "fast": "high_threshold(uint32(word << 8), toss, {unused})",
     "slow": "high_threshold(word, turn, {unused})",
-    "slowest": "high_threshold(uint32(word ^ uint32(word << 16)), turn, {unused})",
+    "slowest": "high_threshold(uint32(word + uint32(word << 9)), turn, {unused})",
 }
 _SIGNED, _UNSIGNED = Codes(14, "size_of({value})"), Codes(30, "bits_of({value})")
 
