@@ -17,6 +17,8 @@ _OF_EXTRAS = {
     "sklearn": "scikit-learn",
     "ml_dtypes": "ml_dtypes",
     "matplotlib": "matplotlib",
+    "psutil": "psutil",
+    "cpuinfo": "py-cpuinfo",
 }
 
 
@@ -25,15 +27,6 @@ class DeviceName(str, Enum):
 
     cpu = "cpu"
     cuda = "cuda"
-
-
-class Kind(str, Enum):
-    """Of a step."""
-
-    plain = "plain"
-    clip = "clip"
-    full = "full"
-    extras = "extras"
 
 
 def main() -> None:
@@ -89,12 +82,12 @@ def application() -> "Typer":
         workload: Annotated[
             list[str] | None, typer.Option(help="Only this one, or those that begin so; may be repeated.")
         ] = None,
-        kind: Annotated[list[Kind] | None, typer.Option(help="Only this kind of step; may be repeated.")] = None,
+        kind: Annotated[
+            list[str] | None, typer.Option(help="plain, clip, full, extras, calls, groups or rows; may be repeated.")
+        ] = None,
         rounds: Annotated[int | None, typer.Option(min=1, help="Turns of each contender.")] = None,
         baseline: Annotated[str, typer.Option(help="The contender of the last column.")] = "NumPy, textbook",
-        save: Annotated[
-            Path | None, typer.Option(help="Directory for JSON, CSV, Markdown, pictures and a page.")
-        ] = None,
+        save: Annotated[Path | None, typer.Option(help="Directory for JSON, Markdown, pictures and a page.")] = None,
         load: Annotated[Path | None, typer.Option(help="Run nothing: take the run that is saved in this JSON.")] = None,
         compare: Annotated[
             Path | None, typer.Option(help="The JSON of an earlier run; the exit status is 1 if a step is slower now.")
@@ -105,12 +98,11 @@ def application() -> "Typer":
         costs: Annotated[bool, typer.Option("--costs", help="First-call and fixed costs too.")] = False,
     ) -> None:
         """Time Adam steps of all that is installed, in turns, beside the limit of the memory."""
-        kinds = [each.value for each in kind or ()]
-        if load and (full or contender or workload or kinds or rounds or costs):
+        if load and (full or contender or workload or kind or rounds or costs):
             raise typer.BadParameter("takes a saved run, and so no choice of what to run", param_hint="--load")
         raise typer.Exit(
             _bench(
-                (full, contender or [], workload or [], kinds, rounds),
+                (full, contender or [], workload or [], kind or [], rounds),
                 save=save,
                 load=load,
                 compare=compare,

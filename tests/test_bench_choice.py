@@ -4,7 +4,7 @@ import pytest
 
 from fastadam.bench import suite
 from fastadam.bench.command import choose, named
-from fastadam.bench.contenders import BASELINE, CONTENDERS
+from fastadam.bench.registry import BASELINE, CONTENDERS
 from fastadam.bench.suite import full_cases, quick_cases
 from fastadam.bench.workloads import WORKLOADS
 

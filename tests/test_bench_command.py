@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from fastadam import cli
 from fastadam.bench import command
-from fastadam.bench.contenders import CONTENDERS
+from fastadam.bench.registry import CONTENDERS
 from fastadam.bench.record import read_record
 from fastadam.bench.tables import COLUMNS
 from fastadam.bench.workloads import WORKLOADS

@@ -9,9 +9,9 @@ import pytest
 import fastadam
 from fastadam.bench import bandwidth
 from fastadam.bench import contenders as package
-from fastadam.bench.checked import COMPARED, build
+from fastadam.bench.build import COMPARED, build
 from fastadam.bench.contender import Built
-from fastadam.bench.contenders import CONTENDERS, limits
+from fastadam.bench.registry import CONTENDERS, limits
 from fastadam.bench.layouts import moves
 from fastadam.bench.workloads import GPT2, MLP, RESNET50, WORKLOADS, flat
 

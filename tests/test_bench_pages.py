@@ -8,7 +8,7 @@ import pytest
 from bench_records import MACHINE, result, run
 
 from fastadam.bench import marked
-from fastadam.bench.contenders import CONTENDERS
+from fastadam.bench.registry import CONTENDERS
 from fastadam.bench.page import to_html
 from fastadam.bench.pictures import pictures
 from fastadam.bench.promises import Promise, promises

@@ -12,7 +12,7 @@ import numba
 import pytest
 
 import fastadam
-from fastadam.bench.contenders import CONTENDERS
+from fastadam.bench.registry import CONTENDERS
 from fastadam.bench.machine import facts, gpu
 from fastadam.bench.record import read_record
 

@@ -8,7 +8,7 @@ import pytest
 
 from fastadam.bench import interleave as interleave_module
 from fastadam.bench import suite, workers
-from fastadam.bench.contenders import CONTENDERS
+from fastadam.bench.registry import CONTENDERS
 from fastadam.bench.interleave import in_turns, interleave, timed
 from fastadam.bench.record import Record
 from fastadam.bench.suite import Case, run_case

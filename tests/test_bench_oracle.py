@@ -18,7 +18,7 @@ from fastadam.bench.contender import (
     Formula,
     in_rotation,
 )
-from fastadam.bench.truth import expected, gradient_factor
+from fastadam.bench.oracle import expected, gradient_factor
 from fastadam.bench.workloads import MLP, flat
 
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from fastadam.bench import costs, parts
-from fastadam.bench.contenders import BASELINE
+from fastadam.bench.registry import BASELINE
 from fastadam.bench.record import Record
 from fastadam.bench.tables import number
 from fastadam.bench.workloads import MLP, RESNET50, flat

@@ -1,0 +1,45 @@
+"""fastadam with gradients of some rows of a table, beside which "fastadam" steps all of it."""
+
+from functools import partial
+from itertools import cycle
+
+import numpy as np
+
+import fastadam
+from fastadam.bench.contender import Built, Contender
+from fastadam.bench.contenders.fastadam_adam import packed
+from fastadam.bench.layouts import ROWS
+
+
+def build(params, grads, kind, mode):
+    """Steps over the rows that have a gradient; once it is settled over others each time.
+
+    Then it is in the state of a long run, in which each row was stepped at some time.
+    """
+    ((name, table),) = params.items()
+    optimizer, rng = packed(params, sparse=mode), np.random.default_rng(0)
+    count = int(len(table) * ROWS)
+    values = rng.standard_normal((count, *table.shape[1:]), np.float32)
+    turns = cycle([{}])
+
+    def feed(gradients):
+        nonlocal turns
+        rows = np.flatnonzero(gradients[name].reshape(len(table), -1).any(axis=1))
+        turns = cycle([{name: fastadam.SparseRows(rows, gradients[name][rows])}])
+
+    def settle():
+        nonlocal turns
+        for start in range(0, len(table), count):
+            rows = np.arange(start, min(start + count, len(table)))
+            optimizer.step({name: fastadam.SparseRows(rows, values[: len(rows)])})
+        chosen = [rng.choice(len(table), count, replace=False) for _ in range(60)]
+        turns = cycle([{name: fastadam.SparseRows(rows, values)} for rows in chosen])
+
+    feed(grads)
+    return Built(lambda: optimizer.step(next(turns)), lambda: params, feed, settle=settle)
+
+
+CONTENDERS = tuple(
+    Contender(f"fastadam, {mode} rows", partial(build, mode=mode), kinds=("rows",), layout="rows")
+    for mode in ("lazy", "exact")
+)
