@@ -101,9 +101,9 @@ def caches() -> str:
     In a virtual machine cpuinfo takes an L3 of 32 MB for one of 1 MB.
     """
     found = []
-    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        if (cache / "type").read_text().strip() != "Instruction":
-            found.append(f"L{(cache / 'level').read_text().strip()} {(cache / 'size').read_text().strip()}")
+    for each in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        if (each / "type").read_text().strip() != "Instruction":
+            found.append(f"L{(each / 'level').read_text().strip()} {(each / 'size').read_text().strip()}")
     return ", ".join(found) or "unknown"
 
 

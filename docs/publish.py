@@ -1,199 +1,95 @@
-"""Write README's tables, and tables and pictures of docs/, from a saved run.
+"""Write the tables of README and docs/, and the pictures of docs/, from what was measured and saved there.
 
-    python -m fastadam.bench.publish docs/benchmark.json
+    python docs/publish.py
 
-Prints what is promised of the speed, and what the run has measured of it; the exit status is 1 if a promise is broken.
+The run is docs/benchmark.json, which `fastadam bench --full --save DIR` makes; the studies are what those of examples/
+save with `--docs`. Prints what is promised of the speed, and what the run has measured of it; the exit status is 1 if a
+promise is broken.
 """
 
-import argparse
+import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from rich import box
+import run_tables as tables
+from promises import COLUMNS, PROMISES
 from rich.console import Console
-from rich.table import Table
 
-from fastadam.bench import costs, parts, promises
-from fastadam.bench.layouts import FORMATS
-from fastadam.bench.marked import between, markdown_table
+from fastadam.bench import costs, report
 from fastadam.bench.pictures import pictures
-from fastadam.bench.record import Record, RecordError, Result, read_record
-from fastadam.bench.tables import duration, notes, number, other_tables, source
-from fastadam.bench.workloads import GPT2, MLP, RECOMMENDER, RESNET50, SPLITS, flat
+from fastadam.bench.record import Record, RecordError, read_record
+from fastadam.bench.tables import markdown_table, notes, source
+from fastadam.bench.workloads import GPT2, MLP, RECOMMENDER, RESNET50, flat
 
-ROOT = Path(__file__).parent.parent
-OURS = "fastadam"
-FLOAT32 = (promises.MAPPING, OURS, "limit, float32")
+DOCS = Path(__file__).parent
+FIRST = (MLP, flat(10_000_000), RESNET50, GPT2)
 
 
 def pages(record: Record) -> dict[str, str]:
-    """Path, from the root of the repository -> its text with the tables of a record."""
+    """Path, from the root of the repository -> its text with the tables of a record and of the studies."""
     blocks = {
         "README.md": {
-            "benchmark": [*compared(record, "plain", (MLP, flat(10_000_000), RESNET50, GPT2)), "", source(record)],
-            "full step": compared(record, "full", (MLP, flat(10_000_000), RESNET50, GPT2)),
-            "passes": extras(record),
-            "formats": formats(record),
-            "promises": markdown_table(promises.COLUMNS, [each.row() for each in promises.promises(record)]),
+            "benchmark": [*tables.compared(record, "plain", FIRST), "", source(record)],
+            "full step": tables.compared(record, "full", FIRST),
+            "passes": tables.extras(record),
+            "formats": tables.formats(record),
+            "promises": markdown_table(COLUMNS, [promise.row(record) for promise in PROMISES]),
         },
-        "docs/storage.md": {"formats": [*formats(record), "", source(record)]},
+        "docs/storage.md": {
+            "formats": [*tables.formats(record), "", source(record)],
+            "study": study("storage-study"),
+            "quantisation": study("quantisation"),
+        },
         "docs/benchmarks.md": {
             "machine": [line for note in notes(record) for line in (note, "")][:-1],
-            "models": compared(record, "plain", (MLP, RESNET50, GPT2, RECOMMENDER)),
-            "growth": growth(record),
-            "splits": splits(record),
-            "costs": _other(record, costs.TITLE)[:-1],
-            "parts": [line for title in (parts.GROUPS, parts.ROWS, parts.CALLS) for line in _other(record, title)][:-1],
-            "predictions": predictions(record),
+            "models": tables.compared(record, "plain", (MLP, RESNET50, GPT2, RECOMMENDER)),
+            "growth": tables.growth(record),
+            "splits": tables.splits(record),
+            "costs": tables.other(record, costs.TITLE),
+            "calls": [line for kind in ("calls", "groups", "rows") for line in (*tables.calls(record, kind), "")][:-1],
+            "predictions": tables.predictions(record),
         },
     }
     texts = {}
     for name, of_page in blocks.items():
-        texts[name] = (ROOT / name).read_text(encoding="utf-8")
+        texts[name] = (DOCS.parent / name).read_text(encoding="utf-8")
         for block, lines in of_page.items():
             texts[name] = between(texts[name], block, lines)
     return texts
 
 
-def compared(record: Record, kind: str, workloads) -> list[str]:
-    """A row for each contender in float32: the time of a step of each workload, and its ratio to that of fastadam."""
-    found: dict[str, dict[str, Result]] = {workload.name: {} for workload in workloads}
-    for result in record.results:
-        if result.kind == kind and result.workload in found:
-            found[result.workload][result.contender] = result
-    names = list(dict.fromkeys(name for results in found.values() for name in results))
-    rows = []
-    for name in [name for name in names if name in FLOAT32 or not name.startswith(("fastadam", "limit", "memory"))]:
-        cells = [_cell(results.get(name), _result(record, case, kind, OURS)) for case, results in found.items()]
-        rows.append([f"**{name}**" if name == OURS else name, *cells])
-    return markdown_table([f"time of a {kind} step", *found], rows)
+def study(name: str) -> list[str]:
+    """The tables that a study has saved, and what it says of them."""
+    saved = json.loads((DOCS / f"{name}.json").read_text(encoding="utf-8"))
+    lines = []
+    for title, rows in saved["tables"].items():
+        lines += [*markdown_table([title, *saved["columns"]], rows), ""]
+    return [*lines, *saved["notes"]] if saved["notes"] else lines[:-1]
 
 
-def _cell(result, ours):
-    return f"{duration(result.median)} ({result.median / ours.median:.2f})" if result else "-"
-
-
-def _result(record, *names) -> Result:
-    """A result that the pages cannot do without."""
-    result = record.find(*names)
-    if result is None:
-        raise RecordError(f"the record must be one of the full suite, but has no {', '.join(names)}")
-    return result
-
-
-def extras(record: Record) -> list[str]:
-    """What one thing more in the step costs."""
-    workload = flat(10_000_000).name
-    plain = _result(record, workload, "extras", OURS)
-    results = next(case for case in record.cases() if (case[0].workload, case[0].kind) == (workload, "extras"))
-    rows = [
-        [
-            "Adam" if result is plain else result.contender.removeprefix("fastadam, "),
-            str(result.bytes),
-            f"{result.bytes / plain.bytes:.2f}",
-            duration(result.median),
-            f"{result.median / plain.median:.2f}",
-            number(record.share_of_limit(result)),
-        ]
-        for result in results
-        if not result.is_limit
-    ]
-    return markdown_table(["in the step", "bytes", "of plain", "time", "of plain", "of the limit"], rows)
-
-
-def formats(record: Record) -> list[str]:
-    """What a step takes in each storage format."""
-    workload = flat(100_000_000).name
-    torch = _result(record, workload, "plain", promises.FUSED)
-    rows = [
-        [f"{promises.FUSED}, float32", "28", "16", duration(torch.median), "1.00", number(record.share_of_limit(torch))]
-    ]
-    for layout, stored in FORMATS.items():
-        result = record.find(workload, "plain", OURS if layout == "float32" else f"fastadam, {layout}")
-        if result:
-            ratio, share = torch.median / result.median, record.share_of_limit(result)
-            kept = f"{stored.kept + (stored.m == 1) * 2 / 128:.2f}"
-            cells = [str(result.bytes), kept, duration(result.median), f"{ratio:.2f}", number(share)]
-            rows.append([f"**{layout}**", *cells])
-    columns = ["stored as", "bytes moved", "bytes kept", "time of a step", "times as fast as torch", "of the limit"]
-    return markdown_table(columns, rows)
-
-
-def growth(record: Record) -> list[str]:
-    """Nanoseconds a parameter by size."""
-    names = ["limit, float32", OURS, "fastadam, 1 thread", promises.FUSED, "optax, jit"]
-    rows = []
-    for size in (10**decade for decade in range(2, 9)):
-        results = [record.find(flat(size).name, "plain", name) for name in names]
-        if any(results):
-            cells = [f"{result.nanoseconds_a_parameter:.3f}" if result else "-" for result in results]
-            rows.append([f"{size:,}", f"{28 * size / 1e6:,.4g} MB", *cells])
-    return markdown_table(["parameters", "moved", *names], rows)
-
-
-def splits(record: Record) -> list[str]:
-    """Microseconds a step of 1,000,000 parameters in more and more tensors."""
-    names = [OURS, "fastadam, step(grads)", promises.FUSED, promises.LOOP, "optax, jit"]
-    rows = []
-    for workload in SPLITS:
-        results = [record.find(workload.name, "plain", name) for name in names]
-        rows.append([f"{len(workload.shapes):,}", *(duration(result.median) if result else "-" for result in results)])
-    return markdown_table(["tensors", *names], rows)
-
-
-def _other(record, title):
-    return [
-        line
-        for found, columns, rows in other_tables(record)
-        if found == title
-        for line in [*markdown_table([title, *columns[1:]], rows), ""]
-    ]
-
-
-# Peak bandwidth by the data sheets, GB/s.
-MACHINES = {
-    "server socket, 12 channels of DDR5-4800": 460.8,
-    "server socket, 8 channels of DDR4-3200": 204.8,
-    "H100 SXM, 80 GB of HBM3": 3_350.0,
-    "H100 PCIe, 80 GB of HBM2e": 2_000.0,
-}
-
-
-def predictions(record: Record) -> list[str]:
-    """What other machines should take, from bytes and bandwidth, below what this one was measured to take."""
-    sizes = {"GPT-2, 28 bytes": 28 * GPT2.size, "GPT-2, 10 bytes": 10 * GPT2.size, "1e9 parameters, 28 bytes": 28e9}
-    here = _result(record, GPT2.name, "plain", "limit, float32").gigabytes_a_second
-    found = [_result(record, GPT2.name, "plain", name) for name in (OURS, "fastadam, bfloat16 p, g, 8-bit m, v")]
-    rows = [
-        ["this machine, **measured**", "-", *(duration(result.median) for result in found), "-"],
-        ["this machine, at the limit's bandwidth", f"{here:.1f}", *_times(sizes, here)],
-    ]
-    for name, peak in MACHINES.items():
-        rows.append([f"{name}, at 0.8 of {peak:,.1f} GB/s", f"{0.8 * peak:,.1f}", *_times(sizes, 0.8 * peak)])
-    return markdown_table(["", "GB/s", *sizes], rows)
-
-
-def _times(sizes, bandwidth):
-    return [duration(moved / bandwidth / 1e9) for moved in sizes.values()]
+def between(text: str, name: str, lines: Iterable[str]) -> str:
+    """`text` with lines between the marks of a block, `<!-- name: ... -->` and `<!-- end of name -->`."""
+    marks = re.compile(rf"(<!-- {re.escape(name)}: [^\n]* -->\n).*?(<!-- end of {re.escape(name)} -->)", re.DOTALL)
+    if len(marks.findall(text)) != 1:
+        raise ValueError(f"the page must have the marks of {name!r} once, has them {len(marks.findall(text))} times")
+    return marks.sub(lambda found: "\n".join([found[1], *lines, "", found[2]]), text)
 
 
 def main() -> int:
     """Write pages and pictures, and print the promises."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("record", type=Path, help="the JSON of a run: fastadam bench --full --save DIR")
     try:
-        record = read_record(parser.parse_args().record)
+        record = read_record(DOCS / "benchmark.json")
         texts = pages(record)
     except RecordError as error:
-        parser.error(str(error))
+        raise SystemExit(str(error)) from None
     for name, text in texts.items():
-        (ROOT / name).write_text(text, encoding="utf-8")
+        (DOCS.parent / name).write_text(text, encoding="utf-8")
     for name, _, png in pictures(record):
-        (ROOT / "docs" / f"benchmark-{name}").write_bytes(png)
-    table = Table(*promises.COLUMNS, title="Promises", title_justify="left", box=box.SIMPLE_HEAD)
-    for each in promises.promises(record):
-        table.add_row(*each.row())
-    Console().print(table)
-    return int(any(each.verdict == "BROKEN" for each in promises.promises(record)))
+        (DOCS / f"benchmark-{name}").write_bytes(png)
+    rows = [promise.row(record) for promise in PROMISES]
+    Console().print(report.table("Promises", COLUMNS, rows))
+    return int(any(row[-1] == "BROKEN" for row in rows))
 
 
 if __name__ == "__main__":
