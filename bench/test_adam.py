@@ -1,6 +1,7 @@
 """Textbook NumPy, torch's fused step and fastadam on record with pytest-benchmark: `pytest bench`.
 
-Each is held to a float64 Adam before it is timed. `fastadam bench` has everybody else, in turns and beside the limit.
+Each is held to a float64 Adam before it is timed. They share a process here, in which the idle threads of one pool slow
+the other down; `fastadam bench` gives each its own, takes turns, and has everybody else and the limit.
 """
 
 import pytest

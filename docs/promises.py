@@ -88,7 +88,9 @@ def _format(layout):
 
 def _groups(workload, size, bound):
     text = f"twenty groups, {size:,} parameters: in terms of one"
-    return Promise(text, quotient(workload, "groups", "fastadam, a group each", "fastadam, one group"), "at most", bound)
+    return Promise(
+        text, quotient(workload, "groups", "fastadam, a group each", "fastadam, one group"), "at most", bound
+    )
 
 
 def _rows(mode, bound):

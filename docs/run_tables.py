@@ -77,9 +77,7 @@ def formats(record: Record) -> list[str]:
     """What a step takes in each storage format."""
     workload = flat(100_000_000).name
     torch = _result(record, workload, "plain", FUSED)
-    rows = [
-        [f"{FUSED}, float32", "28", "16", duration(torch.median), "1.00", number(record.share_of_limit(torch))]
-    ]
+    rows = [[f"{FUSED}, float32", "28", "16", duration(torch.median), "1.00", number(record.share_of_limit(torch))]]
     for layout, stored in FORMATS.items():
         result = record.find(workload, "plain", OURS if layout == "float32" else f"fastadam, {layout}")
         if result:

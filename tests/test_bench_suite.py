@@ -8,9 +8,9 @@ import pytest
 
 from fastadam.bench import interleave as interleave_module
 from fastadam.bench import suite, workers
-from fastadam.bench.registry import CONTENDERS
 from fastadam.bench.interleave import in_turns, interleave, timed
 from fastadam.bench.record import Record
+from fastadam.bench.registry import CONTENDERS
 from fastadam.bench.suite import Case, run_case
 from fastadam.bench.workers import Workers
 from fastadam.bench.workloads import GPT2, MLP, flat

@@ -1,5 +1,7 @@
 """The study of storage formats: its models have right gradients, and its formats train."""
 
+import json
+
 import numpy as np
 import pytest
 import storage_study
@@ -53,15 +55,8 @@ def test_results_become_a_table_and_a_picture(tmp_path, monkeypatch):
     storage_study.draw({"one": runs, "other": runs}, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(storage_study, "DOCS", tmp_path)
-    start, end = (
-        "<!-- study: written by `python examples/storage_study.py --docs` -->\n",
-        "<!-- end of study -->\nafter\n",
-    )
-    page = f"before\n{start}old\n{end}"
-    (tmp_path / "storage.md").write_text(page)
-    storage_study.write_docs({"one": runs})
-    written = (tmp_path / "storage.md").read_text()
-    assert "| worse | 3.0000, 3.0000 |" in written
-    assert written.startswith("before\n")
-    assert written.endswith(end)
-    assert "old" not in written
+    storage_study.save({"one": runs})
+    saved = json.loads((tmp_path / "storage-study.json").read_text())
+    assert saved["losses"] == {"one": {"float32": [1.0, 1.5], "worse": [3.0, 3.0]}}
+    assert saved["tables"]["**one**"][1] == ["worse", "3.0000, 3.0000", "3.0000", "+3.50", "**worse**"]
+    assert len(saved["columns"]) == 4
