@@ -46,7 +46,7 @@ def costs(measured: dict[str, dict[str, float]], rounds: int = 7) -> None:
     measured[FIRST] = _in_turns(steps, _since_start, "first_step({name!r}, imported)", rounds + 1)
     measured[f"{FIRST}, {COLD}"] = _in_turns(steps, _without_cache, "first_step({name!r}, imported)", 1)
     for size in (1, 100, 1_000):
-        measured[f"step of {size:,}"] = _in_turns(steps, _printed, f"tiny_step({{name!r}}, {size})", 3)
+        measured[f"step of {size:,}"] = _in_turns(steps, _printed, f"tiny_step({{name!r}}, {size})", min(rounds, 3))
     if sys.platform == "linux":
         measured[MEMORY] = _in_turns(steps, _printed, "growth({name!r})", 1)
 
