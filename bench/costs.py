@@ -117,7 +117,7 @@ def growth(name: str) -> float:
 
 
 def _kilobytes(field):
-    return int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    return int(dict(re.findall(r"(\w+):\s+(\d+) kB", Path("/proc/self/status").read_text()))[field])
 
 
 def _contender(name):

@@ -1,5 +1,6 @@
 """fastadam with gradients of some rows of a table, beside which "fastadam" steps all of it."""
 
+from collections.abc import Iterator
 from functools import partial
 from itertools import cycle
 
@@ -20,7 +21,7 @@ def build(params, grads, kind, mode):
     optimizer, rng = packed(params, sparse=mode), np.random.default_rng(0)
     count = int(len(table) * ROWS)
     values = rng.standard_normal((count, *table.shape[1:]), np.float32)
-    turns = cycle([{}])
+    turns: Iterator[dict] = iter(())
 
     def feed(gradients):
         nonlocal turns
