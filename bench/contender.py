@@ -123,7 +123,7 @@ class Contender(NamedTuple):
         absent = [package for package in self.needs if importlib.util.find_spec(package) is None]
         if absent:
             return f"{', '.join(absent)} not installed"
-        return None if self.device == "cpu" else _no_cuda()
+        return None if self.device == "cpu" else no_cuda()
 
 
 def limit_name(layout: str, device: str = "cpu", count: int | None = None) -> str:
@@ -147,7 +147,8 @@ def fewer_threads() -> list[int]:
     return counts if numba.config.NUMBA_NUM_THREADS > 1 else []
 
 
-def _no_cuda():
+def no_cuda() -> str | None:
+    """Why nothing runs on a GPU here, or None."""
     try:
         from fastadam.kernels import cuda
 

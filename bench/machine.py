@@ -13,6 +13,7 @@ import numba
 import psutil
 
 import fastadam
+from fastadam.bench.contender import no_cuda
 
 PACKAGES = (
     "numpy",
@@ -121,11 +122,7 @@ def _nothing():
 
 def gpu() -> str:
     """The CUDA device, or why there is none."""
-    try:
-        from fastadam.kernels import cuda
-    except ImportError as error:
-        return f"none: CuPy is not installed ({error})"
-    problem = cuda.device_problem()
+    problem = no_cuda()
     if problem:
         return f"none: {problem}"
     import cupy

@@ -1,6 +1,7 @@
 """The measurements behind the constants of the CPU kernel: PARALLEL_FROM, DIRECT_FROM and EXPONENT_BLOCK."""
 
 from functools import partial
+from statistics import median
 
 import numpy as np
 
@@ -21,7 +22,7 @@ def crossover() -> None:
             "parallel": timed(launch(p, g, m, v, parallel=True)),
             "copy": timed(partial(np.copyto, g, own)),
         }
-        row = [timing.median * 1e6 for timing in interleave(turns, rounds=51).values()]
+        row = [1e6 * median(times) for times in interleave(turns, rounds=51).values()]
         print(f"{size:>10,} " + " ".join(f"{value:>10.2f}" for value in row))
 
 
@@ -33,8 +34,8 @@ def in_cache(size: int = 16_384) -> None:
         contender = CONTENDERS["fastadam" if layout == "float32" else f"fastadam, {layout}"]
         built = contender.build({name: p.copy() for name, p in params.items()}, grads, "plain")
         turns[layout] = timed(built.step, built.prepare)
-    for name, timing in interleave(turns, rounds=51).items():
-        print(f"{name:>50} {1e9 * timing.median / size:.2f} ns an element")
+    for name, times in interleave(turns, rounds=51).items():
+        print(f"{name:>50} {1e9 * median(times) / size:.2f} ns an element")
 
 
 if __name__ == "__main__":

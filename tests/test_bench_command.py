@@ -8,20 +8,20 @@ import pytest
 from bench_records import run
 from typer.testing import CliRunner
 
-from fastadam import cli
 from fastadam.bench import command
 from fastadam.bench.layouts import KINDS
 from fastadam.bench.record import read_record
 from fastadam.bench.registry import CONTENDERS
 from fastadam.bench.tables import COLUMNS
 from fastadam.bench.workloads import WORKLOADS
+from fastadam.commands import app
 from fastadam.kernels.cpu import jit as compilation
 
 
 def fastadam(*arguments):
     """Exit status, output and errors of a command, each in one line."""
     runner = CliRunner(env={"FORCE_COLOR": None, "TTY_COMPATIBLE": None})
-    done = runner.invoke(cli.application(), [str(argument) for argument in arguments])
+    done = runner.invoke(app, [str(argument) for argument in arguments])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.exit_code, " ".join(done.stdout.split()), " ".join(done.stderr.split())

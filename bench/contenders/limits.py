@@ -7,11 +7,10 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numba import prange, set_num_threads
 
-from fastadam.bench.bandwidth import MAKERS, reader, touched
+from fastadam.bench.bandwidth import BLOCK, MAKERS, reader, touched
 from fastadam.bench.contender import Built, Contender, fewer_threads, limit_name
 from fastadam.bench.contenders.fastadam_adam import ALL
 from fastadam.bench.layouts import EXTRAS, FORMATS, KINDS, MEMORY, SPARSE, moves
-from fastadam.kernels.cpu import BLOCK
 from fastadam.kernels.cpu.jit import jit
 from fastadam.kernels.cpu.threads import PARALLEL_FROM
 from fastadam.kernels.texts.text import block, function
