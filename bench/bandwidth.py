@@ -8,7 +8,7 @@ import numpy as np
 from numba import prange
 
 from fastadam.bench.interleave import interleave, timed
-from fastadam.kernels.cpu import BLOCK
+from fastadam.kernels.blocks import BLOCK
 from fastadam.kernels.cpu.jit import jit
 
 SIZE = 50_000_000

@@ -1,15 +1,22 @@
 """The optimizer classes: the Adam family under torch's names."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from fastadam.optimizer import Optimizer
 from fastadam.schedules import Schedule
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fastadam.settings.options import OptionKeywords
+
 
 class Adam(Optimizer):
-    r"""Adam, as one fused pass in place over flat parameter, gradient and moment buffers.
+    r"""Adam: one fused pass over every parameter, in place, where the parameters lie.
 
-    With gradient g, at step t = 1, 2, ..., for every element:
+    With gradient g, at step t = 1, 2, ... of a parameter, for every element:
 
         g  = grad_scale * clip * g              (negated with `maximize`; clip = 1 without `max_grad_norm`)
         g  = min(max(g, -clip_value), clip_value)        (with `clip_value`)
@@ -37,27 +44,29 @@ class Adam(Optimizer):
     ==========  =============================================  =====  ============  ================================
 
     Args:
-        params: What to train, float32, float64, float16 or bfloat16 (in NumPy that of ml_dtypes; in CuPy also as
-            uint16 bits), in
-            CPU or CUDA memory. One of
+        params: What to train: arrays of any shape, float32, float64, float16 or bfloat16 (the dtype of ml_dtypes in
+            NumPy, also uint16 bits in CuPy), in CPU or CUDA memory. One of
 
-            * a dict, name -> array of any shape. The arrays are packed once into one flat buffer, and **the dict's
-              entries are re-bound to views of it**: read `params["w"]` after construction, and write it in place
-              (`params["w"][...] = x`). A step raises if an entry has been replaced since;
-            * a list of arrays, re-bound in the same way and named by position;
-            * one flat array: 1-D, contiguous, writable. It is adopted: trained where it lies, without a copy;
-            * a list of groups as in torch, `{"params": <one of the above>, "lr": ..., ...}`. However many there are,
-              those that are packed together are stepped in one launch for each update text.
+            * a dict or another mapping, name -> array;
+            * a list, a tuple or a generator of arrays, which are named by position, or of (name, array) pairs;
+            * one flat array: 1-D, contiguous, writable. It is the flat buffer `buffers.p` itself;
+            * a list of groups as in torch, `{"params": <one of the above>, "lr": ..., ...}`.
 
-            Arrays are NumPy or CuPy arrays, or of any library that speaks DLPack (re-bound as arrays of that library).
-        lr: Learning rate, >= 0, or a schedule: a callable of the number of steps before this one, of
-            `fastadam.schedules`, of optax, or your own. Steps that were skipped count.
+            Arrays are NumPy or CuPy arrays, or of any library that speaks DLPack. They may have several dtypes. Each is
+            **trained where it lies**: nothing is copied, so everybody who holds an array sees it train. It must be
+            dense, in any order of its axes, as a transposed or a Fortran-ordered array is. A dict or list must keep its
+            arrays: write `params["w"][...] = x`, and not `params["w"] = x`, which the next step refuses.
+        lr: Learning rate, >= 0, or a schedule: a callable of the number of steps that were asked of the group before
+            this one, of `fastadam.schedules`, of optax, or your own. Steps that were skipped count.
         betas: Decay rates of the first and second moment, each in [0, 1).
         eps: Added to the root of the bias-corrected second moment, >= 0. None: the default of `convention`.
         weight_decay: L2 coefficient, or with `decoupled_weight_decay` that of AdamW, >= 0.
         amsgrad: Divide by the root of the largest second moment so far.
         maximize: Ascend instead of descend.
         decoupled_weight_decay: Decay the parameters apart from the gradient (AdamW). None: as in `convention`.
+        flat: Copy the parameters once into one flat buffer, `buffers.p`, and **re-bind the entries of the dict or list
+            to views of it**: for thousands of small arrays, and to work on all parameters as one array. It warns if an
+            original array is still held elsewhere, because that array will not train. See docs/parameters.md.
         convention: "torch", "optax", "keras", "sklearn" or "apex": see above.
         eps_root: Added inside the root, >= 0, with `convention="optax"`.
         decouple_lr: Do not multiply the decoupled decay by lr.
@@ -72,45 +81,54 @@ class Adam(Optimizer):
         ema_decay: Keep an exponential moving average of the parameters with this decay, in [0, 1), in `ema`. It starts
             at the parameters.
         copy_dtype: "bfloat16" or "float16": write the parameters, rounded to nearest even, to `copies` as well.
-        zero_grad: Zero the gradients in the same pass, wherever they lie; also those of a step that is skipped, but not
-            the values of `SparseRows`.
+        zero_grad: Zero the gradients in the same pass, wherever they lie. Gradients of a skipped step are zeroed too;
+            the values of `SparseRows` are not.
         moment_dtype: How both moments are stored, or a pair for the first and the second: "float32", "bfloat16",
-            "float16", or "float8", which are 8-bit codes with an exponent for each block of 128 elements. None is the
-            dtype of the arithmetic. Parameters of fewer than 4,096 elements keep float32 moments with "float8", in a
-            group of their own, which comes after that of the others. See docs/storage.md.
-        grad_dtype: Of the gradients: "float32", "bfloat16" or "float16". None is that of the parameters.
+            "float16", or "float8", which are 8-bit codes with an exponent for each group of 128 elements. None is the
+            dtype of the arithmetic. With "float8", parameters of fewer than 4,096 elements keep float32 moments. May be
+            given for each group. See docs/storage.md.
+        grad_dtype: The dtype of the gradients: "float32", "bfloat16" or "float16". None is that of the parameters.
         master_weights: Keep what bfloat16 parameters lack of float32 in 16 bits more, so that training equals that of
             float32 parameters bit for bit; `masters` has them.
         rounding: "stochastic" or "nearest": how bfloat16 parameters and bfloat16 second moments are rounded. Stochastic
-            rounding depends on `seed`, step and position alone, and is the same bit for bit for any number of threads.
-            Rounded to nearest, parameters do not move by small steps, and second moments do not fade.
-        seed: Of the stochastic rounding, an integer >= 0.
+            rounding depends on the seed, the step, the parameter's name and the element's index alone, and is the same
+            bit for bit for any number of threads. Rounded to nearest, parameters do not move by small steps, and second
+            moments do not fade.
+        seed: Seed of the stochastic rounding, an integer >= 0.
         sparse: "lazy" or "exact": whether rows that a `SparseRows` gradient does not name stay as they are, or are
             brought to where dense Adam would have taken them when they are named again; see `catch_up`.
-        exclude_from_weight_decay: A function of a parameter's name: those for which it is true get a group of their own
-            with `weight_decay` 0. `lambda name: name.endswith("bias")`, say.
+        exclude_from_weight_decay: A function of a parameter's name: weight decay does not apply to the parameters for
+            which it is true. `lambda name: name.endswith("bias")`, say.
 
     Attributes:
-        param_groups: One `ParamGroup` a group, in torch's keys; assign `param_groups[0]["lr"]` between steps.
-        params: name -> view of the parameter. Parameters without a name have their position.
-        grads: name -> view of the gradient, of the shape of its parameter; write into it and call `step()`.
-        buffers: `Buffers`, whose `p`, `g`, `m` and `v` are the flat arrays.
+        param_groups: One `ParamGroup` for each group that was given, in torch's keys; assign
+            `param_groups[0]["lr"]` between steps.
+        params: name -> the parameter as an array: the one that was given, or with `flat` a view of `buffers.p`.
+        grads: name -> view of the gradient, of the shape of its parameter; write into it and call `step()`. Their
+            buffer is allocated when it is first needed.
+        buffers: `Buffers`, which has the flat arrays of everything that is kept beside the parameters, `m` and `v`
+            among them; `p` only with `flat` and for one flat array.
 
     Raises:
-        TypeError: an argument of the wrong kind: no array, an integer or complex dtype, an immutable container.
-        UserWarning: `lr` is too small to change most of 16-bit parameters that are rounded to nearest.
-        ValueError: a wrong value: a hyperparameter out of range, options that contradict one another, a read-only or
-            non-contiguous flat array, a parameter listed twice, arrays on several devices. Nothing has been re-bound
-            or written then.
+        TypeError: an argument of the wrong kind: no array, an integer or complex dtype, a NumPy scalar, with `flat` a
+            container that is immutable.
+        ValueError: a wrong value: a hyperparameter out of range, options that contradict one another, a read-only,
+            unaligned or not dense array, parameters that share memory, arrays on several devices. Nothing has been
+            re-bound or written then.
         RuntimeError: an array in CUDA memory without CuPy or without a working GPU.
+
+    Warns:
+        UserWarning: `lr` is too small to change most of 16-bit parameters that are rounded to nearest; or with `flat`,
+            an original array is still held elsewhere.
 
     Example:
         >>> import numpy as np, fastadam
-        >>> params = {"weights": np.ones((3, 2), np.float32), "bias": np.zeros((), np.float32)}
-        >>> opt = fastadam.Adam(params, lr=0.1)
+        >>> weights, bias = np.ones((3, 2), np.float32), np.zeros((), np.float32)
+        >>> opt = fastadam.Adam({"weights": weights, "bias": bias}, lr=0.1)
         >>> opt.step({"weights": np.full((3, 2), 0.5, np.float32), "bias": np.float32(-2.0)})
-        >>> params["weights"][0]
+        >>> weights[0]
         array([0.9, 0.9], dtype=float32)
+        >>> opt.step({"weights": None, "bias": np.float32(1.0)})  # a parameter without a gradient is not stepped
         >>> opt.grads["bias"] += 1.0
         >>> opt.step()
 
@@ -131,18 +149,26 @@ class Adam(Optimizer):
         *,
         maximize: bool = False,
         decoupled_weight_decay: bool | None = None,
-        **options: Any,
+        **options: Unpack[OptionKeywords],
     ):
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
-        flags = {"maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay}
-        super().__init__(params, "adam", {**defaults, **flags}, options)
+        super().__init__(
+            params,
+            "adam",
+            options,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            maximize=maximize,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
 
 
 class AdamW(Adam):
     """Adam with decoupled weight decay, 1e-2 by default: `Adam(..., decoupled_weight_decay=True)`.
 
-    For every element, p = p - lr * weight_decay * p beside the Adam step. Arguments, attributes and errors are those of
-    `Adam`.
+    For every element, p = p - lr * weight_decay * p beside the Adam step. Takes the arguments of `Adam`.
 
     Example:
         >>> import numpy as np, fastadam
@@ -163,7 +189,7 @@ class AdamW(Adam):
         eps: float | None = None,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
-        **options: Any,
+        **options: Unpack[OptionKeywords],
     ):
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, decoupled_weight_decay=True, **options)
 
@@ -177,7 +203,7 @@ class NAdam(Optimizer):
         m_hat = (1 - mu_t) * g / (1 - P_t) + mu_{t+1} * m / (1 - P_t * mu_{t+1})
         p     = p - lr * m_hat / (sqrt(v / (1 - beta2**t)) + eps)
 
-    Arguments, attributes and errors are those of `Adam`, but for `amsgrad`, which it has not, and
+    Takes the arguments of `Adam` except `amsgrad`, and:
 
     Args:
         momentum_decay: How fast the momentum grows, >= 0. None: that of `convention`, 4e-3 in torch and 1 in Keras;
@@ -203,19 +229,22 @@ class NAdam(Optimizer):
         weight_decay: float = 0.0,
         momentum_decay: float | None = None,
         *,
-        decoupled_weight_decay: bool | None = None,
         maximize: bool = False,
-        **options: Any,
+        decoupled_weight_decay: bool | None = None,
+        **options: Unpack[OptionKeywords],
     ):
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "momentum_decay": momentum_decay,
-        }
-        flags = {"maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay}
-        super().__init__(params, "nadam", {**defaults, **flags}, options)
+        super().__init__(
+            params,
+            "nadam",
+            options,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            momentum_decay=momentum_decay,
+            maximize=maximize,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
 
 
 class Adamax(Optimizer):
@@ -226,8 +255,8 @@ class Adamax(Optimizer):
         v = max(beta2 * v, |g| + eps)
         p = p - lr / (1 - beta1**t) * m / v
 
-    With `convention="keras"` eps is outside: v = max(beta2 * v, |g|), and p by m / (v + eps). v is torch's `exp_inf`.
-    Arguments, attributes and errors are those of `Adam`, but for `amsgrad` and `eps_root`, which it has not.
+    With `convention="keras"` eps is outside: v = max(beta2 * v, |g|), and p moves by m / (v + eps). v is torch's
+    `exp_inf`. Takes the arguments of `Adam` except `amsgrad` and `eps_root`.
 
     Example:
         >>> import numpy as np, fastadam
@@ -250,11 +279,19 @@ class Adamax(Optimizer):
         *,
         maximize: bool = False,
         decoupled_weight_decay: bool | None = None,
-        **options: Any,
+        **options: Unpack[OptionKeywords],
     ):
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        flags = {"maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay}
-        super().__init__(params, "adamax", {**defaults, **flags}, options)
+        super().__init__(
+            params,
+            "adamax",
+            options,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
 
 
 class RAdam(Optimizer):
@@ -267,8 +304,8 @@ class RAdam(Optimizer):
                    with rect = sqrt((r - 4) * (r - 2) * l / ((l - 4) * (l - 2) * r))
         else:      p = p - lr * (m / (1 - beta1**t))
 
-    With `convention="optax"` eps is added to sqrt(v / (1 - beta2**t) + eps_root). Arguments, attributes and errors are
-    those of `Adam`, but for `amsgrad`, which it has not.
+    With `convention="optax"` eps is added to sqrt(v / (1 - beta2**t) + eps_root). Takes the arguments of `Adam` except
+    `amsgrad`.
 
     Example:
         >>> import numpy as np, fastadam
@@ -289,10 +326,135 @@ class RAdam(Optimizer):
         eps: float | None = None,
         weight_decay: float = 0.0,
         *,
-        decoupled_weight_decay: bool | None = None,
         maximize: bool = False,
-        **options: Any,
+        decoupled_weight_decay: bool | None = None,
+        **options: Unpack[OptionKeywords],
     ):
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        flags = {"maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay}
-        super().__init__(params, "radam", {**defaults, **flags}, options)
+        super().__init__(
+            params,
+            "radam",
+            options,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
+
+
+class Lion(Optimizer):
+    """Lion: steps of one size, in the direction of the sign of a momentum.
+
+    For every element, with a first moment m of zeros before the first step:
+
+        p = p - lr * weight_decay * p           (without lr with `decouple_lr`)
+        p = p - lr * sign(beta1 * m + (1 - beta1) * g)
+        m = m + (1 - beta2) * (g - m)
+
+    The sign of zero is zero. There is no second moment, so a step moves 20 bytes a float32 parameter where Adam moves
+    28, and no bias correction. Every element moves by lr at every step: learning rates are 3 to 10 times smaller than
+    those of Adam, and weight decays as much larger. Takes the arguments of `Adam` except `eps`, `amsgrad` and
+    `eps_root`, with `convention` "torch", "optax" or "keras", which are alike, and:
+
+    Args:
+        betas: beta1 weighs the momentum in the direction of a step, beta2 is the decay rate of the momentum.
+        weight_decay: Decoupled unless `decoupled_weight_decay` is False.
+
+    Example:
+        >>> import numpy as np, fastadam
+        >>> weights = np.ones(3)
+        >>> fastadam.Lion(weights, lr=0.1).step(np.array([3.0, -0.5, 0.0]))
+        >>> weights
+        array([0.9, 1.1, 1. ])
+
+    References:
+        Chen et al., "Symbolic Discovery of Optimization Algorithms", https://arxiv.org/abs/2302.06675.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Schedule = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        decoupled_weight_decay: bool | None = None,
+        **options: Unpack[OptionKeywords],
+    ):
+        super().__init__(
+            params,
+            "lion",
+            options,
+            lr=lr,
+            betas=betas,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
+
+
+class AdEMAMix(Optimizer):
+    """AdEMAMix: Adam with a second, much slower average of the gradients beside its first moment.
+
+    With m and v as in `Adam`, for every element at step t = 1, 2, ... of a parameter:
+
+        m_slow = m_slow + (1 - beta3_t) * (g - m_slow)
+        p      = p - lr * weight_decay * p      (without lr with `decouple_lr`)
+        p      = p - lr * (m / (1 - beta1**t) + alpha_t * m_slow) / (sqrt(v / (1 - beta2**t)) + eps)
+
+    The slow moment has no bias correction. With warm-ups, alpha_t = alpha * min(t / alpha_warmup, 1), and the half-life
+    of beta3_t grows evenly from that of beta1 to that of beta3 over `beta3_warmup` steps. A step moves 36 bytes a
+    float32 parameter where Adam moves 28. Takes the arguments of `Adam` except `amsgrad`, with `convention` "torch" or
+    "optax" (with `eps_root`), and:
+
+    Args:
+        betas: Decay rates of the first, second and slow first moment, each in [0, 1).
+        alpha: Weight of the slow moment, >= 0; 0 is AdamW.
+        beta3_warmup: Over how many steps of a parameter beta3 grows, >= 0. The paper takes the length of the training.
+        alpha_warmup: Over how many steps of a parameter alpha grows, likewise.
+        weight_decay: Decoupled unless `decoupled_weight_decay` is False.
+        moment_dtype: As in `Adam`; the first of a pair is for `m` and `m_slow`.
+
+    Example:
+        >>> import numpy as np, fastadam
+        >>> weights = np.ones(2)
+        >>> fastadam.AdEMAMix(weights, lr=0.1, alpha=100.0).step(np.array([3.0, -0.5]))
+        >>> weights.round(6)
+        array([0.899, 1.101])
+
+    References:
+        Pagliardini, Ablin and Grangier, "The AdEMAMix Optimizer: Better, Faster, Older",
+        https://arxiv.org/abs/2409.03137.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Schedule = 1e-3,
+        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
+        alpha: float = 5.0,
+        beta3_warmup: float = 0,
+        alpha_warmup: float = 0,
+        eps: float | None = None,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        decoupled_weight_decay: bool | None = None,
+        **options: Unpack[OptionKeywords],
+    ):
+        super().__init__(
+            params,
+            "ademamix",
+            options,
+            lr=lr,
+            betas=betas,
+            alpha=alpha,
+            beta3_warmup=beta3_warmup,
+            alpha_warmup=alpha_warmup,
+            eps=eps,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )

@@ -1,27 +1,35 @@
 """`adam_step`: the backend entry, one pass over flat arrays without an optimizer object."""
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import pairwise
+from threading import get_ident
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastadam.kernels.texts import fold
+from fastadam.kernels import GRAD_SCALE, GRADIENT, Pass
+from fastadam.kernels.blocks import cut
+from fastadam.kernels.texts.formats import Formats
+from fastadam.kernels.texts.update import update_of
 from fastadam.memory.arrays import (
     as_array,
-    as_bits,
+    backend_of,
     check_device,
-    check_disjoint,
     check_dtype,
     check_flat,
     check_native,
     check_place,
-    kernels,
+    device,
 )
 from fastadam.memory.conversion import check_codes
-from fastadam.memory.formats import storage_of_arrays
+from fastadam.memory.formats import formats_of_arrays
+from fastadam.memory.parameters import random_place
 from fastadam.settings.checks import flag, integer, nonnegative
 from fastadam.settings.groups import ParamGroup
 from fastadam.settings.options import Options
-from fastadam.settings.recipes import STEP, check_eps, check_settings, update_for
+from fastadam.settings.recipes import LR, STEP, check_eps, check_together, hyper_of, recipe_of
 
 
 def adam_step(
@@ -88,49 +96,158 @@ def adam_step(
     References:
         Kingma and Ba, "Adam: A Method for Stochastic Optimization", https://arxiv.org/abs/1412.6980.
     """
+    lr = nonnegative(lr, "lr")
+    settings = (betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay)
+    try:
+        chosen = _chosen(settings, tuple(options.items()))
+    except TypeError:  # something that has no hash: a list of betas, an array as a number
+        chosen = _checked_settings(settings, options)
+    given = {"p": p, "g": g, "m": m, "v": v}
+    if amsgrad or v_max is not None:
+        given |= _extra("v_max", v_max, chosen.group["amsgrad"], "amsgrad=True")
+    if chosen.options.ema_decay is not None or ema is not None:
+        given |= _extra("ema", ema, chosen.options.ema_decay is not None, "ema_decay")
+    if remainder is not None:
+        given["remainder"] = remainder
+    exponents = {}
+    if m_exponent is not None:
+        exponents["m_exponent"] = m_exponent
+    if v_exponent is not None:
+        exponents["v_exponent"] = v_exponent
+    arrays, formats = _checked_arrays(given, exponents, chosen)
+    addresses = _addresses(arrays)
+    number, grad_scale = integer(step, "step", least=1), nonnegative(grad_scale, "grad_scale")
+    ready = _ready(chosen, formats, arrays["p"])
+    row = [*map(addresses.__getitem__, ready.names), ready.place]
+    tables = ready.tables
+    tables.addresses[0, GRADIENT : len(row)] = row
+    tables.hyper[0, LR], tables.carried[0, STEP], tables.record[GRAD_SCALE] = lr, number - 1, grad_scale
+    tables.send()
+    ready.launch()
+
+
+_OPTIONS = {"convention", "eps_root", "decouple_lr", "clip_value", "ema_decay", "zero_grad", "rounding", "seed"}
+
+
+class Ready(NamedTuple):
+    """A launch for settings, formats and a size; a call writes the rest into its tables.
+
+    Attributes:
+        names: Of the arrays, in the order of the row of addresses.
+        place: Where the random words begin.
+        tables: With one parameter and one clock.
+        launch: Runs the step.
+    """
+
+    names: tuple[str, ...]
+    place: int
+    tables: Any
+    launch: Callable[[], None]
+
+
+@dataclass(eq=False)
+class Chosen:
+    """The checked settings of a call, which mostly come again, and what was made ready for them."""
+
+    group: ParamGroup
+    options: Options
+    ready: dict[tuple, Ready] = field(default_factory=dict)
+
+
+@lru_cache(maxsize=256)
+def _chosen(settings, options):
+    return _checked_settings(settings, dict(options))
+
+
+def _checked_settings(settings, options):
     unknown = options.keys() - _OPTIONS
     if unknown:
         raise TypeError(f"adam_step() got an unexpected keyword argument {sorted(unknown)[0]!r}")
     chosen = Options("adam", **options)
-    numbers = {"lr": nonnegative(lr, "lr"), "betas": betas, "eps": eps, "weight_decay": weight_decay}
-    flags = {"amsgrad": amsgrad, "maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay}
-    group = ParamGroup((), {**numbers, **flags})
-    check_settings(group, chosen)
-    given = {"p": p, "g": g, "m": m, "v": v}
-    given |= _extra("v_max", v_max, flag(amsgrad, "amsgrad"), "amsgrad=True")
-    given |= _extra("ema", ema, chosen.ema_decay is not None, "ema_decay")
-    given |= {"remainder": remainder} if remainder is not None else {}
-    arrays = {label: as_array(value, label) for label, value in given.items()}
-    check_dtype(arrays["p"], "p")
-    codes = {"m": m_exponent, "v": v_exponent}
-    exponents = {
-        f"{label}_exponent": as_array(value, f"{label}_exponent") for label, value in codes.items() if value is not None
+    betas, eps, weight_decay, amsgrad, maximize, decoupled = settings
+    numbers = {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+    flags = {
+        "amsgrad": flag(amsgrad, "amsgrad"),
+        "maximize": maximize,
+        "decoupled_weight_decay": decoupled,
     }
-    storage = storage_of_arrays(arrays, exponents, chosen)
-    if storage.v == "float16":
-        check_eps(group["eps"])
-    for label, array in arrays.items():
-        check_native(array, label)
-        check_place(array, arrays["p"], label, "`p`")
-        check_flat(array, label, written=label != "g" or chosen.zero_grad)
-    for label, array in exponents.items():
-        check_device(array, arrays["p"], label, "`p`")
-        check_codes(arrays[label[0]], array, label[0], "")
-        check_flat(array, label)
-    arrays |= exponents
-    check_disjoint(arrays)
-    carried = np.array(fold.FIRST_CARRIED)
-    carried[STEP] = integer(step, "step", least=1) - 1
-    update, hyper = update_for(group, chosen, storage)
-    grad_scale = nonnegative(grad_scale, "grad_scale")
-    flats = tuple(as_bits(arrays[name]) for name in update.flats)
-    kernels(arrays["p"], "p").launch_flat(update, flats, as_bits(arrays["g"]), hyper, carried, grad_scale)
-
-
-_OPTIONS = {"convention", "eps_root", "decouple_lr", "clip_value", "ema_decay", "zero_grad", "rounding", "seed"}
+    group = ParamGroup((), {**numbers, **flags}, chosen.family_member)
+    check_together(group, chosen)
+    return Chosen(group, chosen)
 
 
 def _extra(label, value, wanted, option):
     if wanted != (value is not None):
         raise TypeError(f"`{label}` must be an array with {option} and None without, got {type(value).__name__}")
     return {label: value} if wanted else {}
+
+
+def _checked_arrays(given, exponents, chosen):
+    """The arrays by name, exponents among them, and how they are stored."""
+    arrays = {label: as_array(value, label) for label, value in given.items()}
+    p, zeroed = arrays["p"], chosen.options.zero_grad
+    shape, dtype = p.shape, p.dtype
+    if exponents or dtype not in _PLAIN or len(shape) != 1:
+        return _checked_otherwise(arrays, exponents, chosen)
+    for label, array in arrays.items():
+        # The usual case first: the checks one by one take several times as long as the step of a small array.
+        flags = array.flags if type(array) is np.ndarray and array.dtype is dtype and array.shape == shape else None
+        if not flags or not (flags.carray or (label == "g" and not zeroed and flags.c_contiguous and flags.aligned)):
+            return _checked_otherwise(arrays, exponents, chosen)
+    return arrays, _NATIVE
+
+
+_PLAIN = (np.dtype(np.float32), np.dtype(np.float64))
+_NATIVE = Formats()
+
+
+def _checked_otherwise(arrays, exponents, chosen):
+    exponents = {label: as_array(value, label) for label, value in exponents.items()}
+    check_dtype(arrays["p"], "p")
+    formats = formats_of_arrays(arrays, exponents, chosen.options)
+    if formats["v"] == "float16":
+        check_eps(chosen.group["eps"])
+    for label, array in arrays.items():
+        check_native(array, label)
+        check_place(array, arrays["p"], label, "`p`")
+        check_flat(array, label, written=label != "g" or chosen.options.zero_grad)
+    for label, array in exponents.items():
+        check_device(array, arrays["p"], label, "`p`")
+        check_codes(arrays[label[0]], array, label[0], "")
+        check_flat(array, label)
+    arrays |= exponents
+    return arrays, formats
+
+
+def _addresses(arrays):
+    """Where each of the contiguous arrays begins; raise if two of them share memory."""
+    address = backend_of(arrays["p"], "p").address
+    addresses = {label: address(array) for label, array in arrays.items()}
+    spans = sorted([(first, first + arrays[label].nbytes, label) for label, first in addresses.items()])
+    for (_, high, label), (low, _, other) in pairwise(spans):
+        if low < high and arrays[other].size:
+            first, second = sorted((label, other), key=list(arrays).index)
+            raise ValueError(f"`{second}` must not overlap `{first}`, got arrays that share memory")
+    return addresses
+
+
+def _ready(chosen, formats, p):
+    """What is ready for arrays like these; each thread has its own."""
+    key = formats, p.size, p.dtype, device(p), get_ident()
+    if key not in chosen.ready:
+        if len(chosen.ready) > 64:
+            chosen.ready.clear()
+        chosen.ready[key] = _made_ready(chosen, formats, p)
+    return chosen.ready[key]
+
+
+def _made_ready(chosen, formats, p):
+    group, options, backend = chosen.group, chosen.options, backend_of(p, "p")
+    update = update_of(recipe_of(group, options, formats))
+    tables = backend.tables(1, 1, p)
+    hyper = np.array(hyper_of(group, options, update.hyper, 0.0))
+    tables.hyper[0, : len(hyper)] = backend.upload(hyper, p)
+    blocks = cut(np.array([[0, 0, 0, p.size, 0]], np.int64))
+    each = Pass(update, formats.arithmetic(p), np.zeros(1, np.int64), blocks)
+    launch = backend.launcher([each], tables, guarded=False)
+    return Ready(("g", *update.flats), random_place(options.seed, 0, 0), tables, launch)

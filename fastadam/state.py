@@ -1,63 +1,116 @@
 """State dictionaries in torch's layout: what a checkpoint needs so that a resumed run is bit for bit the same run."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastadam.memory.arrays import as_array, as_bits, check_like, dtype_name, moved
-from fastadam.memory.conversion import check_codes, converted
+from fastadam.kernels.texts.casts import WORDS
+from fastadam.memory.arrays import as_array, as_bits, check_device, dtype_name, moved
+from fastadam.memory.conversion import check_codes, converted, saved_layout
+from fastadam.memory.parameters import Parameter
 from fastadam.settings.checks import integer, real
-from fastadam.settings.recipes import SEEDS
+from fastadam.settings.groups import ParamGroup
 from fastadam.step.plan import Plan
 
 
-def dump_state(rows: list[tuple[Plan, int]]) -> dict[str, Any]:
-    """Copies of the state of every parameter, and the settings of every group; `rows` are the groups."""
-    state: dict[Any, dict[str, Any]] = {}
-    groups = []
-    for plan, row in rows:
-        group = plan.groups[row]
-        step, momentum_product = plan.state(row)
-        for name in group["params"]:
-            state[name] = {"step": step}
-            for key, flat in _arrays(plan, group).items():
-                state[name][key] = plan.buffers.part(name, flat).copy()
-            if plan.buffers.storage.dithers:
-                state[name]["seed"] = plan.seed(row)
-            if plan.options.member == "nadam":
-                state[name]["mu_product"] = momentum_product
-            if plan.options.nonfinite == "skip" or plan.calls(row) != step:
-                state[name]["skipped"] = plan.calls(row) - step
-        groups.append({**group, "params": list(group["params"])})
-    return {"state": state, "param_groups": groups}
+class Saved(NamedTuple):
+    """The state of one parameter, checked.
+
+    Attributes:
+        carried: What its clock carries.
+        asked: How many steps have been asked of its group.
+        seed: Of the stochastic rounding; None where nothing is rounded so.
+        arrays: Flat array -> the values for it, 1-D.
+    """
+
+    carried: tuple[float, ...]
+    asked: int
+    seed: int | None
+    arrays: dict[str, Any]
+
+
+def dump_state(plan: Plan, groups: Sequence[ParamGroup], seed: int) -> dict[str, Any]:
+    """Copies of the state of every parameter, and the settings of every group."""
+    state: dict[Hashable, dict[str, Any]] = {}
+    carried = plan.tables.carried[plan.clock_of].tolist()
+    position = 0
+    for index, group in enumerate(groups):
+        asked = plan.asked_of(index)
+        for parameter in plan.parameters[position : position + len(group["params"])]:
+            step, *others = carried[position]
+            entry = state[parameter.name] = {"step": int(step)}
+            for key, flat in _arrays(plan, position, group).items():
+                entry[key] = parameter.view(flat).copy()
+            if parameter.formats.blocked and not parameter.layout.plain:
+                entry["layout"] = [list(parameter.layout.order), list(parameter.layout.backwards)]
+            if parameter.formats.dithers:
+                entry["words"], entry["words_seed"] = WORDS, seed
+            for number, value in zip(plan.options.family_member.carried.values(), others, strict=False):
+                entry[number.state] = value
+            if plan.options.nonfinite == "skip" or asked != step:
+                entry["skipped"] = int(asked - step)
+            position += 1
+    return {"state": state, "param_groups": [{**group, "params": list(group["params"])} for group in groups]}
 
 
 def _buffers(plan, settings) -> dict[str, str]:
-    """Torch's names of what the state of a parameter has, each with the name of the buffer."""
-    names = {"exp_avg": "m", "exp_inf" if plan.options.member == "adamax" else "exp_avg_sq": "v"}
-    if settings.get("amsgrad"):
-        names["max_exp_avg_sq"] = "v_max"
-    if plan.options.ema_decay is not None:
-        names["ema"] = "ema"
-    return names
+    """Names of what the state of a parameter has, each with the name of the buffer."""
+    optional = {"v_max": settings.get("amsgrad", False)}
+    kept = plan.options.family_member.buffers
+    names = {buffer.state: name for name, buffer in kept.items() if optional.get(name, True)}
+    return {**names, "ema": "ema"} if plan.options.ema_decay is not None else names
 
 
-def _arrays(plan, settings) -> dict[str, str]:
-    """The names of the arrays of a parameter's state, each with the flat array that holds it."""
-    storage = plan.buffers.storage
-    names = {}
+def _arrays(plan, member, settings) -> dict[str, str]:
+    """Names of the arrays of a parameter's state, each with the flat array that holds it."""
+    formats, names = plan.parameters[member].formats, {}
     for key, buffer in _buffers(plan, settings).items():
-        code, *exponent = storage.flats(buffer)
+        code, *exponent = formats.flats(buffer)
         names[key] = code
         names.update({f"{key}_exponent": flat for flat in exponent})
-    if storage.p == "split":
+    if "remainder" in formats.flats("p"):
         names["remainder"] = "remainder"
     return names
 
 
-def load_state(rows: list[tuple[Plan, int]], state_dict: Mapping[str, Any], *, convert: bool) -> None:
-    """Take over `state_dict`; all is checked before anything is written, and nothing is cast without `convert`."""
+def load_state(plan: Plan, groups: Sequence[ParamGroup], state_dict: Mapping[str, Any], *, convert: bool) -> int | None:
+    """Take over `state_dict`; all is checked before anything is written, and nothing is cast without `convert`.
+
+    Returns the seed of the stochastic rounding in the state, None where it has none that is to be taken over.
+    """
+    saved_groups, state = _parts(state_dict)
+    positions = {parameter.name: member for member, parameter in enumerate(plan.parameters)}
+    if state.keys() != positions.keys():
+        difference = sorted(map(repr, state.keys() ^ positions.keys()))
+        raise ValueError(f"`state_dict['state']` must have an entry for every parameter and no other, got {difference}")
+    settings = [_settings(group, saved_groups, plan.options) for group in groups]
+    loaded: dict[int, Saved] = {}
+    for group, values in zip(groups, settings, strict=True):
+        will_hold = {**group, **values}
+        entries = {name: _entry(state[name], plan, positions[name], will_hold, convert) for name in group["params"]}
+        asked = sorted({entry.asked for entry in entries.values()})
+        if len(asked) != 1:
+            raise ValueError(
+                "`state_dict` must have one number of steps, taken and skipped, for all parameters of a group, got "
+                f"{asked}"
+            )
+        loaded.update({positions[name]: entry for name, entry in entries.items()})
+    seeds = sorted({entry.seed for entry in loaded.values() if entry.seed is not None})
+    if len(seeds) > 1:
+        raise ValueError(f"`state_dict` must have one seed for all parameters, got {seeds}")
+    for index, (group, values) in enumerate(zip(groups, settings, strict=True)):
+        group.update(values)
+        members = [positions[name] for name in group["params"]]
+        plan.set_clocks(index, {member: loaded[member].carried for member in members})
+        plan.set_asked(index, loaded[members[0]].asked)
+    for member, entry in loaded.items():
+        for flat, value in entry.arrays.items():
+            plan.parameters[member].flat(flat)[...] = value
+    return seeds[0] if seeds else None
+
+
+def _parts(state_dict):
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
         raise TypeError(
             "`state_dict` must be a dict with the keys 'state' and 'param_groups', as `state_dict()` makes it"
@@ -67,28 +120,8 @@ def load_state(rows: list[tuple[Plan, int]], state_dict: Mapping[str, Any], *, c
     _check_kind(state, Mapping, "state_dict['state']", "a dict")
     for index, group in enumerate(groups):
         _check_kind(group, Mapping, f"state_dict['param_groups'][{index}]", "a dict")
-    if convert:
-        groups = _regrouped(groups, rows)
-    if len(groups) != len(rows):
-        raise ValueError(
-            f"`state_dict['param_groups']` must hold {len(rows)} groups, got {len(groups)} (8-bit moments make "
-            "groups of small parameters: `convert=True` takes other groups with the same settings)"
-        )
-    expected = {name for plan, row in rows for name in plan.groups[row]["params"]}
-    if state.keys() != expected:
-        difference = sorted(map(repr, state.keys() ^ expected))
-        raise ValueError(f"`state_dict['state']` must have an entry for every parameter and no other, got {difference}")
-    loaded = [
-        (_settings(group, plan, row, index), _entries(state, plan, row, group, convert))
-        for index, (group, (plan, row)) in enumerate(zip(groups, rows, strict=True))
-    ]
-    for (plan, row), (settings, (step, momentum_product, skipped, seed, arrays)) in zip(rows, loaded, strict=True):
-        plan.groups[row].update(settings)
-        plan.use_seed(row, seed)
-        plan.carry(row, step, momentum_product)
-        plan.set_calls(row, step + skipped)
-        for view, value in arrays:
-            view[...] = value
+        _check_kind(group.get("params"), Sequence, f"state_dict['param_groups'][{index}]['params']", "a list")
+    return groups, state
 
 
 def _check_kind(value, kind, label, description):
@@ -96,68 +129,53 @@ def _check_kind(value, kind, label, description):
         raise TypeError(f"`{label}` must be {description}, got {value!r}")
 
 
-def _regrouped(groups, rows):
-    """`groups` in the order of `rows`: parameters of one group here may be in several there, with the same settings."""
-    regrouped = []
-    for plan, row in rows:
-        names = plan.groups[row]["params"]
-        found = [group for group in groups if not set(names).isdisjoint(group.get("params", ()))]
-        settings = [{key: value for key, value in group.items() if key != "params"} for group in found]
-        if not found or any(each != settings[0] for each in settings):
-            raise ValueError(
-                "`state_dict['param_groups']` must have the same settings for all parameters of a group of this "
-                f"optimizer, got {settings} for {list(names)}"
-            )
-        regrouped.append({**settings[0], "params": list(names)})
-    return regrouped
-
-
-def _settings(group, plan, row, index):
-    label = f"state_dict['param_groups'][{index}]"
-    names, saved = plan.groups[row]["params"], group.get("params")
-    if not isinstance(saved, Sequence) or tuple(saved) != names:
-        raise ValueError(f"`{label}['params']` must be {list(names)} as in this optimizer, got {saved!r}")
-    settings = {key: value for key, value in group.items() if key != "params"}
-    if callable(plan.groups[row]["lr"]) and not callable(settings.get("lr")):
+def _settings(group, saved_groups, options):
+    """The saved settings of the parameters of `group`, which may have been grouped otherwise, checked."""
+    predicate = options.exclude_from_weight_decay
+    found: list[dict[str, Any]] = []
+    for saved in saved_groups:
+        names = [name for name in group["params"] if name in saved["params"]]
+        # Older states have what is excluded from weight decay in groups of their own, whose decay is zero.
+        if names and not (predicate and saved.get("weight_decay") == 0.0 and all(map(predicate, names))):
+            found.append({key: value for key, value in saved.items() if key != "params"})
+    in_groups = {name for saved in saved_groups for name in saved["params"]}
+    missing = [name for name in group["params"] if name not in in_groups]
+    if missing or any(settings != found[0] for settings in found):
+        raise ValueError(
+            "`state_dict['param_groups']` must have the parameters of each group of this optimizer, with one set of "
+            f"settings, got {f'none of {missing}' if missing else found} for {list(group['params'])}"
+        )
+    settings = found[0] if found else {}
+    if callable(group["lr"]) and not callable(settings.get("lr")):
         # A number does not take the place of a schedule, which goes on where the saved run was.
         settings.pop("lr", None)
-    plan.groups[row].check(settings)
+    group.check(settings)
     return settings
 
 
-def _entries(state, plan, row, group, convert):
-    """The counts of a group, and (view, value) of each array; `group` has the settings that will hold."""
-    counts, arrays = set(), []
-    settings, buffers = {**plan.groups[row], **group}, plan.buffers
-    moments, flats = _buffers(plan, settings), _arrays(plan, settings)
-    for name in plan.groups[row]["params"]:
-        label, entry = f"state_dict['state'][{name!r}]", state[name]
-        _check_kind(entry, Mapping, label, "a dict")
-        if not convert:
-            _check_no_other_format(entry, label, flats)
-        needed = ["step", *(moments if convert else flats)]
-        if not set(needed) <= entry.keys():
-            raise ValueError(f"`{label}` must have the keys {', '.join(map(repr, needed))}, got {list(entry)}")
-        counts.add(_counts(entry, label, plan, row))
-        values = {}
-        if convert:
-            for key, buffer in moments.items():
-                if not _is_stored_alike(entry, key, label, buffers, buffer):
-                    values.update(converted(entry, key, label, buffers, name, buffer))
-            if buffers.storage.p == "split" and "remainder" not in entry:
-                values["remainder"] = 0
-        for key, flat in flats.items():
-            if flat not in values:
-                values[flat] = _as_stored(entry, key, label, buffers.part(name, flat))
-        arrays += [(buffers.part(name, flat), value) for flat, value in values.items()]
-    if convert and len({seed for *_, seed in counts}) > 1:
-        # Buffers that were stored apart had seeds of their own.
-        counts = {(*others, plan.seed(row)) for *others, _ in counts}
-    for index, what in enumerate(("step count", "product of momenta", "number of skipped steps", "seed")):
-        found = sorted({count[index] for count in counts})
-        if len(found) != 1:
-            raise ValueError(f"`state_dict` must have one {what} for all parameters of a group, got {found}")
-    return (*counts.pop(), arrays)
+def _entry(entry, plan, member, settings, convert) -> Saved:
+    """The state of a parameter; `settings` are those that will hold."""
+    parameter = plan.parameters[member]
+    label = f"state_dict['state'][{parameter.name!r}]"
+    _check_kind(entry, Mapping, label, "a dict")
+    buffers, flats = _buffers(plan, settings), _arrays(plan, member, settings)
+    if not convert:
+        _check_no_other_format(entry, label, flats)
+    needed = ["step", *(buffers if convert else flats)]
+    if not set(needed) <= entry.keys():
+        raise ValueError(f"`{label}` must have the keys {', '.join(map(repr, needed))}, got {list(entry)}")
+    carried, asked = _counts(entry, label, plan.options.family_member)
+    arrays = {}
+    if convert:
+        for key, buffer in buffers.items():
+            if not _is_stored_alike(entry, key, label, parameter, buffer):
+                arrays.update(converted(entry, key, label, parameter, buffer, plan.options.family_member))
+        if "remainder" in flats and "remainder" not in entry:
+            arrays["remainder"] = 0
+    for key, flat in flats.items():
+        if flat not in arrays:
+            arrays[flat] = _as_stored(entry, key, label, parameter, flat)
+    return Saved(carried, asked, _seed(entry, label, parameter, convert), arrays)
 
 
 def _check_no_other_format(entry, label, expected):
@@ -170,15 +188,17 @@ def _check_no_other_format(entry, label, expected):
         )
 
 
-def _is_stored_alike(entry, key, label, buffers, buffer):
+def _is_stored_alike(entry, key, label, parameter, buffer):
     """Whether a moment in `entry` is in the format of this optimizer."""
     stored = as_array(entry[key], f"{label}['{key}']")
-    has_exponents = f"{key}_exponent" in entry
-    return dtype_name(stored) == buffers.dtype(buffer).name and has_exponents == (buffer in buffers.storage.blocked)
+    has_codes, codes = f"{key}_exponent" in entry, buffer in parameter.formats.blocked
+    alike = dtype_name(stored) == parameter.buffers.dtype(buffer).name and has_codes == codes
+    return alike and (not codes or saved_layout(entry, label, parameter.shape) == parameter.layout)
 
 
-def _as_stored(entry, key, label, view):
-    """`entry[key]`, which must be stored as `view` is."""
+def _as_stored(entry, key, label, parameter, flat):
+    """`entry[key]`, which must be stored as this optimizer stores it, in the order of memory of the parameter."""
+    view = parameter.view(flat)
     value = as_array(entry[key], f"{label}['{key}']")
     if value.dtype != view.dtype and not (value.dtype.isnative and dtype_name(value) == dtype_name(view)):
         raise TypeError(
@@ -189,21 +209,39 @@ def _as_stored(entry, key, label, view):
     value = moved(as_bits(value), view).view(view.dtype)
     if key.endswith("_exponent"):
         check_codes(as_array(entry[key.removesuffix("_exponent")], label), value, key.removesuffix("_exponent"), label)
-    check_like(value, view, f"{label}['{key}']", "its parameter")
-    return value
+        if saved_layout(entry, label, parameter.shape) != parameter.layout:
+            raise ValueError(
+                f"`{label}['layout']` must be that of the parameter in this optimizer, {parameter.layout}: codes of "
+                "another order are taken with `convert=True`"
+            )
+        return value
+    if value.shape != view.shape:
+        raise ValueError(f"`{label}['{key}']` must have shape {view.shape} like its parameter, got {value.shape}")
+    check_device(value, view, f"{label}['{key}']", "its parameter")
+    return parameter.layout.flat(value)
 
 
-def _counts(entry, label, plan, row):
+def _counts(entry, label, member):
+    """What the clock of a parameter carries, and how many steps were asked of its group."""
     step = integer(entry["step"], f"{label}['step']", least=0)
     skipped = integer(entry.get("skipped", 0), f"{label}['skipped']", least=0)
-    product: float = 1.0
-    if plan.options.member == "nadam":
-        if "mu_product" not in entry:
-            raise ValueError(f"`{label}` must have the key 'mu_product' for NAdam, got {list(entry)}")
-        product = real(np.asarray(entry["mu_product"])[()], f"{label}['mu_product']")
-    seed = plan.seed(row)
-    if plan.buffers.storage.dithers:
-        seed = integer(entry.get("seed", seed), f"{label}['seed']", least=0)
-        if seed >= SEEDS:
-            raise ValueError(f"`{label}['seed']` must be < 2**24, got {seed}")
-    return step, product, skipped, seed
+    carried = [float(step)]
+    for number in member.carried.values():
+        if number.state not in entry:
+            raise ValueError(f"`{label}` must have the key {number.state!r} for this optimizer, got {list(entry)}")
+        carried.append(real(np.asarray(entry[number.state])[()], f"{label}['{number.state}']"))
+    return tuple(carried), step + skipped
+
+
+def _seed(entry, label, parameter: Parameter, convert):
+    """The seed by which a parameter was rounded stochastically."""
+    if not parameter.formats.dithers or (convert and entry.get("words") != WORDS):
+        return None
+    if entry.get("words") != WORDS:
+        reason = "was made by fastadam 0.1, whose random numbers depended on how parameters were packed"
+        reason = reason if "seed" in entry else f"has {entry.get('words')!r}"
+        raise ValueError(
+            f"`{label}['words']` must be {WORDS!r}, by which this optimizer rounds stochastically, but this state "
+            f"{reason}: `load_state_dict(..., convert=True)` takes it and goes on with other random numbers"
+        )
+    return integer(entry.get("words_seed"), f"{label}['words_seed']", least=0)

@@ -123,3 +123,12 @@ class Backend(Protocol):
 
     def copy_out(self, p: Array, copy: Array, format: str) -> None:
         """Write flat `p`, of the dtype of the arithmetic, rounded to "bfloat16" or "float16" into the bits `copy`."""
+
+
+if TYPE_CHECKING:
+    from fastadam.kernels import cpu, cuda, reference
+
+    # mypy holds the three to this page.
+    _CPU: Backend = cpu
+    _CUDA: Backend = cuda
+    _REFERENCE: Backend = reference

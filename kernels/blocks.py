@@ -9,18 +9,18 @@ from fastadam.kernels import FIRST, START, STOP
 BLOCK = 8_192
 
 
-def cut(pieces: np.ndarray) -> np.ndarray:
-    """`pieces` (PARAMETER, CLOCK, START, STOP, FIRST), int64 (n, 5), cut into blocks of up to `BLOCK` elements.
+def cut(pieces: np.ndarray, elements: int = BLOCK) -> np.ndarray:
+    """`pieces` (PARAMETER, CLOCK, START, STOP, FIRST), int64 (n, 5), cut into blocks of up to so many `elements`.
 
-    A piece that begins with its parameter is cut at multiples of `BLOCK` of the parameter's own elements.
+    A piece that begins with its parameter is cut at multiples of `elements` of the parameter's own elements.
     """
     sizes = pieces[:, STOP] - pieces[:, START]
-    if not len(sizes) or sizes.max() <= BLOCK:
+    if not len(sizes) or sizes.max() <= elements:
         return pieces[sizes > 0]
-    counts = -(-sizes // BLOCK)
+    counts = -(-sizes // elements)
     blocks = np.repeat(pieces, counts, axis=0)
-    inside = BLOCK * (np.arange(len(blocks)) - np.repeat(np.cumsum(counts) - counts, counts))
+    inside = elements * (np.arange(len(blocks)) - np.repeat(np.cumsum(counts) - counts, counts))
     blocks[:, START] += inside
     blocks[:, FIRST] += inside
-    np.minimum(blocks[:, STOP], blocks[:, START] + BLOCK, out=blocks[:, STOP])
+    np.minimum(blocks[:, STOP], blocks[:, START] + elements, out=blocks[:, STOP])
     return blocks

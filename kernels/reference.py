@@ -1,52 +1,149 @@
-"""The in-place NumPy reference: the texts run on whole arrays. What every other kernel must equal bit for bit."""
+"""The in-place NumPy reference: the texts run on whole arrays. What every other kernel must equal bit for bit.
 
+Memory is read and written where the tables say that it begins.
+"""
+
+import ctypes
 from typing import Any
 
 import numpy as np
 
-from fastadam.kernels import stored
-from fastadam.kernels.texts import casts, fold
-from fastadam.kernels.texts.formats import EXPONENT_BLOCK
+from fastadam.kernels import GRAD_SCALE, GRADIENT, NORM, SCALARS, SKIPPED, TAKEN, norm, stored
+from fastadam.kernels.host_tables import HostTables
+from fastadam.kernels.texts import casts
+from fastadam.kernels.texts.catch_up import CATCH_UP
+from fastadam.kernels.texts.clip import clip as clip_text
+from fastadam.kernels.texts.formats import EXPONENT_GROUP, Formats
+
+DIRECT_FROM = 0
 
 
-def launcher(update, dtype, size):
-    """`launch(flats, gradients, blocks, rows, hyper, carried, table, grad_scale)`, for any size and dtype."""
+def tables(parameters, clocks, device_of=None):
+    """Tables of zeros."""
+    return HostTables.zeros(parameters, clocks)
 
-    def launch(flats, gradients, blocks, rows, hyper, carried, table, grad_scale):
+
+def address(array):
+    """Where `array` begins."""
+    return array.__array_interface__["data"][0]
+
+
+def upload(array, device_of=None):
+    """`array` itself."""
+    return array
+
+
+def launcher(passes, tables, *, guarded):
+    """A function that runs `passes` once: the fold of each clock, then the elements of each block."""
+
+    def launch():
+        taken = not guarded or tables.record[TAKEN] != 0.0
         with np.errstate(all="ignore"):
-            for row in rows:
-                update.fold_row(hyper[row], carried[row], grad_scale, table[row])
-            for start, stop, row, parameter, offset in blocks:
-                gradient = gradients[parameter][offset : offset + stop - start]
-                _run(update, flats, gradient, table[row], start, stop)
+            for step in passes:
+                if taken:
+                    _fold(step, tables)
+                for block in step.blocks:
+                    (_step if taken else _zero)(step, block, tables)
 
     return launch
 
 
-def launch_flat(update, flats, gradient, hyper, carried, grad_scale):
-    """One step of flat arrays with one row of hyperparameters; `carried` is brought up to date."""
-    size, dtype = flats[0].size, update.storage.arithmetic(flats[0])
-    table, rows, blocks = np.zeros((1, fold.COLUMNS), dtype), [0], [(0, size, 0, 0, 0)]
-    launch = launcher(update, dtype, size)
-    launch(flats, [gradient], blocks, rows, hyper.reshape(1, -1), carried.reshape(1, -1), table, grad_scale)
+def squares(dtype, format, blocks, tables, lanes):
+    """A function that writes the sums of squares of the gradients of each block into `lanes`."""
+    formats = Formats(g=format)
+
+    def launch():
+        with np.errstate(all="ignore"):
+            for block, sums in zip(blocks, lanes, strict=True):
+                gradient = _gradient(formats, np.dtype(dtype), block, tables)
+                sums[:] = norm.squares_of(stored.load(formats, "g", {"g": gradient}))[0]
+
+    return launch
 
 
-def _run(update, flats, gradient, scalars, start, stop):
-    """Step elements `start` to `stop`, whose blocks of shared exponents begin at `start`."""
-    storage, columns = update.storage, dict(zip(update.columns, scalars, strict=False))
-    cut = {"g": gradient}
-    for name, flat in zip(update.flats, flats, strict=True):
-        cut[name] = flat[_blocks(start, stop) if name.endswith("_exponent") else slice(start, stop)]
-    values = [stored.load(storage, name, cut) for name in update.buffers]
+def clip(lanes, grad_scale, max_grad_norm, largest, propagate, tables):
+    """Add up `lanes`, and write what follows from the norm into `tables.record`."""
+    record = tables.record
+    with np.errstate(all="ignore"):
+        squared_norm = np.float64(norm.combine(lanes))
+        grad_scale, taken, length = clip_text(grad_scale, squared_norm, max_grad_norm, largest, propagate)
+    record[GRAD_SCALE], record[TAKEN], record[NORM] = grad_scale, taken, length
+    record[SKIPPED] += 1.0 - taken
+
+
+def catch_up(addresses, dtype, blocks, table, starts):
+    """Make up for what rows have missed, each block by rows `starts[slot]` to `starts[slot + 1]` of `table`."""
+    with np.errstate(all="ignore"):
+        for parameter, slot, start, stop in blocks:
+            arrays = [_view(address, dtype, start, stop) for address in addresses[parameter]]
+            for row in range(starts[slot], starts[slot + 1]):
+                for array, value in zip(arrays, CATCH_UP.element(*arrays, *table[row]), strict=True):
+                    array[...] = value
+
+
+def copy_out(p, copy, format):
+    """Write flat `p`, rounded to "bfloat16" or "float16", into the bits `copy`."""
+    with np.errstate(all="ignore"):
+        stored.store(Formats(copy=format), "copy", p, {"copy": copy})
+
+
+def _fold(step, tables):
+    for clock in step.clocks:
+        row = _row(step, clock, tables)
+        step.update.fold_row(tables.hyper[clock], tables.carried[clock], tables.record[GRAD_SCALE], row)
+
+
+def _row(step, clock, tables):
+    """The scalars of a clock, in the dtype of the arithmetic."""
+    return tables.table[clock].view(step.dtype)[:SCALARS]
+
+
+def _step(step, block, tables):
+    """Step the elements of a block; its first element begins an exponent group where there are exponents."""
+    update, (parameter, clock, start, stop, _) = step.update, block
+    formats, row = update.storage, tables.addresses[parameter]
+    flats = {"g": _gradient(formats, step.dtype, block, tables)} if "g" in update.buffers else {}
+    for column, flat in enumerate(update.flats, GRADIENT + 1):
+        flats[flat] = _view(row[column], _dtype(formats, flat, step.dtype), *_bounds(flat, start, stop))
+    scalars = _row(step, clock, tables)
+    values = [stored.load(formats, name, flats) for name in update.buffers]
     results = update.element(*values, *scalars[: len(update.scalars)])
-    random: dict[str, Any] = {}
-    if storage.dithers:
-        places = casts.first_place(np.arange(start, stop).astype(np.uint32), np.uint32(columns["seed"]))
-        turns = {name: np.uint32(columns[name]) for name in ("turn", "toss")}
-        random = {"word": casts.random_word(places), **turns}
+    random = _random(update, scalars, row[GRADIENT + 1 + len(update.flats)], start, stop)
     for name, value in zip(update.written, results, strict=True):
-        stored.store(storage, name, value, cut, random)
+        stored.store(formats, name, value, flats, random)
 
 
-def _blocks(start, stop):
-    return slice(start // EXPONENT_BLOCK, -(-stop // EXPONENT_BLOCK))
+def _random(update, scalars, place, start, stop):
+    """What rounds the elements stochastically."""
+    columns = dict(zip(update.columns, scalars, strict=False))
+    if not update.storage.dithers:
+        return {}
+    places = (np.arange(start, stop) + place).astype(np.uint32)
+    return {"word": casts.random_word(places), **{name: np.uint32(columns[name]) for name in ("turn", "toss")}}
+
+
+def _zero(step, block, tables):
+    """Zero the gradient of a block, where the update does."""
+    if "g" in step.update.written:
+        _gradient(step.update.storage, step.dtype, block, tables)[...] = 0
+
+
+def _gradient(formats, dtype, block, tables):
+    parameter, _, start, stop, first = block
+    return _view(tables.addresses[parameter, GRADIENT], _dtype(formats, "g", dtype), first, first + stop - start)
+
+
+def _dtype(formats, flat, arithmetic):
+    name = formats.dtype(flat)
+    return arithmetic if name == "native" else np.dtype(name)
+
+
+def _bounds(flat, start, stop):
+    return (start // EXPONENT_GROUP, -(-stop // EXPONENT_GROUP)) if flat.endswith("_exponent") else (start, stop)
+
+
+def _view(address, dtype, start, stop) -> Any:
+    """Numbers `start` to `stop` of the memory that begins at `address`, as an array."""
+    size, dtype = int(stop - start), np.dtype(dtype)
+    memory = (ctypes.c_char * (size * dtype.itemsize)).from_address(int(address) + int(start) * dtype.itemsize)
+    return np.ndarray(size, dtype, memory)

@@ -1,38 +1,46 @@
-"""The CUDA source, unmodified, compiled by g++ and run thread by thread on the CPU."""
+"""The CUDA source, unmodified, compiled by g++ and run on the CPU.
+
+The threads of a CUDA block take turns, each up to its next shuffle or barrier; its CUDA blocks run one after the other.
+"""
 
 import contextlib
 import ctypes
 import shutil
 import subprocess
 import tempfile
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import cuda_program
+import cupy
 import numpy as np
-from cuda_program import parameters
+from cuda_program import dtype_of, kernels_of, parameters
 
-from fastadam.kernels import cuda, norm
-from fastadam.kernels.cuda import norm as cuda_norm
-from fastadam.kernels.cuda import rows as cuda_rows
+from fastadam.kernels import GRADIENT, blocks, cuda, norm
+from fastadam.kernels.cuda import device_tables
+from fastadam.kernels.cuda import launch as cuda_launch
 from fastadam.kernels.cuda import source as cuda_source
-from fastadam.kernels.cuda import step as cuda_step
 
 HAS_COMPILER = shutil.which("g++") is not None
 
-# What CUDA's compiler has built in and a host compiler has not.
+# What CUDA's compiler has built in and a host compiler has not. A fiber is a thread of a CUDA block.
 _SHIMS = """
 #include <assert.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <ucontext.h>
 #define __device__
 #define __host__
 #define __global__
+#define __shared__ static
 #define __forceinline__ inline
+#define __builtin_assume(condition)
 struct Index { unsigned x; };
-static thread_local Index threadIdx, blockIdx, blockDim, gridDim;
+static Index threadIdx, blockIdx, blockDim, gridDim;
 // For functions in CuPy's headers that no elementwise kernel calls.
 template <class T, class U> T atomicCAS(T*, U, U) { abort(); }
 unsigned long long atomicAdd(unsigned long long*, unsigned long long) { abort(); }
@@ -42,98 +50,174 @@ long long __double_as_longlong(double) { abort(); }
 double __longlong_as_double(long long) { abort(); }
 unsigned __popc(unsigned) { abort(); }
 unsigned __popcll(unsigned long long) { abort(); }
-"""
 
-# A shuffle between the 32 threads of a warp, which are threads of the CPU.
-_SHUFFLE = """
-#include <barrier>
-#include <thread>
-#include <vector>
-static std::barrier<> warp(32);
-static unsigned lanes[32];
-unsigned __shfl_xor_sync(unsigned, unsigned value, int distance) {
-  unsigned lane = threadIdx.x % 32;
-  lanes[lane] = value;
-  warp.arrive_and_wait();
-  unsigned other = lanes[lane ^ distance];
-  warp.arrive_and_wait();
-  return other;
+template <class V> V __ldg(const V* place) { return *place; }
+template <class V> V __ldcg(const V* place) { return *place; }
+static unsigned atomicInc(unsigned* counter, unsigned largest) {
+  unsigned old = *counter;
+  *counter = old >= largest ? 0 : old + 1;
+  return old;
 }
-static void launch_together(void (*each)(unsigned)) {
-  for (unsigned first = 0; first < 384; first += 32) {
-    std::vector<std::thread> others;
-    for (unsigned lane = 1; lane < 32; ++lane) others.emplace_back(each, first + lane);
-    each(first);
-    for (auto& other : others) other.join();
+static void __threadfence() {}
+
+const unsigned THREADS = 128;
+static const char* failure;
+static ucontext_t scheduler, fibers[THREADS];
+static char stacks[THREADS][1 << 16];
+static bool ended[THREADS];
+static unsigned lanes[THREADS], shuffles[THREADS], arrived, alive, barriers;
+static void (*kernel_of_block)();
+
+static void wait() { swapcontext(&fibers[threadIdx.x], &scheduler); }
+static unsigned __shfl_xor_sync(unsigned, unsigned value, int distance) {
+  unsigned mine = threadIdx.x, other = mine ^ distance;
+  lanes[mine] = value; ++shuffles[mine];
+  wait();
+  if (ended[other] || shuffles[other] != shuffles[mine]) failure = "a warp shuffles without all of its lanes";
+  unsigned result = lanes[other];
+  wait();
+  return result;
+}
+static void __syncthreads() {
+  unsigned mine = barriers;
+  if (++arrived == alive) { arrived = 0; ++barriers; }
+  while (mine == barriers && !failure) wait();
+}
+static void run_fiber() { kernel_of_block(); --alive; ended[threadIdx.x] = true; }
+static void run_together() {
+  alive = THREADS; arrived = 0;
+  for (unsigned thread = 0; thread < THREADS; ++thread) {
+    ended[thread] = false; shuffles[thread] = 0;
+    getcontext(&fibers[thread]);
+    fibers[thread].uc_stack.ss_sp = stacks[thread];
+    fibers[thread].uc_stack.ss_size = sizeof(stacks[thread]);
+    fibers[thread].uc_link = &scheduler;
+    makecontext(&fibers[thread], run_fiber, 0);
   }
+  while (alive)
+    for (threadIdx.x = 0; threadIdx.x < THREADS; ++threadIdx.x)
+      if (!ended[threadIdx.x]) swapcontext(&scheduler, &fibers[threadIdx.x]);
 }
-"""
-# Without shuffles every thread runs after the other.
-_NO_SHUFFLE = """
-unsigned __shfl_xor_sync(unsigned, unsigned, int) { abort(); }
-static void launch_together(void (*each)(unsigned)) { for (unsigned thread = 0; thread < 384; ++thread) each(thread); }
-"""
-
-# A launch of 3 blocks of 128 threads.
-_LAUNCH = """
+static const char* launch_blocks(void (*kernel)(), bool together, ptrdiff_t count, const ptrdiff_t* order) {
+  kernel_of_block = kernel; failure = 0;
+  blockDim.x = THREADS; gridDim.x = count;
+  for (ptrdiff_t k = 0; k < count; ++k) {
+    blockIdx.x = order[k];
+    if (together) run_together();
+    else for (threadIdx.x = 0; threadIdx.x < THREADS; ++threadIdx.x) kernel();
+  }
+  return failure;
+}
+bool __isGlobal(const void*) { return true; }
 static ptrdiff_t size;
 static void** arguments;
 static const ptrdiff_t* sizes;
-static void launch_thread(unsigned thread) {{
-  blockDim.x = 128; gridDim.x = 3; blockIdx.x = thread / 128; threadIdx.x = thread % 128;
-  {kernel}({arguments}, CIndexer<1, 1>(&size));
-}}
-extern "C" void launch(ptrdiff_t given_size, void** given_arguments, const ptrdiff_t* given_sizes) {{
+"""
+
+_LAUNCH = """
+extern "C" const char* launch_{index}(
+    ptrdiff_t given_size, void** given_arguments, const ptrdiff_t* given_sizes, ptrdiff_t count, const ptrdiff_t* order
+) {{
   size = given_size; arguments = given_arguments; sizes = given_sizes;
-  launch_together(launch_thread);
+  auto kernel = [] {{ kernel_{index}::{kernel}({arguments}, CIndexer<1, 1>(&size)); }};
+  return launch_blocks(kernel, {together}, count, order);
 }}
 """
 
 
-def run_on_host(kernel, *arguments, size=None):
-    """Launch a CuPy elementwise `kernel` on NumPy arrays and numbers, on the CPU; arrays are written in place."""
-    flat = [argument.reshape(-1) if isinstance(argument, np.ndarray) else argument for argument in arguments]
-    arrays = [isinstance(argument, np.ndarray) for argument in flat]
-    if size is None:
-        pairs = zip(flat, parameters(kernel), strict=True)
-        size = next(a.size for a, parameter in pairs if not parameter.raw and isinstance(a, np.ndarray))
-    key = tuple((argument.dtype if is_array else None) for argument, is_array in zip(flat, arrays, strict=True))
-    library = _library(kernel, key)
-    types = dict(zip((parameter.ctype for parameter in parameters(kernel)), key, strict=True))
-    held = []
-    for argument, parameter in zip(flat, parameters(kernel), strict=True):
-        if not isinstance(argument, np.ndarray):
-            dtype = parameter.dtype or types[parameter.ctype] or _template_dtype(kernel, key)
-            with np.errstate(over="ignore"):
-                argument = np.array(argument, dtype)
-        held.append(argument)
-    pointers = (ctypes.c_void_p * len(held))(*(argument.ctypes.data for argument in held))
-    sizes = (ctypes.c_ssize_t * len(held))(*(argument.size for argument in held))
-    library.launch(ctypes.c_ssize_t(size), pointers, sizes)
+def run_on_host(kernel, arguments, size, order=None):
+    """Launch a CuPy elementwise `kernel` on NumPy arrays and numbers, on the CPU; arrays are written in place.
+
+    CUDA blocks run in `order`, which changes a permutation of their numbers in place.
+    """
+    dtypes = [a.dtype for a, p in zip(arguments, parameters(kernel), strict=True) if p.dtype is None]
+    dtype = dtypes[0] if dtypes else np.dtype(np.float32)
+    run = _launcher(kernel, dtype)
+    converted = []
+    for argument, parameter in zip(arguments, parameters(kernel), strict=True):
+        if isinstance(argument, np.ndarray):
+            assert argument.dtype == dtype_of(parameter, dtype)
+            assert argument.flags.c_contiguous
+            converted.append(argument)
+        else:
+            converted.append(np.array(argument, parameter.dtype))
+    pointers = (ctypes.c_void_p * len(converted))(*(argument.ctypes.data for argument in converted))
+    sizes = (ctypes.c_ssize_t * len(converted))(*(argument.size for argument in converted))
+    numbers = np.arange(-(-size // cuda_source.THREADS))
+    if order:
+        order(numbers)
+    failure = run(ctypes.c_ssize_t(size), pointers, sizes, ctypes.c_ssize_t(numbers.size), numbers.ctypes.data)
+    assert failure is None, failure.decode()
 
 
-def by_host(guarded):
-    """The function that runs a launch of `members.Launch` on the CPU, in place."""
-
-    def run(launch):
-        grad_scale = np.array([launch.grad_scale, 1.0, 0.0, 0.0]) if guarded else launch.grad_scale
-        flats, rest = launch.flats.values(), (launch.hyper, launch.carried, launch.table, grad_scale)
-        launch_on_host(launch.update, flats, launch.gradients, launch.pieces, launch.rows, *rest)
-
-    return run
+# kernel -> the kernels that are compiled with it.
+_TOGETHER = {}
 
 
-def stand_ins_for(kernel, dtype, numbers):
-    """Arguments like those that `kernel` is launched with on parameters of `dtype`; `numbers` are passed by value."""
-    return [
-        0.0 if parameter.name in numbers else np.empty(0, parameter.dtype or dtype) for parameter in parameters(kernel)
-    ]
+def compile_together(update, dtype):
+    """Let the kernels of a step of `update` be compiled as one program, which takes hardly longer than one of them."""
+    kernels = kernels_of(update, dtype)
+    _TOGETHER.update(dict.fromkeys(kernels, tuple(kernels)))
+
+
+def _launcher(kernel, dtype):
+    kernels = _TOGETHER.get(kernel, (kernel,))
+    function = getattr(_library(kernels, dtype), f"launch_{kernels.index(kernel)}")
+    function.restype, function.argtypes = ctypes.c_char_p, [ctypes.c_ssize_t, *[ctypes.c_void_p] * 2, ctypes.c_ssize_t]
+    function.argtypes += [ctypes.c_void_p]
+    return function
+
+
+@cache
+def _library(kernels, dtype):
+    with tempfile.TemporaryDirectory() as folder:
+        return compile_on_host(cuda_program.source(*kernels, dtype=dtype), kernels, Path(folder), dtype)
+
+
+def compile_on_host(source, kernels, folder, dtype=np.float32):
+    """The shared library of a CUDA `source` of `kernels`, without contraction to fused multiply-adds."""
+    launches = []
+    for index, kernel in enumerate(kernels):
+        passed = ", ".join(_passed(kernel, number, dtype) for number in range(len(parameters(kernel))))
+        together = "warp_maximum" in kernel.operation or "__syncthreads" in kernel.operation
+        names = {"index": index, "kernel": kernel.name, "arguments": passed, "together": str(together).lower()}
+        launches.append(_LAUNCH.format(**names))
+    (folder / "kernel.cpp").write_text("\n".join([_SHIMS, source, *launches]))
+    # CuPy's own headers only: those of the CUDA toolkit are for its compilers.
+    include = [option for option in cuda_program.compiler_options() if option.startswith("-I") and "cupy" in option]
+    command = ["g++", "-O1", "-std=c++17", "-ffp-contract=off", "-w", "-shared", "-fPIC", *include]
+    subprocess.run([*command, "kernel.cpp", "-o", "kernel.so"], cwd=folder, check=True)
+    return ctypes.CDLL(str(folder / "kernel.so"))
+
+
+def _passed(kernel, number, dtype):
+    parameter = parameters(kernel)[number]
+    place = f"static_cast<{_c_type(parameter, dtype)}*>(arguments[{number}])"
+    if not parameter.raw and parameter in kernel.in_params:
+        return f"*{place}"
+    return f"CArray<{_c_type(parameter, dtype)}, 1, 1, 1>({place}, &sizes[{number}])"
+
+
+def _c_type(parameter, dtype):
+    names = {"i8": "long long", "f8": "double", "f4": "float", "u4": "unsigned int", "u2": "unsigned short"}
+    return {**names, "u1": "unsigned char"}[dtype_of(parameter, dtype).str[1:]]
+
+
+class FakeDevice(contextlib.nullcontext):
+    """A device that is the host."""
+
+    id = "host"
 
 
 class OnHost(np.ndarray):
-    """A NumPy array in the place of CuPy's, for the functions of `cuda` that launch kernels."""
+    """A NumPy array in the place of CuPy's."""
 
-    device = contextlib.nullcontext()
+    device = FakeDevice()
+
+    @property
+    def data(self):
+        """Where it lies, as CuPy says it."""
+        return SimpleNamespace(ptr=self.ctypes.data)
 
 
 def on_host(array):
@@ -141,95 +225,115 @@ def on_host(array):
     return array.view(OnHost)
 
 
-def patch_cuda(monkeypatch):
-    """Let the functions of `cuda` launch their kernels on the CPU, on arrays `OnHost`."""
-    kernels = {
-        cuda: ("step_rows", "step_flat", "fold_rows", "rounding"),
-        cuda_norm: ("squares", "row_sums", "clip_record"),
-        cuda_rows: ("catch_up_rows",),
+class Stream:
+    """A stream that does what is put into it when it is waited for, and at once if it is not `lazy`."""
+
+    ptr = 7
+
+    def __init__(self, lazy=False, capturing=False):
+        self.lazy, self.capturing, self.waiting, self.done, self.log = lazy, capturing, [], 0, []
+
+    def is_capturing(self):
+        return self.capturing
+
+    def put(self, what, act):
+        self.log.append(what)
+        self.waiting.append(act)
+        if not self.lazy:
+            self.wait(len(self.waiting))
+
+    def wait(self, count):
+        """Do the first `count` things that have ever been put into the stream."""
+        for act in self.waiting[self.done : count]:
+            act()
+        self.done = max(self.done, count)
+
+
+class Event:
+    """A place in a stream."""
+
+    def __init__(self, disable_timing):
+        self.stream, self.count = None, 0
+
+    def record(self, stream):
+        self.stream, self.count = stream, len(stream.waiting)
+
+    def synchronize(self):
+        if self.stream is not None:
+            self.stream.wait(self.count)
+
+
+def fake_cupy(stream):
+    """What the functions of `cuda` use of CuPy, on the host; copies are put into `stream`."""
+
+    def copy(target, source, size, kind, pointer):
+        assert pointer == stream.ptr
+        stream.put("copy", lambda: ctypes.memmove(target, source, size))
+
+    runtime = SimpleNamespace(memcpyAsync=copy, memcpyHostToDevice=1)
+    driver = SimpleNamespace(
+        runtime=runtime, get_current_stream=lambda: stream, Event=Event, alloc_pinned_memory=bytearray
+    )
+    arrays = {
+        "zeros": lambda shape, dtype=float: on_host(np.zeros(shape, dtype)),
+        "asarray": lambda array: on_host(np.ascontiguousarray(array)),
     }
-    for module, names in kernels.items():
-        for name in names:
-            monkeypatch.setattr(module, name, partial(_host_launch, getattr(module, name)))
-    monkeypatch.setattr(cuda, "upload", lambda array, like: array)
-    monkeypatch.setattr(cuda_rows, "upload", lambda array, like: array)
+    return SimpleNamespace(ElementwiseKernel=cupy.ElementwiseKernel, ndarray=OnHost, cuda=driver, **arrays)
 
 
-def _host_launch(kernel_of, *arguments):
-    return partial(run_on_host, kernel_of(*arguments))
+@contextlib.contextmanager
+def cuda_on_host(stream=None, order=None):
+    """Let the functions of `cuda` launch their kernels on the CPU, on arrays `OnHost`, in `stream`."""
+    stream = stream or Stream()
+
+    def launch(kernel, arguments, size):
+        stream.put(kernel.name, lambda: run_on_host(kernel, arguments, size, order))
+
+    fake = fake_cupy(stream)
+    with contextlib.ExitStack() as stack:
+        for module in (cuda_launch, cuda_source, device_tables):
+            stack.enter_context(mock.patch.object(module, "cupy", fake))
+        stack.enter_context(mock.patch.object(cuda_source, "launch", launch))
+        stack.enter_context(mock.patch.object(cuda_launch, "_device_of", return_value=FakeDevice()))
+        yield stream
 
 
-def _template_dtype(kernel, key):
-    return next(d for d, p in zip(key, parameters(kernel), strict=True) if p.dtype is None and d is not None)
+def cuda_tables_like(tables):
+    """Tables of `cuda` with what is in `tables`; inside of `cuda_on_host`."""
+    copied = cuda.tables(len(tables.addresses), len(tables.hyper), on_host(tables.hyper))
+    for name in ("addresses", "hyper", "carried", "table", "record"):
+        getattr(copied, name)[...] = getattr(tables, name)
+    copied.send()
+    return copied
 
 
-@cache
-def _library(kernel, key):
-    stand_ins = stand_ins_of(key)
-    with tempfile.TemporaryDirectory() as folder:
-        return compile_on_host(cuda_program.source(kernel, stand_ins), kernel, stand_ins, Path(folder))
+def launcher(passes, tables, *, guarded):
+    """`cuda.launcher` on the CPU, for the arrays that the `HostTables` point to."""
+    for each in passes:
+        compile_together(each.update, each.dtype)
+
+    def launch():
+        with cuda_on_host():
+            copied = cuda_tables_like(tables)
+            cuda.launcher(passes, copied, guarded=guarded)()
+        for name in ("hyper", "carried", "table", "record"):
+            getattr(tables, name)[...] = getattr(copied, name)
+
+    return launch
 
 
-def stand_ins_of(key):
-    """Arguments of the dtypes in `key`; None is a number."""
-    return [0.0 if dtype is None else np.empty(0, dtype) for dtype in key]
-
-
-def compile_on_host(source, kernel, arguments, folder):
-    """The shared library of a CUDA `source` of `kernel`, without contraction to fused multiply-adds."""
-    passed = []
-    for index, (parameter, argument) in enumerate(zip(parameters(kernel), arguments, strict=True)):
-        pointer = f"static_cast<{parameter.ctype}*>(arguments[{index}])"
-        is_array = isinstance(argument, np.ndarray)
-        passed.append(f"CArray<{parameter.ctype}, 1, 1, 1>({pointer}, &sizes[{index}])" if is_array else f"*{pointer}")
-    launch = _LAUNCH.format(kernel=kernel.name, arguments=", ".join(passed))
-    shuffle, standard = (_SHUFFLE, "c++20") if "warp_maximum" in kernel.operation else (_NO_SHUFFLE, "c++17")
-    (folder / "kernel.cpp").write_text(_SHIMS + shuffle + source + launch)
-    # CuPy's own headers only: those of the CUDA toolkit are for its compilers.
-    include = [option for option in cuda_program.compiler_options() if option.startswith("-I") and "cupy" in option]
-    command = ["g++", "-O2", f"-std={standard}", "-pthread", "-ffp-contract=off", "-w", "-shared", "-fPIC", *include]
-    subprocess.run([*command, "kernel.cpp", "-o", "kernel.so"], cwd=folder, check=True)
-    return ctypes.CDLL(str(folder / "kernel.so"))
-
-
-def launch_on_host(update, flats, gradients, blocks, rows, hyper, carried, table, grad_scale):
-    """What `cuda.launcher` launches, on the CPU. `grad_scale` is a number or a record of `clip_on_host`."""
-    guarded = isinstance(grad_scale, np.ndarray)
-    addresses = addresses_of(gradients)
-    pieces, count = pieces_on_host(blocks, update.storage)
-    run_on_host(cuda.fold_rows(update, guarded), rows, grad_scale, hyper, carried, table)
-    record = (grad_scale,) if guarded else ()
-    run_on_host(cuda.step_rows(update, guarded), addresses, pieces, len(pieces), table, *record, *flats, size=count)
-
-
-def run_flat_on_host(launch, table):
-    """What `cuda.launch_flat` launches, on the CPU, with the scalars of a row of the table."""
-    update, size = launch.update, launch.gradients[0].size
-    threads = int(cuda_step.threads_of(update.storage, size))
-    arrays = *launch.gradients, *launch.flats.values()
-    scalars = map(float, table[: len(update.columns)])
-    run_on_host(cuda_step.step_flat(update), size, *scalars, *arrays, size=threads)
-
-
-def pieces_on_host(pieces, storage):
-    """What `cuda.blocks_of` uploads."""
-    pieces = np.asarray(pieces, np.int64).reshape(-1, 5)
-    return cuda_source.numbered(pieces, cuda_step.threads_of(storage, pieces[:, 1] - pieces[:, 0]))
-
-
-def clip_on_host(gradients, grad_scale, max_grad_norm, largest, propagate, record, storage="native"):
-    """What `cuda.squares_launcher` and `cuda.clip` launch, on the CPU."""
-    blocks = norm.blocks_of([gradient.size for gradient in gradients])
-    # Gradients without elements have one block of zeros.
-    lanes = np.zeros((max(1, len(blocks)), norm.LANES))
-    if len(blocks):
-        squares = cuda_norm.squares(gradients[0].dtype if storage == "native" else np.dtype(np.float32), storage)
-        run_on_host(squares, addresses_of(gradients), blocks, lanes)
-    for stride, groups in cuda_norm.levels(len(lanes)):
-        run_on_host(cuda_norm.row_sums(), len(lanes), stride, lanes, size=groups * norm.LANES)
-    run_on_host(cuda_norm.clip_record(), lanes, grad_scale, max_grad_norm, largest, propagate, record, size=1)
+def clip_on_host(gradients, grad_scale, max_grad_norm, largest, propagate, record, format="native", order=None):
+    """What `cuda.squares` and `cuda.clip` write into `record`, on the CPU."""
+    cut = blocks.cut(np.array([[k, 0, 0, g.size, 0] for k, g in enumerate(gradients)], np.int64).reshape(-1, 5))
+    with cuda_on_host(order=order):
+        tables = cuda.tables(len(gradients), 1, on_host(record))
+        tables.addresses[:, GRADIENT] = [gradient.ctypes.data for gradient in gradients]
+        tables.send()
+        tables.record = on_host(record)
+        # Gradients without elements have one block of zeros.
+        lanes = on_host(np.full((max(1, len(cut)), norm.LANES), np.nan if len(cut) else 0.0))
+        dtype = gradients[0].dtype if gradients and format == "native" else np.dtype(np.float32)
+        cuda.squares(dtype, format, cut, tables, lanes)()
+        cuda.clip(lanes, grad_scale, max_grad_norm, largest, propagate, tables)
+        assert not tables.counters(1).any(), "counters are zero after a launch"
     return record
-
-
-def addresses_of(gradients):
-    return np.array([gradient.ctypes.data for gradient in gradients], np.int64)

@@ -4,7 +4,8 @@ import cupy
 import numpy as np
 from cupy._core import _carray, _kernel, _scalar, core
 
-from fastadam.kernels.cuda.source import OPTIONS
+from fastadam.kernels.cuda.source import OPTIONS, PREAMBLE
+from fastadam.kernels.cuda.step import fold_kernel, step_kernel
 
 
 def parameters(kernel):
@@ -12,33 +13,48 @@ def parameters(kernel):
     return kernel.in_params + kernel.out_params
 
 
-def source(kernel, arguments):
-    """The full CUDA source that CuPy compiles for `kernel`, called with `arguments`; it takes no GPU to write it.
+def kernels_of(update, dtype):
+    """The kernels of a step of `update`: fold and elements, guarded and not."""
+    makers = fold_kernel, step_kernel
+    return [maker(update, np.dtype(dtype), guarded) for maker in makers for guarded in (False, True)]
 
-    `arguments` are NumPy arrays in place of CuPy's, and Python numbers for scalars by value.
-    """
+
+def source(*kernels, dtype="f4"):
+    """The CUDA source of a program of `kernels`, as CuPy writes it; `dtype` is that of what has no type of its own."""
+    codes = [_code(kernel, dtype).replace(PREAMBLE, "") for kernel in kernels]
+    # Each has types of its own.
+    spaces = [f"namespace kernel_{index} {{\n{code}\n}}" for index, code in enumerate(codes)]
+    return "\n".join([*(f"#include <{header}>" for header in core._cupy_header_list), PREAMBLE, *spaces])
+
+
+def dtype_of(parameter, dtype):
+    """The dtype of a parameter of a kernel that is called with `dtype`."""
+    return np.dtype(parameter.dtype or dtype)
+
+
+def _code(kernel, dtype):
     # CuPy's kinds of kernel arguments.
     of_array, of_indexer, of_scalar = 1, 2, 3
-    pairs = list(zip(parameters(kernel), arguments, strict=True))
-    dtypes = {parameter.ctype: a.dtype.type for parameter, a in pairs if isinstance(a, np.ndarray)}
-    infos = [
-        _kernel._ArgInfo(of_array, cupy.ndarray, argument.dtype.type, 1, True, True)
-        if isinstance(argument, np.ndarray)
-        else _kernel._ArgInfo(of_scalar, _scalar.CScalar, parameter.dtype or dtypes[parameter.ctype], 0, True, True)
-        for parameter, argument in pairs
-    ]
+    infos = []
+    for parameter in parameters(kernel):
+        kind = dtype_of(parameter, dtype).type
+        by_value = not parameter.raw and parameter in kernel.in_params
+        infos.append(
+            _kernel._ArgInfo(of_scalar, _scalar.CScalar, kind, 0, True, True)
+            if by_value
+            else _kernel._ArgInfo(of_array, cupy.ndarray, kind, 1, True, True)
+        )
     infos.append(_kernel._ArgInfo(of_indexer, _carray.Indexer, None, 1, True, True))
-    types = [(parameter.ctype, dtypes[parameter.ctype]) for parameter, _ in pairs if parameter.dtype is None]
-    code = _kernel._get_elementwise_kernel_code(
+    types = {p.ctype: dtype_of(p, dtype).type for p in parameters(kernel) if p.dtype is None}
+    return _kernel._get_elementwise_kernel_code(
         tuple(infos),
-        _kernel._TypeMap(tuple(dict(types).items())),
+        _kernel._TypeMap(tuple(types.items())),
         kernel.params,
         kernel.operation,
         kernel.name,
         kernel.preamble,
         **kernel.kwargs,
     )
-    return "\n".join([f"#include <{header}>" for header in core._cupy_header_list] + [code])
 
 
 def compiler_options():

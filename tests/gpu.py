@@ -1,4 +1,6 @@
-"""Whether there is a GPU to test on."""
+"""Whether there is a GPU to test on, and what an optimizer on one holds."""
+
+import numpy as np
 
 
 def device_problem() -> str | None:
@@ -8,3 +10,27 @@ def device_problem() -> str | None:
     except ImportError as error:
         return f"CuPy is not installed ({error})"
     return cuda.device_problem()
+
+
+def on_host(array) -> np.ndarray:
+    """A NumPy or CuPy array as a NumPy array."""
+    return array if isinstance(array, np.ndarray) else array.get()
+
+
+def training(optimizer) -> dict:
+    """All that trains, on the host: parameters, and every array and count of the state."""
+    held = {(name, "p"): on_host(param) for name, param in optimizer.params.items()}
+    for name, entry in optimizer.state_dict()["state"].items():
+        held |= {(name, key): on_host(value) if hasattr(value, "shape") else value for key, value in entry.items()}
+    for extra in ("ema", "copies"):
+        try:
+            views = getattr(optimizer, extra)
+        except AttributeError:
+            continue
+        held |= {(name, extra): on_host(view) for name, view in views.items()}
+    return held
+
+
+def bits(held: dict) -> dict:
+    """The same with the bytes of the arrays."""
+    return {key: value.tobytes() if isinstance(value, np.ndarray) else value for key, value in held.items()}

@@ -1,14 +1,16 @@
 """The recipes that the kernel tests run over, and the launches on which kernels are compared."""
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
-from oracle import random_state, special_state
+from oracle import Home, assert_same_array, random_state, special_state
 
-from fastadam.kernels import cpu, reference, stored
-from fastadam.kernels.texts import fold
-from fastadam.kernels.texts.formats import BLOCK_FORMATS, EXPONENT_BLOCK, Storage
+from fastadam.kernels import GRAD_SCALE, GRADIENT, SCALARS, TAKEN, Pass, reference, stored
+from fastadam.kernels.blocks import cut
+from fastadam.kernels.host_tables import HostTables
+from fastadam.kernels.texts.formats import EXPONENT_GROUP, FORMATS, Formats
 from fastadam.kernels.texts.update import Recipe, Update, update_of
 
 RECIPES = {
@@ -21,43 +23,63 @@ RECIPES = {
     "amsgrad": Recipe(amsgrad=True),
     "amsgrad_optax": Recipe(amsgrad=True, convention="optax"),
     "amsgrad_optax_eps_root": Recipe(amsgrad=True, convention="optax", eps_root=True),
-    "nadam": Recipe(member="nadam"),
-    "adamax": Recipe(member="adamax"),
-    "adamax_keras": Recipe(member="adamax", convention="keras"),
-    "radam": Recipe(member="radam"),
-    "radam_optax": Recipe(member="radam", convention="optax", eps_root=True),
-    "short": Recipe(short1=True, short2=True),
+    "nadam": Recipe("nadam"),
+    "adamax": Recipe("adamax"),
+    "adamax_keras": Recipe("adamax", convention="keras"),
+    "radam": Recipe("radam"),
+    "radam_optax": Recipe("radam", convention="optax", eps_root=True),
+    "lion": Recipe("lion", decay="decoupled"),
+    "lion_l2": Recipe("lion", decay="coupled", small_betas=(2,)),
+    "ademamix": Recipe("ademamix", decay="decoupled"),
+    "ademamix_optax": Recipe("ademamix", convention="optax", eps_root=True, small_betas=(1, 2, 3)),
+    "small_betas": Recipe(small_betas=(1, 2)),
     "clip_value": Recipe(clip_value=True),
     "ema": Recipe(ema=True),
-    "bfloat16": Recipe(storage=Storage(low="bfloat16")),
-    "float16": Recipe(storage=Storage(low="float16")),
+    "bfloat16": Recipe(storage=Formats(copy="bfloat16")),
+    "float16": Recipe(storage=Formats(copy="float16")),
     "zero_grad": Recipe(zero_grad=True),
-    "everything": Recipe("adam", "optax", True, "decoupled", True, True, True, True, storage=Storage(low="bfloat16")),
-}
-_CODES = {"m": "float8", "v": "float8"}
-STORED_RECIPES = {
-    "moments_bfloat16": Recipe(storage=Storage(m="bfloat16", v="bfloat16")),
-    "moments_dithered": Recipe(storage=Storage(m="dithered", v="dithered")),
-    "all_float16": Recipe(amsgrad=True, ema=True, storage=Storage(*["float16"] * 6)),
-    "all_dithered": Recipe(storage=Storage(p="dithered", g="bfloat16", m="dithered", v="dithered")),
-    "split": Recipe(storage=Storage(p="split", g="bfloat16")),
-    "codes": Recipe(storage=Storage(**_CODES)),
-    "dithered_codes": Recipe(zero_grad=True, storage=Storage(p="dithered", g="bfloat16", **_CODES)),
-    "split_codes": Recipe(decay="coupled", storage=Storage(p="split", g="bfloat16", m="float8", v="dithered")),
-    "v_codes": Recipe(amsgrad=True, storage=Storage(m="dithered", v="float8", v_max="bfloat16")),
-    "everything_codes": Recipe(
+    "everything": Recipe(
+        convention="optax",
+        amsgrad=True,
         decay="decoupled",
+        eps_root=True,
         clip_value=True,
         ema=True,
         zero_grad=True,
-        storage=Storage(low="bfloat16", **_CODES),
+        storage=Formats(copy="bfloat16"),
     ),
+}
+_CODES = {"m": "signed_fast", "v": "unsigned_slow"}
+_DITHERED = {"m": "dithered_fast", "v": "dithered_slow"}
+STORED_RECIPES = {
+    "moments_bfloat16": Recipe(storage=Formats(m="bfloat16", v="bfloat16")),
+    "moments_dithered": Recipe(storage=Formats(**_DITHERED)),
+    "all_float16": Recipe(
+        amsgrad=True, ema=True, storage=Formats(**dict.fromkeys(("p", "g", "m", "v", "v_max", "ema"), "float16"))
+    ),
+    "all_dithered": Recipe(storage=Formats(p="dithered", g="bfloat16", **_DITHERED)),
+    "split": Recipe(storage=Formats(p="split", g="bfloat16")),
+    "codes": Recipe(storage=Formats(**_CODES)),
+    "dithered_codes": Recipe(zero_grad=True, storage=Formats(p="dithered", g="bfloat16", **_CODES)),
+    "split_codes": Recipe(
+        decay="coupled", storage=Formats(p="split", g="bfloat16", m="signed_fast", v="dithered_slow")
+    ),
+    "v_codes": Recipe(amsgrad=True, storage=Formats(m="dithered_fast", v="unsigned_slow", v_max="bfloat16")),
+    "everything_codes": Recipe(
+        decay="decoupled", clip_value=True, ema=True, zero_grad=True, storage=Formats(copy="bfloat16", **_CODES)
+    ),
+    "lion_dithered": Recipe("lion", storage=Formats(p="dithered", g="bfloat16", m="dithered_fast")),
+    "lion_codes": Recipe("lion", storage=Formats(m="signed_fast")),
+    "ademamix_dithered": Recipe(
+        "ademamix", storage=Formats(p="dithered", g="bfloat16", m_slow="dithered_slowest", **_DITHERED)
+    ),
+    "ademamix_codes": Recipe("ademamix", storage=Formats(m_slow="signed_slowest", **_CODES)),
 }
 RECIPES |= STORED_RECIPES
 MEMBERS = {name: update_of(recipe) for name, recipe in RECIPES.items()}
 # The whole matrix of lengths, values and threads is run on these, a part of it on the others.
 MAIN = ("adam", "adam_l2", "everything")
-# What has another storage than the copy is run on float32, in tests of its own where launches are compared.
+# What has another storage than the copy is run on float32.
 STORED = tuple(STORED_RECIPES)
 BLOCKED = tuple(name for name in STORED if MEMBERS[name].storage.blocked)
 OTHERS = tuple(name for name in MEMBERS if name not in MAIN + STORED)
@@ -73,31 +95,78 @@ HYPER = {
     "weight_decay": 0.05,
     "sign": 1.0,
     "eps_root": 1e-9,
-    "momentum_decay": 4e-3,
     "clip_value": 0.7,
     "ema_decay": 0.99,
-    "seed": 7654321.0,
+    "momentum_decay": 4e-3,
+    "beta3": 0.9998,
+    "alpha": 5.0,
+    "alpha_warmup": 40.0,
+    "beta3_warmup": 50.0,
 }
 
 
 @dataclass
 class Launch:
-    """The arguments of a launch; `flats` by name, and without the gradients."""
+    """One pass, on arrays that lie anywhere.
+
+    Attributes:
+        parameters: The flat arrays of each parameter by name, and its gradient "g", which may be longer or missing.
+        pieces: (parameter, clock, start, stop, first) of each piece.
+        clocks: Rows of the scalars to fold.
+        places: The place of each parameter's random words.
+        shift: Elements from a multiple of 64 bytes to the beginning of the first array; the others have one more each,
+            unless it is 0.
+            Of 0, all arrays begin at such a multiple, as CUDA's accesses of 16 bytes need it.
+    """
 
     update: Update
-    flats: dict[str, np.ndarray]
-    gradients: list[np.ndarray]
+    dtype: np.dtype
+    parameters: list[dict[str, np.ndarray]]
     pieces: list[tuple[int, int, int, int, int]]
-    rows: np.ndarray
-    hyper: np.ndarray
-    carried: np.ndarray
-    table: np.ndarray
-    grad_scale: float = 0.5
+    clocks: np.ndarray
+    tables: HostTables
+    places: list[int] = field(default_factory=lambda: [7654321])
+    shift: int = 0
 
-    def arrays(self):
-        """Name -> every array that a launch may write."""
-        gradients = {f"gradient {index}": gradient for index, gradient in enumerate(self.gradients)}
-        return {**self.flats, **gradients, "hyper": self.hyper, "carried": self.carried, "table": self.table}
+    @property
+    def flats(self) -> dict[str, np.ndarray]:
+        """The arrays of the one parameter, or of the first."""
+        return self.parameters[0]
+
+    @property
+    def passes(self) -> list[Pass]:
+        pieces = np.array(self.pieces, np.int64).reshape(-1, 5)
+        return [Pass(self.update, self.dtype, self.clocks, cut(pieces))]
+
+    @property
+    def table(self) -> np.ndarray:
+        """The scalars, a row for each clock."""
+        return self.tables.table.view(self.dtype)[:, :SCALARS]
+
+    def arrays(self) -> dict[tuple[int, str], np.ndarray]:
+        """Every array that a launch may write, by the number of its parameter and its name; -1 for tables."""
+        arrays = {
+            (index, name): array for index, arrays in enumerate(self.parameters) for name, array in arrays.items()
+        }
+        for name in ("hyper", "carried", "table", "record"):
+            arrays[-1, name] = getattr(self.tables, name)
+        return arrays
+
+    def run(self, launcher: Callable, *, guarded: bool = False) -> None:
+        """Run it, in place, on copies of the arrays that lie between canaries."""
+        homes = []
+        for index, arrays in enumerate(self.parameters):
+            names = ("g", *self.update.flats)
+            shifts = {name: self.shift + n if self.shift else 0 for n, name in enumerate(names)}
+            mine = {name: Home(arrays[name], shifts[name]) for name in names if name in arrays}
+            places = [mine[name].address if name in mine else 0 for name in names]
+            self.tables.addresses[index, GRADIENT : GRADIENT + len(places) + 1] = [*places, self.places[index]]
+            homes += mine.values()
+        self.tables.send()
+        launcher(self.passes, self.tables, guarded=guarded)()
+        for home in homes:
+            home.leave()
+        self.tables.addresses[...] = 0
 
 
 def random_flats(update, dtype, size, seed=0):
@@ -109,7 +178,7 @@ def random_flats(update, dtype, size, seed=0):
 def special_flats(update, dtype):
     """Every combination of ordinary, denormal, huge, zero and non-finite values; any codes, where there are codes."""
     p, g, m, v = special_state(dtype)
-    # One NaN is enough for a block of shared exponents: those of p and g come together.
+    # One NaN is enough for an exponent group: those of p and g come together.
     order = np.lexsort([np.abs(p), np.abs(g)]) if update.storage.blocked else slice(None)
     values = _values(p[order], g[order], m[order], v[order])
     halves = _values(*(half[order] for half in special_state(np.float16)))
@@ -119,11 +188,11 @@ def special_flats(update, dtype):
 def encode(storage, buffer, values):
     """The flat arrays of a buffer with these values; those of a copy are filled with anything."""
     sizes = dict.fromkeys(storage.flats(buffer), values.size)
-    sizes |= {flat: -(-values.size // EXPONENT_BLOCK) for flat in sizes if is_exponent(flat)}
-    if getattr(storage, buffer) == "native":
+    sizes |= {flat: -(-values.size // EXPONENT_GROUP) for flat in sizes if is_exponent(flat)}
+    if storage[buffer] == "native":
         return {buffer: values}
     flats = {flat: np.full(size, 7, storage.dtype(flat)) for flat, size in sizes.items()}
-    if buffer != "low":
+    if buffer != "copy":
         stored.store(storage, buffer, values, flats)
     return flats
 
@@ -133,7 +202,8 @@ def is_exponent(flat):
 
 
 def _values(p, g, m, v):
-    return {"p": p, "g": g, "m": m, "v": v, "v_max": np.roll(v, 5), "ema": np.roll(p, 3), "low": p}
+    others = {"v_max": np.roll(v, 5), "ema": np.roll(p, 3), "copy": p, "m_slow": np.roll(m, 7)}
+    return {"p": p, "g": g, "m": m, "v": v, **others}
 
 
 def _joined(parts):
@@ -142,122 +212,140 @@ def _joined(parts):
 
 def _special(storage, buffer, values, halves):
     if buffer in storage.blocked:
-        return _special_codes(buffer, values.size)
-    if buffer != "low" and getattr(storage, buffer) == "float16":
+        return _special_codes(storage, buffer, values.size)
+    if buffer != "copy" and storage[buffer] == "float16":
         return {buffer: halves.view(np.uint16)}
-    if buffer != "low" and getattr(storage, buffer) in ("bfloat16", "dithered"):
+    if buffer != "copy" and FORMATS[storage[buffer]].nearest == "bfloat16":
         # Cut off, so that the largest stays finite; the smallest becomes the smallest bfloat16.
         upper = (values.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
         return {buffer: upper | ((upper & 0x7FFF == 0) & (values != 0))}
     return encode(storage, buffer, values)
 
 
-def _special_codes(buffer, size):
+def _special_codes(storage, buffer, size):
     """Any codes and, beside a few others, the exponents of the smallest, of the largest and of no finite values."""
-    rng, most = np.random.default_rng(size), 254 - BLOCK_FORMATS[buffer].octaves
+    rng, most = np.random.default_rng(size), 254 - storage.codes(buffer).octaves
     codes = rng.integers(0, 256, size).astype(np.uint8) * (rng.random(size) < 0.9)
-    exponents = rng.choice([0, 1, 40, 100, 110, 125, most, 255], -(-size // EXPONENT_BLOCK))
+    exponents = rng.choice([0, 1, 40, 100, 110, 125, most, 255], -(-size // EXPONENT_GROUP))
     return {buffer: codes, f"{buffer}_exponent": exponents.astype(np.uint8)}
 
 
-def launch_of(update, buffers, step=3, grad_scale=0.5, **hyper):
-    """A launch with one row and one piece, which is step number `step`."""
-    flats = {name: buffers[name] for name in update.flats}
-    return Launch(
-        update,
-        flats,
-        [buffers["g"]],
-        [(0, buffers["p"].size, 0, 0, 0)],
-        np.array([0]),
-        hyper_of(**hyper).reshape(1, -1),
-        np.array([[step - 1.0, 0.5]]),
-        np.zeros((1, fold.COLUMNS), update.storage.arithmetic(buffers["p"])),
-        grad_scale,
-    )
+def launch_of(update, buffers, step=3, grad_scale=0.5, place=7654321, **hyper):
+    """A launch of one parameter, one piece and one clock, which is step number `step`."""
+    dtype, size = update.storage.arithmetic(buffers["p"]), buffers["p"].size
+    tables = tables_of(update, 1, [step - 1.0], grad_scale, **hyper)
+    return Launch(update, dtype, [dict(buffers)], [(0, 0, 0, size, 0)], np.zeros(1, np.int64), tables, [place])
 
 
-def hyper_of(**changed):
+def tables_of(update, parameters, steps, grad_scale=0.5, **hyper):
+    """Tables with a clock for each of `steps`, the numbers of those taken."""
+    tables = HostTables.zeros(parameters, len(steps))
+    tables.hyper[:, : len(update.hyper)] = hyper_of(update, **hyper)
+    tables.carried[:, 0] = steps
+    tables.carried[:, 1 : len(update.carried)] = 0.5
+    tables.record[[GRAD_SCALE, TAKEN]] = grad_scale, 1.0
+    return tables
+
+
+def hyper_of(update, **changed):
     """A row of hyperparameters."""
     values = {**HYPER, **changed}
-    return np.array([values[name] for name in fold.HYPER])
+    return np.array([values[name] for name in update.hyper])
 
 
-def rows_launch(update, dtype, sizes, seed=0):
-    """A launch with a row for each of `sizes`, and one that is left out; narrow and wide gaps lie between the pieces,
-    which come in any order and read their gradients from two arrays. One row has a second piece. Where exponents are
-    shared, pieces begin with a block of them."""
+def clocks_launch(update, dtype, sizes, seed=0):
+    """A launch with a clock for each of `sizes`, and one that is left out.
+
+    The pieces are of three parameters, which they leave narrow and wide gaps in, and come in any order; gradients begin
+    elsewhere. One clock has a second piece. Where exponents are shared, pieces begin with a group.
+    """
     rng = np.random.default_rng(seed)
     count, order = len(sizes), rng.permutation(len(sizes))
-    place = EXPONENT_BLOCK if update.storage.blocked else 1
-    pieces, start, offsets = [], 3 * place, [2, 5]
-    for row, size in [*zip(order, sizes, strict=True), (order[-1], 7)]:
-        parameter = int(rng.integers(2))
-        pieces.append((start, start + size, int(row), parameter, offsets[parameter]))
-        start += size + int(rng.choice([1, 5, 300]))
-        start += -start % place
-        offsets[parameter] += size + 1
-    buffers = random_flats(update, dtype, start, seed)
-    gradients = [rng.standard_normal(offset + 1).astype(dtype) for offset in offsets]
-    return Launch(
-        update,
-        {name: buffers[name] for name in update.flats},
-        [encode(update.storage, "g", gradient)["g"] for gradient in gradients],
-        [pieces[index] for index in rng.permutation(len(pieces))],
-        order,
-        np.stack([hyper_of(lr=1e-3 * (row + 1), beta2=0.99 + row / 1e4) for row in range(count + 1)]),
-        np.column_stack([np.arange(count + 1.0) * 3, np.linspace(0.9, 0.1, count + 1)]),
-        np.zeros((count + 1, fold.COLUMNS), dtype),
-    )
+    place = EXPONENT_GROUP if update.storage.blocked else 1
+    pieces, starts, firsts = [], [3 * place, 0, place], [2, 5, 0]
+    for clock, size in [*zip(order, sizes, strict=True), (order[-1], 7)]:
+        parameter = int(rng.integers(3))
+        start = starts[parameter]
+        pieces.append((parameter, int(clock), start, start + size, firsts[parameter]))
+        starts[parameter] += size + int(rng.choice([1, 5, 300]))
+        starts[parameter] += -starts[parameter] % place
+        firsts[parameter] += size + 1
+    parameters = [random_flats(update, dtype, size, seed + index) for index, size in enumerate(starts)]
+    for arrays, first in zip(parameters, firsts, strict=True):
+        arrays["g"] = encode(update.storage, "g", rng.standard_normal(first + 1).astype(dtype))["g"]
+    tables = tables_of(update, 3, np.arange(count + 1.0) * 3)
+    lr, beta2 = update.hyper.index("lr"), update.hyper.index("beta2")
+    tables.hyper[:, lr] = 1e-3 * np.arange(1, count + 2)
+    tables.hyper[:, beta2] = 0.99 + np.arange(count + 1) / 1e4
+    if len(update.carried) > 1:
+        tables.carried[:, 1] = np.linspace(0.9, 0.1, count + 1)
+    pieces = [pieces[index] for index in rng.permutation(len(pieces))]
+    return Launch(update, np.dtype(dtype), parameters, pieces, order.astype(np.int64), tables, [3, 2**32 - 40, 10**9])
 
 
 def by_reference(launch):
-    """Run `launch` on the reference, in place."""
-    run = reference.launcher(launch.update, launch.table.dtype, 0)
-    run(list(launch.flats.values()), launch.gradients, launch.pieces, *_rest(launch))
+    """Run `launch` on the reference, in place; a step that is not taken only zeroes gradients."""
+    launch.run(reference.launcher, guarded=True)
 
 
 def by_cpu(parallel):
-    """The function that runs a launch on one of the twins, in place."""
+    """The function that runs a launch on one thread or on all, in place."""
+    from fastadam.kernels import cpu
+    from fastadam.kernels.cpu import threads
 
     def run(launch):
-        kernel = cpu.compiled(launch.update, launch.table.dtype, parallel=parallel)
-        addresses = np.array([cpu.address(gradient) for gradient in launch.gradients])
-        kernel(tuple(launch.flats.values()), addresses, cpu.blocks_of(launch.pieces), *_rest(launch))
+        before, threads.PARALLEL_FROM = threads.PARALLEL_FROM, 0 if parallel else 2**62
+        try:
+            launch.run(cpu.launcher)
+        finally:
+            threads.PARALLEL_FROM = before
 
     return run
 
 
-def _rest(launch):
-    return launch.rows, launch.hyper, launch.carried, launch.table, launch.grad_scale
+def by_cuda_host(guarded):
+    """The function that runs a launch on the CUDA source, compiled by a host compiler, in place."""
+    import cuda_host
+
+    return lambda launch: launch.run(cuda_host.launcher, guarded=guarded)
 
 
-def check(launch, run):
+def has_cuda_host():
+    """Whether the CUDA source can be compiled for the host."""
+    try:
+        import cuda_host
+    except ImportError:
+        return False
+    return cuda_host.HAS_COMPILER
+
+
+def check(launch, run, err_msg=""):
     """`run` on `launch` does to the last bit what the reference does on a copy."""
     expected = copy.deepcopy(launch)
     by_reference(expected)
     run(launch)
-    assert_same(launch.arrays(), expected.arrays(), launch.update)
+    assert_same(launch, expected, err_msg)
 
 
-def assert_same(actual, expected, update):
+def assert_same(actual, expected, err_msg=""):
     """Every array of `actual` is equal to the last bit, zeros by sign too; NaN where NaN."""
-    assert actual.keys() == expected.keys()
-    for name, array in actual.items():
-        other, number = expected[name], is_number(actual, name, update)
-        np.testing.assert_array_equal(number, is_number(expected, name, update), err_msg=f"NaN in {name}")
-        unsigned = np.dtype(f"u{array.itemsize}")
-        np.testing.assert_array_equal(array[number].view(unsigned), other[number].view(unsigned), err_msg=name)
+    mine, others, update = actual.arrays(), expected.arrays(), actual.update
+    assert mine.keys() == others.keys()
+    for key, array in mine.items():
+        numbers = is_number(mine, key, update), is_number(others, key, update)
+        assert_same_array(array, others[key], f"{key} {err_msg}", numbers)
 
 
-def is_number(arrays, name, update):
-    """Where one of `arrays` is not NaN, by its bits if it is stored, or has no code of a block that is not finite."""
-    array, storage = arrays[name], update.storage
+def is_number(arrays, key, update):
+    """Where one of `arrays` is not NaN, by its bits if it is stored, or has no code of a group that is not finite."""
+    array, (parameter, name), storage = arrays[key], key, update.storage
+    if parameter == -1 and name == "table":
+        return np.full(array.shape, True)
     if array.dtype.kind == "f":
         return ~np.isnan(array)
     if name in storage.blocked:
-        return np.repeat(arrays[f"{name}_exponent"] != 255, EXPONENT_BLOCK)[: array.size]
+        return np.repeat(arrays[parameter, f"{name}_exponent"] != 255, EXPONENT_GROUP)[: array.size]
     if is_exponent(name) or name == "remainder":
         return np.full(array.shape, True)
-    buffer = "g" if name.startswith("gradient ") else name
-    infinity = 0x7C00 if getattr(storage, buffer) == "float16" else 0x7F80
+    infinity = 0x7C00 if storage[name] == "float16" else 0x7F80
     return (array & 0x7FFF) <= infinity

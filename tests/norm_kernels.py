@@ -1,10 +1,12 @@
 """The reduction on each kernel, for the tests of the norm and of what follows from it."""
 
+from unittest import mock
+
 import numpy as np
 
-from fastadam.kernels import cpu, norm
-from fastadam.kernels.cpu import norm as cpu_norm
-from fastadam.kernels.texts import fold
+from fastadam.kernels import FIRST, GRADIENT, SKIPPED, blocks, cpu, norm
+from fastadam.kernels.cpu import threads
+from fastadam.kernels.texts.clip import clip
 
 try:
     from cuda_host import HAS_COMPILER, clip_on_host
@@ -18,28 +20,36 @@ def draw(sizes, dtype, seed=0):
     return [(rng.standard_normal(size) * np.exp(rng.standard_normal(size))).astype(dtype) for size in sizes]
 
 
-def lanes_on_cpu(gradients, dtype, parallel, storage="native"):
-    blocks = norm.blocks_of([gradient.size for gradient in gradients])
+def blocks_of(sizes):
+    return blocks.cut(np.array([[index, 0, 0, size, 0] for index, size in enumerate(sizes)], np.int64).reshape(-1, 5))
+
+
+def lanes_on_cpu(gradients, dtype, parallel, format="native", first=0):
+    """The lanes of all blocks; the gradients begin with element `first` of their arrays."""
+    cut, tables = blocks_of([gradient.size - first for gradient in gradients]), cpu.tables(len(gradients), 1, None)
+    cut[:, FIRST] += first
+    tables.addresses[:, GRADIENT] = [cpu.address(gradient) for gradient in gradients]
     # Gradients without elements have one block of zeros.
-    lanes = np.zeros((max(1, len(blocks)), norm.LANES))
-    addresses = np.array([cpu.address(gradient) for gradient in gradients], np.int64)
-    kernel = cpu_norm.squares_kernel(np.dtype(dtype), storage, parallel=parallel)
-    kernel(addresses, blocks, lanes[: len(blocks)], np.dtype(dtype if storage == "native" else np.uint16).type(0))
+    lanes = np.full((max(1, len(cut)), norm.LANES), np.nan if len(cut) else 0.0)
+    with mock.patch.object(threads, "PARALLEL_FROM", 0 if parallel else 2**62):
+        launch = cpu.squares(np.dtype(dtype), format, cut, tables, lanes[: len(cut)])
+    launch()
     return lanes
 
 
-def clipped(lanes, grad_scale=1.0, *, max_grad_norm, largest, propagate):
+def clipped(lanes, grad_scale=1.0, *, max_grad_norm, largest, propagate, tables=None):
     """The record that the CPU kernel writes."""
-    record = np.zeros(len(fold.RECORD))
-    factor = cpu.clip(lanes, grad_scale, max_grad_norm, largest, propagate, record)
-    np.testing.assert_array_equal(factor, record[0])
-    return record
+    tables = cpu.tables(0, 0, None) if tables is None else tables
+    cpu.clip(lanes, grad_scale, max_grad_norm, largest, propagate, tables)
+    return tables.record
 
 
 def expected_record(gradients, grad_scale=1.0, *, max_grad_norm, largest, propagate):
     with np.errstate(all="ignore"):
-        first = fold.clip(grad_scale, np.float64(norm.reference(gradients)), max_grad_norm, largest, propagate)
-    return np.array([*first, 1.0 - first[1]])
+        first = clip(grad_scale, np.float64(norm.squared_norm(gradients)), max_grad_norm, largest, propagate)
+    record = np.array([*first, 0.0])
+    record[SKIPPED] = 1.0 - first[1]
+    return record
 
 
 def all_records(gradients, *arguments):

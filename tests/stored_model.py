@@ -8,29 +8,20 @@ import math
 
 import numpy as np
 from ml_dtypes import bfloat16
+from oracle import buffers_of, raw, warm_beta
 
 F4 = np.float32
-BLOCK = 128  # elements that share an exponent
-OCTAVES = {"m": 14, "v": 30}
+GROUP = 128  # elements that share an exponent
+OCTAVES = {"m": 14, "m_slow": 14, "v": 30}
+MOMENTS = ("m", "m_slow", "v")
 
 
 # --- what is stored
 
 
-def buffers_of(opt, name):
-    return next(buffers for buffers in opt.all_buffers if name in buffers.segments)
-
-
-def raw(opt, name):
-    """Flat array -> the part of a parameter, flat, as a copy."""
-    buffers = buffers_of(opt, name)
-    flats = [flat for flat in vars(buffers) if flat not in ("g", "segments", "storage")]
-    return {flat: buffers.part(name, flat).reshape(-1).copy() for flat in flats}
-
-
 def values(stored):
     """Buffer -> what is stored in it, in float32."""
-    held = {name: decoded(stored, name) for name in ("p", "m", "v", "v_max", "ema") if name in stored}
+    held = {name: decoded(stored, name) for name in ("p", *MOMENTS, "v_max", "ema") if name in stored}
     if "remainder" in stored:
         upper = stored["p"].view(np.uint16).astype(np.int64) << 16
         held["p"] = (upper + stored["remainder"].view(np.int16)).astype(np.uint32).view(F4)
@@ -41,15 +32,15 @@ def decoded(stored, name):
     array = stored[name]
     if array.dtype != np.uint8:
         return array.astype(F4)
-    size = array & 0x7F if name == "m" else array
-    sign = np.where(array & 0x80, -1.0, 1.0) if name == "m" else 1.0
-    exponent = np.repeat(stored[f"{name}_exponent"].astype(int), BLOCK)[: array.size]
+    size = array if name == "v" else array & 0x7F
+    sign = 1.0 if name == "v" else np.where(array & 0x80, -1.0, 1.0)
+    exponent = np.repeat(stored[f"{name}_exponent"].astype(int), GROUP)[: array.size]
     # Exact in float64, and rounded once.
     return (sign * (sum_of(size, exponent) - sum_of(0, exponent))).astype(F4)
 
 
 def sum_of(size, exponent):
-    """What a code is and the lowest of its block, together: 8 in an octave, and in that of the subnormals."""
+    """What a code is and the lowest of its group, together: 8 in an octave, and in that of the subnormals."""
     octave = exponent + size // 8
     return np.ldexp((octave > 0) + size % 8 / 8.0, np.maximum(octave, 1) - 127)
 
@@ -59,7 +50,7 @@ def sum_of(size, exponent):
 
 def scalars(member, group, step, mu_product):
     """What does not depend on the element, in float64; and NAdam's product of momenta after the step."""
-    lr, (beta1, beta2) = group["lr"], group["betas"]
+    lr, (beta1, beta2) = group["lr"], group["betas"][:2]
     bias1, root2 = 1.0 - beta1**step, math.sqrt(1.0 - beta2**step)
     eps, size, nesterov, rectified = group["eps"], lr * root2 / bias1, 0.0, True
     if member == "RAdam":
@@ -82,26 +73,46 @@ def scalars(member, group, step, mu_product):
 
 def stepped(member, held, g, group, step, mu_product=1.0, ema_decay=0.0):
     """Buffer -> its values after the step, as yet unrounded, from what was `held`; and NAdam's product."""
-    size, eps, nesterov, rectified, mu_product = scalars(member, group, step, mu_product)
-    beta1, beta2 = group["betas"]
-    p, m, v = (held[name] for name in "pmv")
-    decay = group["weight_decay"]
+    p, decay = held["p"], group["weight_decay"]
     if decay and not group["decoupled_weight_decay"]:
         g = g + F4(decay) * p
+    if group["decoupled_weight_decay"]:
+        p = p * F4(1.0 - group["lr"] * decay)
+    if member == "Lion":
+        new = lion(held, p, g, group)
+    else:
+        new, mu_product = by_root(member, held, p, g, group, step, mu_product)
+    if "ema" in held:
+        new["ema"] = held["ema"] + F4(1.0 - ema_decay) * (new["p"] - held["ema"])
+    return new, mu_product
+
+
+def lion(held, p, g, group):
+    beta1, beta2 = group["betas"]
+    m = held["m"]
+    sign = np.sign(F4(beta1) * m + F4(1.0 - beta1) * g)
+    return {"m": m + F4(1.0 - beta2) * (g - m), "p": p - F4(group["lr"]) * sign}
+
+
+def by_root(member, held, p, g, group, step, mu_product):
+    size, eps, nesterov, rectified, mu_product = scalars(member, group, step, mu_product)
+    (beta1, beta2), m, v = group["betas"][:2], held["m"], held["v"]
     m = m + F4(1.0 - beta1) * (g - m)
     new = {"m": m, "v": v + F4(1.0 - beta2) * (g * g - v)}
     if member == "Adamax":
         new["v"] = np.maximum(F4(beta2) * v, np.abs(g) + eps)
-    if group["decoupled_weight_decay"]:
-        p = p * F4(1.0 - group["lr"] * decay)
     if "v_max" in held:
         new["v_max"] = np.maximum(held["v_max"], new["v"])
     root = new["v"] if member == "Adamax" else np.sqrt(new.get("v_max", new["v"])) + eps
     if not rectified:
         root = F4(1.0)
-    new["p"] = p - (nesterov * g + size * m if member == "NAdam" else size * m) / root
-    if "ema" in held:
-        new["ema"] = held["ema"] + F4(1.0 - ema_decay) * (new["p"] - held["ema"])
+    change = nesterov * g + size * m if member == "NAdam" else size * m
+    if member == "AdEMAMix":
+        slow, beta3 = held["m_slow"], warm_beta(step, beta1, group["betas"][2], group["beta3_warmup"])
+        new["m_slow"] = slow = slow + F4(1.0 - beta3) * (g - slow)
+        warm = min(1.0, step / group["alpha_warmup"]) if group["alpha_warmup"] else 1.0
+        change = change + F4(group["lr"] * math.sqrt(1.0 - beta2**step) * (group["alpha"] * warm)) * slow
+    new["p"] = p - change / root
     return new, mu_product
 
 
@@ -133,14 +144,14 @@ def neighbours(exact):
 
 
 def assert_exponents(exponents, exact, octaves):
-    largest = [np.abs(exact[start : start + BLOCK]).max() for start in range(0, exact.size, BLOCK)]
+    largest = [np.abs(exact[start : start + GROUP]).max() for start in range(0, exact.size, GROUP)]
     expected = [max(0, math.frexp(value)[1] - 1 + 127 - octaves) if value else 0 for value in largest]
     np.testing.assert_array_equal(exponents, expected)
 
 
 def neighbours_of_codes(stored, name, exact):
     """The numbers of the codes below and above in size."""
-    exponent = np.repeat(stored[f"{name}_exponent"].astype(int), BLOCK)[: exact.size]
+    exponent = np.repeat(stored[f"{name}_exponent"].astype(int), GROUP)[: exact.size]
     lowest = sum_of(0, exponent)
     # The one operation that is rounded: of float32.
     summed = (np.abs(exact) + lowest.astype(F4)).astype(float)
@@ -166,7 +177,7 @@ class Followed:
     def step(self, grads, hand_over=None, grad_scale=1.0, rows=None):
         """A step by `hand_over`, checked; `rows` are those of each parameter that it may write, if not all."""
         before = {name: raw(self.opt, name) for name in self.opt.params}
-        gradients = {name: np.asarray(gradient).reshape(-1).astype(F4) for name, gradient in grads.items()}
+        gradients = {name: in_memory(self.opt, name, gradient).astype(F4) for name, gradient in grads.items()}
         (hand_over or type(self.opt).step)(self.opt, grads, grad_scale=grad_scale)
         for group in self.opt.param_groups:
             for name in group["params"]:
@@ -182,11 +193,11 @@ class Followed:
             before, after, new = self._only(name, rows, before, after, new)
         assert_stored(after, new, () if self.nearest else self._stochastic(after))
         if self.copy_dtype:
-            assert_copied(after["low"], new["p"], self.copy_dtype)
+            assert_copied(after["copy"], new["p"], self.copy_dtype)
 
     @staticmethod
     def _stochastic(stored):
-        return [name for name in ("p", "m", "v") if stored[name].dtype == bfloat16]
+        return [name for name in ("p", *MOMENTS) if name in stored and stored[name].dtype == bfloat16]
 
     def _only(self, name, rows, before, after, new):
         """Of all these, the elements in `rows`; the others are as they were."""
@@ -194,14 +205,19 @@ class Followed:
         inside = np.zeros(shape, bool)
         inside[rows] = True
         inside = inside.reshape(-1)
-        masks = {flat: inside[::BLOCK] if flat.endswith("_exponent") else inside for flat in after}
+        masks = {flat: inside[::GROUP] if flat.endswith("_exponent") else inside for flat in after}
         for flat, mask in masks.items():
             assert after[flat][~mask].tobytes() == before[flat][~mask].tobytes(), (name, flat)
         cut = [{flat: held[flat][mask] for flat, mask in masks.items()} for held in (before, after)]
         return *cut, {key: value[inside] for key, value in new.items()}
 
 
-def assert_copied(low, p, copy_dtype):
+def in_memory(opt, name, array):
+    """An array of a parameter's shape, flat, in the order in which the parameter lies."""
+    return buffers_of(opt, name).segments[name].layout.flat(np.asarray(array))
+
+
+def assert_copied(copy, p, copy_dtype):
     with np.errstate(over="ignore"):
         expected = p.astype(bfloat16 if copy_dtype == "bfloat16" else np.float16)
-    assert low.tobytes() == expected.tobytes()
+    assert copy.tobytes() == expected.tobytes()

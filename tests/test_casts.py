@@ -13,10 +13,10 @@ from numba import njit
 from fastadam.kernels import cpu, stored
 from fastadam.kernels.cpu.casts import COMPILED
 from fastadam.kernels.texts import casts
-from fastadam.kernels.texts import formats as storage
+from fastadam.kernels.texts.formats import FORMATS
 
 try:
-    from cuda_host import HAS_COMPILER, on_host, patch_cuda, run_on_host
+    from cuda_host import HAS_COMPILER, cuda_on_host, on_host, run_on_host
 except ImportError:
     HAS_COMPILER = False
 
@@ -157,13 +157,13 @@ def test_float64_is_rounded_to_float32_first(kind, compiled, double_values):
 
 @pytest.mark.skipif(not HAS_COMPILER, reason="needs CuPy and g++")
 @kinds
-def test_cuda_equals_the_reference(kind, double_values, monkeypatch):
+def test_cuda_equals_the_reference(kind, double_values):
     from fastadam.kernels import cuda
 
-    patch_cuda(monkeypatch)
     for values in (VALUES, double_values):
         out = np.zeros(values.size, np.uint16)
-        cuda.copy_out(on_host(values), out, kind)
+        with cuda_on_host():
+            cuda.copy_out(on_host(values), on_host(out), kind)
         with np.errstate(over="ignore"):
             assert_same_numbers(out, KINDS[kind](values), kind, values)
 
@@ -208,7 +208,8 @@ def run(name, place, dtype, *arguments):
     if place == ON_NUMBA:
         loop_over(name, len(arguments))(out, *arguments)
         return out
-    run_on_host(kernel_over(name, out.dtype, *(argument.dtype for argument in arguments)), *arguments, out)
+    kernel = kernel_over(name, out.dtype, *(argument.dtype for argument in arguments))
+    run_on_host(kernel, (*arguments, out), out.size)
     return out
 
 
@@ -217,9 +218,9 @@ def kernel_over(name, dtype, *dtypes):
     """The CUDA kernel that does the same."""
     from fastadam.kernels.cuda.source import kernel_of
 
-    inputs = [f"{each} given{index}" for index, each in enumerate(dtypes)]
-    call = f"out = {name}({', '.join(f'given{index}' for index in range(len(dtypes)))})"
-    return kernel_of(f"test_{name}", inputs, [f"{dtype} out"], call)
+    inputs = [f"raw {each} given{index}" for index, each in enumerate(dtypes)]
+    call = f"out[i] = {name}({', '.join(f'given{index}[i]' for index in range(len(dtypes)))});"
+    return kernel_of(f"test_{name}", inputs, [f"raw {dtype} out"], call)
 
 
 @cache
@@ -310,18 +311,24 @@ def test_upper_half_is_the_nearest_bfloat16(place):
 # --- thresholds
 
 
-def words(count, seed, start=0):
+def words(count, place, start=0):
+    """Those of elements from number `start` on of a parameter at a place."""
     with np.errstate(over="ignore"):
-        places = casts.first_place(np.arange(start, start + count, dtype=np.uint32), np.uint32(seed))
-        return casts.random_word(places)
+        return casts.random_word((place + np.arange(start, start + count)).astype(np.uint32))
+
+
+def folded(word):
+    return np.uint32(word ^ np.uint32(word << 16))
 
 
 THRESHOLDS = {
     "p": lambda word, turn=0: casts.low_threshold(word, np.uint32(turn)),
-    "m": lambda word, turn=0: casts.high_threshold(np.uint32(word << 8), np.uint32(turn), 16),
-    "m code": lambda word, turn=0: casts.high_threshold(np.uint32(word << 8), np.uint32(turn), 12),
-    "v": lambda word, turn=0: casts.high_threshold(word, np.uint32(turn), 16),
-    "v code": lambda word, turn=0: casts.high_threshold(word, np.uint32(turn), 12),
+    "fast": lambda word, turn=0: casts.high_threshold(np.uint32(word << 8), np.uint32(turn), 16),
+    "fast code": lambda word, turn=0: casts.high_threshold(np.uint32(word << 8), np.uint32(turn), 12),
+    "slow": lambda word, turn=0: casts.high_threshold(word, np.uint32(turn), 16),
+    "slow code": lambda word, turn=0: casts.high_threshold(word, np.uint32(turn), 12),
+    "slowest": lambda word, turn=0: casts.high_threshold(folded(word), np.uint32(turn), 16),
+    "slowest code": lambda word, turn=0: casts.high_threshold(folded(word), np.uint32(turn), 12),
 }
 SIZES = {name: 2**20 if "code" in name else 2**16 for name in THRESHOLDS}
 thresholds = pytest.mark.parametrize("name", THRESHOLDS)
@@ -332,10 +339,10 @@ def correlation(left, right):
 
 
 @thresholds
-@pytest.mark.parametrize("seed", [0, 1, 7654321])
+@pytest.mark.parametrize("place", [0, 1, 7654321, 2**32 - 1000])
 @pytest.mark.parametrize("turn", [0, 40_503])
-def test_thresholds_of_neighbours_are_uniform(name, seed, turn):
-    values = THRESHOLDS[name](words(1_000_000, seed), turn)
+def test_thresholds_of_neighbours_are_uniform(name, place, turn):
+    values = THRESHOLDS[name](words(1_000_000, place), turn)
     assert values.dtype == np.uint32
     assert values.max() < SIZES[name]
     counts = np.bincount(values // np.uint32(SIZES[name] // 16), minlength=16)
@@ -352,25 +359,42 @@ def test_thresholds_of_neighbours_are_not_correlated(name, apart):
 
 
 @pytest.mark.parametrize("turn", [0, 40_503, 65_535])
-@pytest.mark.parametrize("names", [pair for pair in combinations(THRESHOLDS, 2) if pair[0][0] != pair[1][0]])
+@pytest.mark.parametrize(
+    "names", [pair for pair in combinations(THRESHOLDS, 2) if pair[0].split()[0] != pair[1].split()[0]]
+)
 def test_thresholds_of_two_buffers_are_not_correlated(turn, names):
     word = words(1_000_000, 5)
     one, other = (THRESHOLDS[name](word, turn) for name in names)
     assert abs(correlation(one, other)) < 0.01
 
 
-def test_thresholds_are_those_of_the_storage():
+# Format -> the threshold that rounds it.
+ROUNDED_BY = {"dithered": "p", **{f"dithered_{speed}": speed for speed in ("fast", "slow", "slowest")}}
+ROUNDED_BY |= {
+    f"{sign}_{speed}": f"{speed} code" for sign in ("signed", "unsigned") for speed in ("fast", "slow", "slowest")
+}
+
+
+def threshold_in(name):
+    """The expression of the threshold in a format."""
+    (store,) = FORMATS[name].stores
+    return store.partition("{value}, ")[2].removeprefix("{first}, ").removesuffix(")")
+
+
+def test_thresholds_are_those_of_the_formats():
     word, turn = words(1_000, 5), np.uint32(40_503)
-    for (buffer, kind), expression in storage._THRESHOLDS.items():
-        expected = THRESHOLDS[f"{buffer} code" if kind == "float8" else buffer](word, turn)
-        actual = eval(expression, {**vars(casts), "word": word, "turn": turn, "toss": turn})
-        np.testing.assert_array_equal(actual, expected)
+    assert ROUNDED_BY.keys() == {name for name, format in FORMATS.items() if format.dithers}
+    for name, rounded_by in ROUNDED_BY.items():
+        other = np.uint32(12_345)
+        turns = {"turn": other, "toss": turn} if "fast" in name else {"turn": turn, "toss": other}
+        actual = eval(threshold_in(name), {**vars(casts), "word": word, **turns})
+        np.testing.assert_array_equal(actual, THRESHOLDS[rounded_by](word, turn), err_msg=name)
 
 
 def test_half_is_half_a_step_of_moments():
-    for (buffer, kind), expression in storage._THRESHOLDS.items():
-        threshold = eval(expression, {**vars(casts), **stored._HALF})
-        assert buffer == "p" or threshold == (2**19 if kind == "float8" else 2**15)
+    for name in ROUNDED_BY.keys() - {"dithered"}:
+        threshold = eval(threshold_in(name), {**vars(casts), **stored._HALF})
+        assert threshold == (2**15 if FORMATS[name].codes is None else 2**19)
 
 
 def test_tosses_are_a_permutation_without_a_pattern_in_time():
@@ -382,20 +406,19 @@ def test_tosses_are_a_permutation_without_a_pattern_in_time():
 
 
 @thresholds
-@pytest.mark.parametrize(("seed", "other"), [(0, 1), (1, 2), (3, 2**24 - 1), (100, 101)])
-def test_thresholds_of_two_seeds_are_not_correlated(name, seed, other):
-    one, two = (THRESHOLDS[name](words(1_000_000, each)) for each in (seed, other))
+@pytest.mark.parametrize(("place", "other"), [(0, 1), (1, 128), (3, 2**31), (100, 3_000_000_101)])
+def test_thresholds_of_two_places_are_not_correlated(name, place, other):
+    one, two = (THRESHOLDS[name](words(1_000_000, each)) for each in (place, other))
     assert abs(correlation(one, two)) < 0.01
 
 
 @where_it_runs
 def test_random_words_are_the_same_on_every_kernel(place):
-    index = np.concatenate([np.arange(1_000), 2**32 - 1 - np.arange(1_000)]).astype(np.uint32)
-    for seed in (0, 1, 2**24 - 1):
-        places = run("first_place", place, np.uint32, index, np.full_like(index, seed))
-        np.testing.assert_array_equal(places, [(int(each) + seed * 0x9E3779B9) % 2**32 for each in index])
-        words = run("random_word", place, np.uint32, places)
-        np.testing.assert_array_equal(words, [mixed(int(each)) for each in places])
+    places = np.concatenate([np.arange(3_000), 2**31 + np.arange(1_000), 2**32 - 1 - np.arange(1_000)]).astype(
+        np.uint32
+    )
+    words = run("random_word", place, np.uint32, places)
+    np.testing.assert_array_equal(words, [mixed(int(each)) for each in places])
 
 
 def mixed(x):
@@ -403,7 +426,7 @@ def mixed(x):
     return (x ^ x >> 15) * 0x846CA68B % 2**32
 
 
-@pytest.mark.parametrize("name", ["p", "m", "v"])
+@pytest.mark.parametrize("name", ["p", "fast", "slow", "slowest"])
 def test_an_element_gets_every_threshold_once_in_65536_steps(name):
     turns = (40_503 * np.arange(1, 65_537) % 65_536).astype(np.uint32)
     for word in words(5, 9, start=123):

@@ -1,19 +1,12 @@
 """Exact rows: dense Adam to rounding, by making up for the steps that a row has missed."""
 
-import re
-import shutil
-
-import numba
 import numpy as np
 import pytest
-from machine_code import FUSED, PACKED
 from test_sparse import WIDTH, dense, draw_rows, model
 
 import fastadam
 from fastadam import SparseRows
-from fastadam.kernels import cpu
-from fastadam.kernels.cpu import rows as cpu_rows
-from fastadam.kernels.texts import catch_up
+from fastadam.kernels.cpu.rows import catch_up_table
 
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 F4 = np.float32
@@ -53,40 +46,14 @@ def test_exact_is_dense_adam_to_rounding(cls, options, dtype):
 
 
 @dtypes
-@pytest.mark.parametrize("missed", [1, 2, 30, 700])
-def test_quadrature_of_missed_steps(dtype, missed):
-    """One row after steps that it missed, for every size of v, against the sum over these steps in float64."""
-    v = np.logspace(-24, 0, 200).astype(dtype)
-    m = np.sqrt(v)
-    p = np.ones(200, dtype)
-    steps = np.arange(1, missed + 1)
-    eps = 1e-8 * np.sqrt(1 - 0.999**steps)
-    history = np.column_stack(
-        [np.full(missed, 1e-3), eps, np.full(missed, 1 - 1e-5), np.full(missed, 0.1), np.full(missed, 1e-3)]
-    )
-    totals = np.zeros((missed + 1, catch_up.TOTALS))
-    for j, step in enumerate(history):
-        catch_up.add_logs(totals[j], step, totals[j + 1])
-    expected_p, root = p.astype(np.float64), np.sqrt(v.astype(np.float64))
-    for j, (size, eps_j, decay, _, _) in enumerate(history, start=1):
-        expected_p = expected_p * decay - size * m * 0.9**j / (root * 0.999 ** (j / 2) + eps_j)
-    expected = expected_p, m * 0.9**missed, v * 0.999**missed
-    table, starts = cpu.catch_up_table(np.array([0]), missed, history, totals, p.dtype)
-    cpu.catch_up((p, m, v), np.array([[0, 200, 0]]), table, starts)
-    unit = np.finfo(dtype).eps
-    for actual, exact in zip((p, m, v), expected, strict=True):
-        np.testing.assert_allclose(actual, exact, rtol=(4 + 2 * len(table)) * unit, atol=np.finfo(dtype).tiny)
-
-
-@dtypes
 def test_runs_of_steps_are_made_up_for_in_few(dtype):
     opt = fastadam.Adam(model(dtype), sparse="exact")
     for row in (0, *[1] * 500):
         opt.step({"table": SparseRows([row], np.ones((1, WIDTH), dtype)), "bias": np.ones(5, dtype)})
     past = opt._pasts[0][1]
     history, totals = past._history[0], past._totals[0]
-    table, _ = cpu.catch_up_table(np.array([1]), 500, history, totals, np.dtype(dtype))
-    late, _ = cpu.catch_up_table(np.array([300]), 500, history, totals, np.dtype(dtype))
+    table, _ = catch_up_table(np.array([1]), 500, history, totals, np.dtype(dtype))
+    late, _ = catch_up_table(np.array([300]), 500, history, totals, np.dtype(dtype))
     assert [len(table), len(late)] == ([20, 4] if dtype is np.float32 else [209, 100])
 
 
@@ -167,76 +134,6 @@ def test_exact_rows_need_adam_itself(cls, options):
     with pytest.raises(ValueError, match=r"`sparse` must be 'lazy' unless .* got 'exact'"):
         cls(params, sparse="exact", **options)
     assert params["table"] is table
-
-
-# --- the kernel that makes up for missed steps
-
-
-def missed_steps(dtype):
-    """Flat buffers, blocks and table for rows that have missed 0, 2, 30 and 200 steps."""
-    rng = np.random.default_rng(5)
-    p, m = (rng.standard_normal(1_000).astype(dtype) for _ in range(2))
-    v = (rng.random(1_000) * 10.0 ** rng.uniform(-20, 0, 1_000)).astype(dtype)
-    eps = 1e-8 * np.sqrt(1 - 0.999 ** np.arange(1, 201))
-    history = np.column_stack([np.full(200, 1e-3), eps, *np.broadcast_to([[0.999], [0.1], [1e-3]], (3, 200))])
-    totals = np.zeros((201, catch_up.TOTALS))
-    for j, step in enumerate(history):
-        catch_up.add_logs(totals[j], step, totals[j + 1])
-    table, starts = cpu.catch_up_table(np.array([0, 170, 198]), 200, history, totals, np.dtype(dtype))
-    blocks = np.array([[0, 64, 0], [64, 65, 2], [300, 517, 1], [900, 1_000, 2]])
-    return (p, m, v), blocks, table, starts
-
-
-def expected_rows(flats, blocks, table, starts):
-    flats = [flat.copy() for flat in flats]
-    for start, stop, slot in blocks:
-        for row in table[starts[slot] : starts[slot + 1]]:
-            catch_up.CATCH_UP.element(*(flat[start:stop] for flat in flats), *row)
-    return flats
-
-
-@dtypes
-@pytest.mark.parametrize("parallel", [False, True], ids=["serial", "parallel"])
-def test_missed_steps_on_the_cpu_are_the_text_on_numpy(dtype, parallel):
-    flats, *rest = missed_steps(dtype)
-    expected = expected_rows(flats, *rest)
-    cpu_rows.catch_up_kernel(np.dtype(dtype), parallel=parallel)(flats, *rest)
-    for actual, wanted in zip(flats, expected, strict=True):
-        np.testing.assert_array_equal(actual, wanted)
-
-
-@dtypes
-def test_missed_steps_in_the_cuda_source_are_the_text_on_numpy(dtype):
-    pytest.importorskip("cupy")
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++")
-    from cuda_host import run_on_host
-
-    from fastadam.kernels.cuda import rows as cuda_rows
-    from fastadam.kernels.cuda import source as cuda_source
-
-    flats, blocks, table, starts = missed_steps(dtype)
-    expected = expected_rows(flats, blocks, table, starts)
-    pieces, count = cuda_source.numbered(blocks, blocks[:, 1] - blocks[:, 0])
-    run_on_host(cuda_rows.catch_up_rows(), pieces, len(pieces), table, starts, *flats, size=count)
-    for actual, wanted in zip(flats, expected, strict=True):
-        np.testing.assert_array_equal(actual, wanted)
-
-
-@dtypes
-def test_loop_over_missed_steps_is_vectorised(dtype, tmp_path, monkeypatch):
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    compiled = []
-    monkeypatch.setattr(
-        cpu_rows,
-        "jit",
-        lambda *arguments, _jit=cpu_rows.jit, **names: compiled.append(_jit(*arguments, **names)) or compiled[-1],
-    )
-    cpu_rows.catch_up_kernel.__wrapped__(np.dtype(dtype), parallel=False)
-    (assembly,) = compiled[0].inspect_asm().values()
-    for operation in ("sqrt", "div"):
-        assert re.search(PACKED[dtype].format(operation), assembly)
-    assert not re.search(FUSED, assembly)
 
 
 def test_loading_a_state_takes_the_parameters_as_they_are():

@@ -1,156 +1,278 @@
-"""What Numba makes of the CPU kernel: vector instructions, one signature a dtype, a cache file a text."""
+"""What Numba makes of the CPU kernels: vector instructions, a leaf for each text and dtype, honest cache files."""
 
+import gc
+import os
 import re
+import subprocess
+import sys
+import weakref
 from dataclasses import replace
+from functools import partial
 
 import numba
 import numpy as np
 import pytest
-from machine_code import FUSED, PACKED, SHIFTED
-from members import MEMBERS, NAMES_AND_DTYPES, launch_of, random_flats
+from machine_code import CALL, FUSED, PACKED, SHIFTED, assembly, leaves, nothing_compiled
+from members import MAIN, MEMBERS, by_cpu, clocks_launch, launch_of, random_flats
+from numba.core import caching
 
-from fastadam.kernels import cpu
-from fastadam.kernels.cpu import jit as cpu_jit
-from fastadam.kernels.cpu import norm as cpu_norm
+from fastadam.kernels import Pass, cpu
+from fastadam.kernels.blocks import BLOCK, cut
+from fastadam.kernels.cpu import jit, norm
+from fastadam.kernels.cpu.driver import NEAR, _is_far, _job_at, driver
+from fastadam.kernels.cpu.launch import fold_of, leaves_of
+from fastadam.kernels.cpu.loop import loop_of
 from fastadam.kernels.texts.formats import NATIVE
-from fastadam.kernels.texts.update import ADAM
 
+F4, F8 = np.dtype(np.float32), np.dtype(np.float64)
+ADAM = MEMBERS["adam"]
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
 @pytest.fixture(autouse=True)
-def empty_cache(tmp_path, monkeypatch):
-    """Numba shows the machine code of what it compiled, not of what it loaded."""
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    return tmp_path
+def empty_cache(tmp_path):
+    with nothing_compiled(tmp_path):
+        yield tmp_path
 
 
-def assembly_of(update, dtype, *, parallel=False):
-    # Without the fold, whose own square roots and divisions may be packed in pairs.
-    kernel = cpu.twin(replace(update, fold_row=lambda hyper, carried, grad_scale, table: None), parallel=parallel)
-    kernel.compile(cpu.signature(update, np.dtype(dtype)))
-    (assembly,) = kernel.inspect_asm().values()
-    return assembly
+def loop_in(update, dtype):
+    return assembly(jit.leaf(loop_of(update, np.dtype(dtype))))
 
 
-def check_vectorised(update, assembly, dtype):
-    operations = ["div"] if update.name == "adamax" else ["sqrt", "div"]
-    missing = [each for each in operations if not re.search(PACKED[dtype].format(each), assembly)]
+def edited(update, old="g * g - v", new="g * g + v"):
+    statements = tuple(each.replace(old, new) for each in update.text.statements)
+    assert statements != update.text.statements
+    return replace(update, text=replace(update.text, statements=statements))
+
+
+# --- vector instructions
+
+OPERATIONS = {"adamax": ["div"], "lion": ["mul"]}
+
+
+def check_vectorised(update, listing, dtype):
+    assert not re.search(CALL, listing), "something is called and not inlined"
+    operations = OPERATIONS.get(update.name, ["sqrt", "div"])
+    missing = [each for each in operations if not re.search(PACKED[dtype].format(each), listing)]
     assert missing == [], "no packed instruction"
-    assert not re.search(FUSED, assembly), "a fused multiply-add would change the last bit"
+    assert not re.search(FUSED, listing), "a fused multiply-add would change the last bit"
     if update.storage != NATIVE:
-        assert re.search(SHIFTED, assembly), "what is stored in another format is not made of vectors"
-
-
-@pytest.mark.parametrize(("name", "dtype"), NAMES_AND_DTYPES)
-def test_every_loop_is_vectorised(name, dtype):
-    check_vectorised(MEMBERS[name], assembly_of(MEMBERS[name], dtype), dtype)
+        assert re.search(SHIFTED, listing), "what is stored in another format is not made of vectors"
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        ("adam", np.float32),
-        ("adam", np.float64),
-        ("radam", np.float32),
-        ("everything", np.float64),
-        ("codes", np.float32),
-    ],
+    ("name", "dtype"), [(name, np.float32) for name in MEMBERS] + [(name, np.float64) for name in MAIN]
 )
-def test_parallel_loop_is_vectorised(name, dtype):
-    check_vectorised(MEMBERS[name], assembly_of(MEMBERS[name], dtype, parallel=True), dtype)
+def test_every_loop_is_vectorised(name, dtype):
+    check_vectorised(MEMBERS[name], loop_in(MEMBERS[name], dtype), dtype)
 
 
 def test_check_notices_a_loop_that_is_not_vectorised(monkeypatch):
-    njit = numba.njit
-    monkeypatch.setattr(cpu_jit, "njit", lambda **options: njit(**{**options, "error_model": "python"}))
+    monkeypatch.setattr(jit, "_ERRORS", "python")
     for dtype in (np.float32, np.float64):
-        assembly = assembly_of(MEMBERS["adam"], dtype)
         with pytest.raises(AssertionError, match="no packed instruction"):
-            check_vectorised(MEMBERS["adam"], assembly, dtype)
+            check_vectorised(ADAM, loop_in(ADAM, dtype), dtype)
 
 
 def test_check_notices_a_fused_multiply_add(monkeypatch):
-    njit = numba.njit
-    monkeypatch.setattr(cpu_jit, "njit", lambda **options: njit(**options, fastmath={"contract"}))
-    assembly = assembly_of(MEMBERS["adam"], np.float32)
+    monkeypatch.setattr(jit, "cfunc", partial(numba.cfunc, fastmath={"contract"}))
+    listing = loop_in(ADAM, np.float32)
     with pytest.raises(AssertionError, match="fused"):
-        check_vectorised(MEMBERS["adam"], assembly, np.float32)
+        check_vectorised(ADAM, listing, np.float32)
 
 
-def test_long_buffers_go_to_the_threads():
-    dtype = np.dtype(np.float32)
-    serial = cpu.compiled(ADAM, dtype, parallel=False)
-    assert cpu.launcher(ADAM, dtype, cpu.PARALLEL_FROM - 1) is serial
-    assert cpu.launcher(ADAM, dtype, cpu.PARALLEL_FROM) is not serial
+def test_check_notices_a_call():
+    listing = loop_in(edited(ADAM, "g * g - v", "pow(g, g) - v"), np.float32)
+    with pytest.raises(AssertionError, match="called"):
+        check_vectorised(ADAM, listing, np.float32)
 
 
-def test_blocks_that_threads_share_cover_the_pieces():
-    size = cpu.BLOCK
-    pieces = [(0, 0, 0, 0, 0), (3, 4, 0, 0, 0), (5, 5 + size, 1, 1, 2), (9 + size, 10 + 3 * size, 0, 2, 7)]
-    assert cpu.blocks_of(pieces).tolist() == [
-        [3, 4, 0, 0, 0],
-        [5, 5 + size, 1, 1, 2],
-        [9 + size, 9 + 2 * size, 0, 2, 7],
-        [9 + 2 * size, 9 + 3 * size, 0, 2, 7 + size],
-        [9 + 3 * size, 10 + 3 * size, 0, 2, 7 + 2 * size],
+@pytest.mark.parametrize("format", ["native", "bfloat16", "float16"])
+@dtypes
+def test_sum_of_squares_is_vectorised(dtype, format):
+    listing = assembly(jit.leaf(norm.squares_of(np.dtype(dtype), format)))
+    # The squares are float64 for every dtype.
+    assert re.search(PACKED[np.float64].format("mul"), listing)
+    assert re.search(PACKED[np.float64].format("add"), listing)
+    assert not re.search(FUSED, listing)
+
+
+# --- what is launched
+
+
+@pytest.mark.parametrize("size", [cpu.PARALLEL_FROM - 1, cpu.PARALLEL_FROM])
+def test_long_buffers_go_to_the_threads(size):
+    launch = launch_of(ADAM, random_flats(ADAM, np.float32, size))
+    called = cpu.launcher(launch.passes, launch.tables, guarded=False).func
+    assert (called is driver(parallel=False)) == (size < cpu.PARALLEL_FROM)
+
+
+def test_the_parallel_driver_is_compiled_only_when_it_is_needed():
+    by_cpu(False)(launch_of(ADAM, random_flats(ADAM, np.float32, 100)))
+    assert driver.cache_info().currsize == 1
+    by_cpu(True)(launch_of(ADAM, random_flats(ADAM, np.float32, 100)))
+    assert driver.cache_info().currsize == 2
+
+
+@pytest.mark.parametrize("size", [100, cpu.PARALLEL_FROM])
+def test_what_a_launcher_reads_lives_as_long_as_it_does(size):
+    launch = launch_of(ADAM, random_flats(ADAM, np.float32, size))
+    passes, tables = launch.passes, launch.tables
+    arrays = [
+        passes[0].blocks,
+        *(getattr(tables, name) for name in ("addresses", "hyper", "carried", "table", "record")),
     ]
-    assert cpu.blocks_of([]).shape == (0, 5)
+    alive = [weakref.ref(array) for array in arrays]
+    launcher = cpu.launcher(passes, tables, guarded=False)
+    del launch, passes, tables, arrays
+    gc.collect()
+    assert all(array() is not None for array in alive)
+    del launcher
+    gc.collect()
+    assert all(array() is None for array in alive)
 
 
-@pytest.mark.parametrize("size", [100, cpu.PARALLEL_FROM], ids=["serial", "parallel"])
-def test_no_kind_of_array_or_scalar_is_compiled_for_but_the_two_dtypes(size):
+@numba.njit
+def is_far(job, index):
+    return _is_far(_job_at(job), index)
+
+
+def test_blocks_that_lie_far_from_the_one_before_are_prefetched():
+    tables = cpu.tables(3, 1, None)
+    # The second parameter lies right behind the first, the third does not.
+    tables.addresses[:, 1] = 4096, 4096 + 4 * 1_000, 100_000
+    pieces = [
+        (0, 0, 900),
+        (0, 900, 1_000),
+        (1, 0, 64),
+        (1, 64 + NEAR, 200),
+        (1, 201 + NEAR, 300),
+        (1, 0, 64),
+        (2, 0, 9),
+    ]
+    blocks = np.array([(parameter, 0, start, stop, start) for parameter, start, stop in pieces])
+    expected = [False, False, False, True, True, True, False]
+    for name in ("adam", "codes", "lion"):
+        clocks = np.zeros(1, np.int64)
+        launch = cpu.launcher([Pass(MEMBERS[name], F4, clocks, blocks)], tables, guarded=False)
+        (job,) = launch.args
+        assert [is_far(job, index) for index in range(1, len(blocks) + 1)] == expected
+
+
+def test_blocks_cover_the_pieces():
+    pieces = [(0, 0, 0, 0, 0), (1, 0, 3, 4, 0), (2, 1, 5, 5 + BLOCK, 2), (2, 0, 9 + BLOCK, 10 + 3 * BLOCK, 7)]
+    assert cut(np.array(pieces)).tolist() == [
+        [1, 0, 3, 4, 0],
+        [2, 1, 5, 5 + BLOCK, 2],
+        [2, 0, 9 + BLOCK, 9 + 2 * BLOCK, 7],
+        [2, 0, 9 + 2 * BLOCK, 9 + 3 * BLOCK, 7 + BLOCK],
+        [2, 0, 9 + 3 * BLOCK, 10 + 3 * BLOCK, 7 + 2 * BLOCK],
+    ]
+    assert cut(np.zeros((0, 5), np.int64)).shape == (0, 5)
+
+
+# --- what is compiled
+
+
+def test_nothing_is_compiled_for_but_the_two_dtypes():
     for dtype in (np.float32, np.float64):
-        launch = launch_of(ADAM, random_flats(ADAM, dtype, size + 1))
-        (gradient,), (hyper,), (carried,) = launch.gradients, launch.hyper, launch.carried
-        gradient.flags.writeable = False
-        flats = tuple(launch.flats.values())
-        cpu.launch_flat(ADAM, flats, gradient, hyper, carried, 1.0)
-        cpu.launch_flat(ADAM, tuple(flat[1:] for flat in flats), gradient[1:], hyper, carried, np.float64(0.5))
-        cpu.launch_flat(ADAM, flats, gradient, hyper, carried, 1)
-    assert all(len(twin.signatures) <= 2 for twin in cpu.twins(ADAM))
+        for size in (100, cpu.PARALLEL_FROM):
+            launch = launch_of(ADAM, random_flats(ADAM, dtype, size))
+            by_cpu(False)(launch)
+            launch.shift, launch.tables.record[0] = 1, 1
+            by_cpu(True)(launch)
+            by_cpu(False)(clocks_launch(ADAM, dtype, [size, 3]))
+    # A loop and a fold for each.
+    assert len(leaves()) == 4
 
 
-def test_twins_have_names_and_cache_files_of_their_own(empty_cache):
-    twins = [cpu.twin(update, parallel=parallel) for update in MEMBERS.values() for parallel in (False, True)]
-    assert len({twin.__name__ for twin in twins}) == 2 * len(MEMBERS)
-    for parallel in (False, True):
-        cpu.twin(ADAM, parallel=parallel).compile(cpu.signature(ADAM, np.dtype(np.float32)))
-    assert len(list(empty_cache.rglob("*.nbi"))) == 2
+def test_texts_that_are_the_same_are_compiled_once():
+    # Formats of the moments make no other fold, and where eps stands no other loop.
+    for name in ("adam", "moments_bfloat16", "split", "keras"):
+        leaves_of(MEMBERS[name], F4)
+    rows = [leaves_of(MEMBERS[name], F4) for name in ("adam", "moments_bfloat16", "split", "keras")]
+    loops, folds = {row[0] for row in rows}, {row[1] for row in rows}
+    assert (len(loops), len(folds)) == (3, 2)
+
+
+def test_leaves_and_drivers_have_names_and_cache_files_of_their_own(empty_cache):
+    loops = {loop_of(update, dtype).__name__ for update in MEMBERS.values() for dtype in (F4, F8)}
+    texts = {(update.text.statements, update.storage) for update in MEMBERS.values()}
+    assert len(loops) == 2 * len(texts)
+    for parallel, files in ((False, 3), (True, 4)):
+        by_cpu(parallel)(launch_of(ADAM, random_flats(ADAM, np.float32, 100)))
+        assert len(list(empty_cache.rglob("*.nbi"))) == files
 
 
 def test_machine_code_is_found_again_unless_a_text_was_edited(empty_cache):
-    signature = cpu.signature(ADAM, np.dtype(np.float32))
-    edited = replace(ADAM, sources=ADAM.sources.replace("g * g - v", "g * g + v"))
-    assert edited.sources != ADAM.sources
     hits = []
-    for update in (ADAM, ADAM, edited):
-        kernel = cpu.twin(update, parallel=False)
-        kernel.compile(signature)
-        hits.append(sum(kernel.stats.cache_hits.values()))
-    assert hits == [0, 1, 0]
+    for update in (ADAM, ADAM, edited(ADAM)):
+        with nothing_compiled(empty_cache):
+            leaves_of(update, F4)
+            hits.append(sum(leaf.cache_hits for leaf in leaves()))
+    # The fold of the edited one is the same.
+    assert hits == [0, 2, 1]
 
 
-@pytest.mark.parametrize("source", ["_SOURCES", "sources", "name"])
-def test_each_source_is_in_the_name_of_the_cache(source, monkeypatch):
-    before = cpu.twin(ADAM, parallel=False).__name__
+def test_each_source_is_in_the_name_of_the_cache(monkeypatch):
+    def names():
+        return [jit.leaf(make(update, F4)).__name__ for make in (loop_of, fold_of)]
+
     update = ADAM
-    if source == "_SOURCES":
-        monkeypatch.setattr(cpu_jit, source, cpu_jit._SOURCES + b"#")
-    else:
-        update = replace(ADAM, **{source: getattr(ADAM, source) + "_"})
-    assert cpu.twin(update, parallel=False).__name__ != before
+    before = names()
+    update = edited(ADAM)
+    assert [a == b for a, b in zip(names(), before, strict=True)] == [False, True]
+    update = replace(ADAM, fold=replace(ADAM.fold, statements=(*ADAM.fold.statements, "step_size *= 1.0")))
+    assert [a == b for a, b in zip(names(), before, strict=True)] == [True, False]
+    update = ADAM
+    monkeypatch.setattr(jit, "_SOURCES", jit._SOURCES + b"#")
+    assert [a == b for a, b in zip(names(), before, strict=True)] == [False, False]
 
 
-@dtypes
-def test_sum_of_squares_is_vectorised(dtype, monkeypatch):
-    compiled, jit = [], cpu_norm.jit
-    monkeypatch.setattr(
-        cpu_norm, "jit", lambda *arguments, **options: compiled.append(jit(*arguments, **options)) or compiled[0]
-    )
-    cpu_norm.squares_kernel.__wrapped__(np.dtype(dtype), parallel=False)
-    (assembly,) = compiled[0].inspect_asm().values()
-    # The squares are float64 for every dtype.
-    assert re.search(PACKED[np.float64].format("mul"), assembly)
-    assert re.search(PACKED[np.float64].format("add"), assembly)
-    assert not re.search(FUSED, assembly)
+def test_the_sources_and_the_name_are_in_the_name_of_a_kernel(monkeypatch):
+    def first():
+        """Compiled by `jit`."""
+
+    before = jit.jit(first, "first").__name__
+    assert jit.jit(first, "second").__name__ != before
+    assert jit.jit(first, "first", "text").__name__ != before
+    monkeypatch.setattr(jit, "_SOURCES", jit._SOURCES + b"#")
+    assert jit.jit(first, "first").__name__ != before
+
+
+STEP = """
+import sys
+sys.path.insert(0, {tests!r})
+import numpy as np
+from fastadam.kernels import cpu
+from members import MEMBERS, by_cpu, launch_of, random_flats
+for parallel in (False, True):
+    for name in ("adam", "adam_l2"):
+        by_cpu(parallel)(launch_of(MEMBERS[name], random_flats(MEMBERS[name], np.float32, 100)))
+tables, lanes = cpu.tables(1, 1, None), np.zeros((1, 128))
+cpu.squares(np.float32, "native", np.array([[0, 0, 0, 0, 0]]), tables, lanes)()
+cpu.clip(lanes, 1.0, 1.0, 1e30, 0.0, tables)
+assert tables.record[1] == 1.0
+"""
+
+
+def test_a_second_process_compiles_nothing(empty_cache):
+    code = STEP.format(tests=os.path.dirname(__file__))
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(empty_cache), "NUMBA_DEBUG_CACHE": "1"}
+    counts = []
+    for _ in range(2):
+        ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        counts.append([len(re.findall(what, ran.stdout)) for what in ("data saved to", "data loaded from")])
+    # Two loops, two folds, two drivers, the squares and the clip.
+    assert counts == [[8, 0], [0, 8]]
+
+
+def test_without_a_place_for_a_cache_everything_is_compiled(empty_cache, monkeypatch):
+    finders = getattr(caching, "CacheImpl", None) or caching._CacheImpl  # its name before Numba 0.62
+    monkeypatch.setattr(finders, "_locator_classes", [])
+    launch, expected = (launch_of(ADAM, random_flats(ADAM, np.float32, 100)) for _ in range(2))
+    by_cpu(False)(launch)
+    assert not list(empty_cache.rglob("*"))
+    monkeypatch.undo()
+    by_cpu(False)(expected)
+    np.testing.assert_array_equal(launch.flats["p"], expected.flats["p"])

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from ml_dtypes import bfloat16
-from oracle import bits, memory
-from stored_model import Followed, buffers_of, raw
-from training import WAYS, by_assignment, by_mapping, copies, make
+from oracle import bits, buffers_of, memory, raw
+from stored_model import Followed
+from training import WAYS, both, by_assignment, by_mapping, copies, make
 
 import fastadam
 from fastadam import SparseRows
@@ -82,9 +82,10 @@ def test_20_steps_are_those_of_the_model(storage, member):
         followed.step(draw(followed.opt, seed), grad_scale=(1.0, 0.3)[seed % 2])
 
 
+@both
 @few
-def test_extras_are_those_of_the_model(storage):
-    followed = built(storage, amsgrad=True, **extras(storage))
+def test_extras_are_those_of_the_model(storage, flat):
+    followed = built(storage, amsgrad=True, flat=flat, **extras(storage))
     for seed in range(20):
         grads = draw(followed.opt, seed)
         followed.step(grads, (by_mapping, by_assignment)[seed % 2])
@@ -102,7 +103,7 @@ def test_formats_of_the_arithmetic_are_the_default():
         for opt in (plain, named):
             opt.step(make(SHAPES, 1, dtype))
         assert memory(plain) == memory(named)
-        assert plain.buffers.storage == named.buffers.storage
+        assert plain.buffers.formats == named.buffers.formats
 
 
 @pytest.mark.parametrize("dtype", [bfloat16, np.float16])
@@ -110,7 +111,22 @@ def test_moments_and_average_of_16_bit_parameters_are_float32(dtype):
     opt = fastadam.Adam(make(SHAPES, dtype=dtype), ema_decay=0.5, amsgrad=True)
     opt.step(draw(opt, 1))
     assert {getattr(opt.buffers, name).dtype for name in ("m", "v", "v_max", "ema")} == {np.dtype(np.float32)}
-    assert {opt.buffers.p.dtype, opt.buffers.g.dtype} == {np.dtype(dtype)}
+    assert {array.dtype for array in (*opt.params.values(), opt.buffers.g)} == {np.dtype(dtype)}
+
+
+@few
+@pytest.mark.parametrize(
+    "order", [np.asfortranarray, lambda array: np.array(array[::-1])[::-1]], ids=["F", "backwards"]
+)
+def test_parameters_of_another_order_of_memory_are_stepped_as_the_model(storage, order):
+    dtype, options = STORAGES[storage]
+    params = {name: order(array) for name, array in make(WIDE, dtype=dtype).items()}
+    followed = Followed(fastadam.AdamW(params, **{**HYPER, **options}), **{**HYPER, **options})
+    for seed in range(4):
+        grads = draw(followed.opt, seed)
+        followed.step(grads if seed % 2 else {name: np.asfortranarray(array) for name, array in grads.items()})
+    assert all(followed.opt.params[name] is array for name, array in params.items())
+    assert not params["k"].flags.c_contiguous
 
 
 # --- with the rest of a step
@@ -169,16 +185,18 @@ def test_all_ways_to_hand_over_gradients_are_one(storage):
     assert all(memory(opt) == memory(opts[0]) for opt in opts)
 
 
+@both
 @combined
 @pytest.mark.parametrize("way", [by_mapping, by_assignment], ids=lambda way: way.__name__)
-def test_group_that_is_added_later_is_stepped_as_the_model(storage, way):
-    followed = built(storage)
+def test_group_that_is_added_later_is_stepped_as_the_model(storage, way, flat):
+    followed = built(storage, flat=flat)
     followed.step(draw(followed.opt, 0))
     added = make({"more": (2, 2100), "few": (7,)}, dtype=STORAGES[storage][0])
     followed.opt.add_param_group({"params": added, "lr": 0.1})
     for seed in range(3):
         followed.step(draw(followed.opt, seed), way)
-    assert added["more"].base is not None
+    assert np.shares_memory(added["more"], followed.opt.params["more"])
+    assert (added["more"].base is not None) == flat
     assert {entry["step"] for entry in followed.opt.state_dict()["state"].values()} == {3, 4}
 
 
@@ -210,7 +228,7 @@ def test_rows_that_occur_twice_are_added_up_in_float32(storage):
     assert memory(opts[0]) == memory(opts[1])
 
 
-def test_rows_without_blocks_of_their_own_are_refused():
+def test_rows_without_groups_of_codes_of_their_own_are_refused():
     opt = fastadam.Adam({"table": np.ones((64, 100), np.float32)}, moment_dtype="float8")
     before = memory(opt)
     message = r"`grads\['table'\]` must be an array with `moment_dtype` 'float8', got SparseRows of 100 elements a row"
@@ -226,21 +244,22 @@ def test_rows_without_blocks_of_their_own_are_refused():
 def test_moments_of_small_parameters_are_no_codes(size, dtype):
     opt = fastadam.Adam({"w": np.ones(size, np.float32)}, moment_dtype="float8")
     assert {opt.buffers.m.dtype, opt.buffers.v.dtype} == {np.dtype(dtype)}
-    assert ("m_exponent" in vars(opt.buffers)) == (dtype == np.uint8)
+    assert ("m_exponent" in opt.buffers.flats) == (dtype == np.uint8)
 
 
-def test_small_parameters_have_a_group_and_buffers_of_their_own():
-    followed = built("float8")
+@both
+def test_small_parameters_have_buffers_of_their_own_and_stay_in_their_group(flat):
+    followed = built("float8", flat=flat)
     opt = followed.opt
-    assert [group["params"] for group in opt.param_groups] == [("k",), ("w", "b", "none"), ("last",)]
-    assert [group["lr"] for group in opt.param_groups] == [0.02, 0.02, 0.005]
-    assert len(opt.all_buffers) == 2
-    assert list(opt.params) == ["k", "w", "b", "none", "last"]
-    opt.param_groups[1]["lr"] = 0.5
+    assert [group["params"] for group in opt.param_groups] == [("w", "b", "none", "k"), ("last",)]
+    assert [group["lr"] for group in opt.param_groups] == [0.02, 0.005]
+    assert [list(buffers.segments) for buffers in opt.all_buffers] == [["w", "b", "none"], ["k", "last"]]
+    assert list(opt.params) == ["w", "b", "none", "k", "last"]
+    opt.param_groups[0]["lr"] = 0.5
     followed.step(draw(opt, 1))
 
 
-def test_exponents_are_those_of_blocks_of_each_parameter():
+def test_exponents_are_those_of_groups_of_each_parameter():
     opt = built("float8").opt
     buffers = buffers_of(opt, "k")
     assert buffers_of(opt, "last") is buffers
@@ -258,12 +277,13 @@ def test_exponents_are_those_of_blocks_of_each_parameter():
 @pytest.mark.parametrize("size", [4096, 4999])
 def test_adam_step_takes_arrays_of_these_formats(storage, size):
     dtype, stored = STORAGES[storage]
-    opt = fastadam.Adam(make({"w": size}, dtype=dtype), **{**HYPER, **stored}, seed=5)
-    arrays = {name: flat.copy() for name, flat in vars(opt.buffers).items() if name not in ("g", "segments", "storage")}
+    # Random words depend on the name, which is that of a parameter without a name here.
+    opt = fastadam.Adam([make({"w": size}, dtype=dtype)["w"]], **{**HYPER, **stored}, seed=5)
+    arrays = raw(opt, 0)
     for step in (1, 2, 3):
-        gradient = draw(opt, step)["w"]
-        opt.step({"w": gradient})
+        gradient = draw(opt, step)[0]
+        opt.step([gradient])
         options = {"rounding": stored.get("rounding", "stochastic"), "seed": 5}
         fastadam.adam_step(g=gradient, step=step, **arrays, **HYPER, **options)
-    assert bits(arrays) == bits({name: getattr(opt.buffers, name) for name in arrays})
+    assert bits(arrays) == bits(raw(opt, 0))
     assert copies(arrays)["m"].any()

@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+from gpu import bits, on_host, training
 
 import fastadam
 
 cupy = pytest.importorskip("cupy")
 pytestmark = pytest.mark.gpu
 
-SHAPES = {"w": (300, 70), "b": (70,), "scalar": (), "empty": (0, 3)}
+SHAPES = {"w": (300, 70), "b": (70,), "scalar": (), "empty": (0, 3), "odd": (3, 11, 7)}
+layouts = pytest.mark.parametrize("flat", [False, True], ids=["in place", "flat"])
 
 
 def draw(seed, library=np):
@@ -16,25 +18,82 @@ def draw(seed, library=np):
     return {name: library.asarray(rng.standard_normal(shape), "f4") for name, shape in SHAPES.items()}
 
 
-@pytest.mark.parametrize("way", ["mapping", "written", "flat"])
-def test_training_on_the_gpu_equals_training_on_the_cpu(way):
+@layouts
+@pytest.mark.parametrize("way", ["mapping", "list", "written"])
+def test_training_on_the_gpu_equals_training_on_the_cpu(way, flat):
     params, on_device = draw(0), draw(0, cupy)
-    on_cpu, on_gpu = fastadam.AdamW(params, lr=0.01), fastadam.AdamW(on_device, lr=0.01)
-    assert isinstance(on_device["w"], cupy.ndarray)
+    # Held arrays that are packed would be warned of.
+    originals = {} if flat else dict(on_device)
+    on_cpu, on_gpu = fastadam.AdamW(params, lr=0.01), fastadam.AdamW(on_device, lr=0.01, flat=flat)
     for seed in range(1, 20):
         grads, device_grads = draw(seed), draw(seed, cupy)
         on_cpu.step(grads)
         if way == "mapping":
             on_gpu.step(device_grads)
-            continue
-        for name, grad in device_grads.items():
-            on_gpu.grads[name] = grad
-        on_gpu.step(on_gpu.buffers.g.copy() if way == "flat" else None)
+        elif way == "list":
+            on_gpu.step(list(device_grads.values()))
+        else:
+            for name, grad in device_grads.items():
+                on_gpu.grads[name] = grad
+            on_gpu.step()
     for name, param in params.items():
+        assert isinstance(on_device[name], cupy.ndarray)
+        assert flat or on_device[name] is originals[name]
         np.testing.assert_array_equal(cupy.asnumpy(on_device[name]), param)
+    assert bits(training(on_gpu)) == bits(training(on_cpu))
 
 
-def test_a_step_runs_on_the_current_stream_and_can_be_captured():
+def test_one_flat_gradient():
+    params, on_device = draw(0), draw(0, cupy)
+    on_cpu, on_gpu = fastadam.Adam(params, lr=0.01), fastadam.Adam(on_device, lr=0.01, flat=True)
+    for seed in range(1, 5):
+        on_cpu.step(draw(seed))
+        for name, grad in draw(seed, cupy).items():
+            on_gpu.grads[name] = grad
+        on_gpu.step(on_gpu.buffers.g.copy())
+    assert bits(training(on_gpu)) == bits(training(on_cpu))
+
+
+@layouts
+def test_a_parameter_without_a_gradient_stands_still(flat):
+    params, on_device = draw(0), draw(0, cupy)
+    on_cpu, on_gpu = fastadam.NAdam(params), fastadam.NAdam(on_device, flat=flat)
+    for seed in range(1, 12):
+        missing = ("w", "b", None)[seed % 3]
+        on_cpu.step({name: None if name == missing else grad for name, grad in draw(seed).items()})
+        on_gpu.step({name: None if name == missing else grad for name, grad in draw(seed, cupy).items()})
+    ours, theirs = training(on_gpu), training(on_cpu)
+    assert ours["w", "step"] == theirs["w", "step"] < ours["odd", "step"]
+    for key, value in theirs.items():
+        np.testing.assert_allclose(ours[key], value, rtol=1e-6, atol=1e-7, err_msg=str(key))
+
+
+def test_arrays_anywhere_in_memory_are_stepped_where_they_lie():
+    """Views that begin off 16 bytes, and arrays in other orders."""
+    memory, host = cupy.zeros(10_000, "f4"), np.zeros(10_000, "f4")
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal(10_000).astype("f4")
+
+    def views(memory):
+        memory[...] = start if isinstance(memory, np.ndarray) else cupy.asarray(start)
+        return {
+            "shifted": memory[1:1_234],
+            "more": memory[2_001:4_050].reshape(3, 683),
+            "transposed": memory[5_000:6_000].reshape(20, 50).T,
+        }
+
+    ours, theirs = views(memory), views(host)
+    on_gpu, on_cpu = fastadam.Adam(ours, lr=0.1), fastadam.Adam(theirs, lr=0.1)
+    for _ in range(5):
+        grads = {name: rng.standard_normal(view.shape).astype("f4") for name, view in theirs.items()}
+        on_cpu.step(grads)
+        on_gpu.step({name: cupy.asarray(grad) for name, grad in grads.items()})
+    np.testing.assert_array_equal(cupy.asnumpy(memory), host)
+    for beside in (slice(0, 1), slice(1_234, 2_001), slice(4_050, 5_000), slice(6_000, None)):
+        np.testing.assert_array_equal(host[beside], start[beside])
+
+
+def test_a_step_of_flat_arrays_runs_on_the_current_stream_and_can_be_captured():
     p, g, m, v = (cupy.ones(1_000, "f4") for _ in range(4))
     fastadam.adam_step(p, g, m, v, step=1)
     before = p.copy()
@@ -51,30 +110,36 @@ def test_a_step_runs_on_the_current_stream_and_can_be_captured():
     assert not cupy.array_equal(p, before)
 
 
-def test_a_step_allocates_no_device_memory():
-    optimizer = fastadam.Adam({"w": cupy.ones(1_000_000, "f4")})
-    grads = {"w": cupy.ones(1_000_000, "f4")}
-    optimizer.step(grads)
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0, "nonfinite": "skip"}], ids=["plain", "clipped"])
+@layouts
+def test_a_step_allocates_no_device_memory(options, flat):
+    optimizer = fastadam.Adam({"w": cupy.ones(1_000_000, "f4")}, flat=flat, **options)
+    gradients = [{"w": cupy.ones(1_000_000, "f4")} for _ in range(3)]
+    for grads in gradients:
+        optimizer.step(grads)
     pool = cupy.get_default_memory_pool()
     before = pool.used_bytes(), pool.total_bytes()
-    optimizer.step(grads)
+    for grads in gradients:
+        # Each lies elsewhere, so that addresses are sent.
+        optimizer.step(grads)
     assert (pool.used_bytes(), pool.total_bytes()) == before
 
 
-def test_resume_from_a_state_on_the_host():
+@layouts
+def test_resume_from_a_state_on_the_host(flat):
     params = draw(0, cupy)
-    optimizer = fastadam.Adam(params)
+    optimizer = fastadam.Adam(params, flat=flat)
     optimizer.step(draw(1, cupy))
     saved = optimizer.state_dict()
     for entry in saved["state"].values():
         entry.update({key: cupy.asnumpy(entry[key]) for key in ("exp_avg", "exp_avg_sq")})
     again = {name: param.copy() for name, param in params.items()}
-    resumed = fastadam.Adam(again)
+    resumed = fastadam.Adam(again, flat=flat)
     resumed.load_state_dict(saved)
     for each, where in ((optimizer, params), (resumed, again)):
         each.step(draw(2, cupy))
         assert where["w"].shape == SHAPES["w"]
-    np.testing.assert_array_equal(cupy.asnumpy(params["w"]), cupy.asnumpy(again["w"]))
+    assert bits(training(optimizer)) == bits(training(resumed))
 
 
 def test_state_of_a_gpu_resumes_on_the_cpu():
@@ -82,8 +147,9 @@ def test_state_of_a_gpu_resumes_on_the_cpu():
     on_cpu, on_gpu = fastadam.Adam(params), fastadam.Adam(on_device)
     on_gpu.step(draw(1, cupy))
     on_cpu.load_state_dict(on_gpu.state_dict())
-    np.testing.assert_array_equal(on_cpu.buffers.m, cupy.asnumpy(on_gpu.buffers.m))
-    np.testing.assert_array_equal(on_cpu.buffers.v, cupy.asnumpy(on_gpu.buffers.v))
+    ours, theirs = training(on_gpu), training(on_cpu)
+    for key in ours.keys() - {(name, "p") for name in SHAPES}:
+        np.testing.assert_array_equal(ours[key], theirs[key], err_msg=str(key))
 
 
 def test_torch_cuda_tensors_through_dlpack():
@@ -112,13 +178,15 @@ OPTIONS = {
     "skipping": {"nonfinite": "skip"},
     "copy": {"copy_dtype": "float16", "ema_decay": 0.9, "amsgrad": True},
     "zeroed": {"zero_grad": True, "max_grad_norm": 1.0},
+    "scheduled": {"lr": lambda step: 0.01 / (step + 1)},
 }
 
 
+@layouts
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_every_option_gives_what_it_gives_on_the_cpu(options):
+def test_every_option_gives_what_it_gives_on_the_cpu(options, flat):
     params, on_device = draw(0), draw(0, cupy)
-    on_cpu, on_gpu = (fastadam.Adam(each, lr=0.01, **options) for each in (params, on_device))
+    on_cpu, on_gpu = (fastadam.Adam(each, **{"lr": 0.01, "flat": flat, **options}) for each in (params, on_device))
     for seed in range(1, 20):
         grads, device_grads = draw(seed), draw(seed, cupy)
         on_cpu.step(grads)
@@ -126,17 +194,16 @@ def test_every_option_gives_what_it_gives_on_the_cpu(options):
         for name, grad in device_grads.items():
             np.testing.assert_array_equal(cupy.asnumpy(grad), grads[name])
     assert on_gpu.grad_norm == on_cpu.grad_norm
-    for flat in vars(on_cpu.buffers).keys() - {"g", "segments"}:
-        expected = getattr(on_cpu.buffers, flat)
-        np.testing.assert_array_equal(cupy.asnumpy(getattr(on_gpu.buffers, flat)), expected, err_msg=flat)
+    assert bits(training(on_gpu)) == bits(training(on_cpu))
 
 
+@layouts
 @pytest.mark.parametrize("name", ["Adam", "NAdam", "Adamax", "RAdam"])
-def test_every_member_in_two_groups_gives_what_it_gives_on_the_cpu(name):
+def test_every_member_in_two_groups_gives_what_it_gives_on_the_cpu(name, flat):
     params, on_device = draw(0), draw(0, cupy)
     for each in (params, on_device):
-        groups = [{"params": {"w": each["w"]}, "lr": 0.1}, {"params": {"b": each["b"]}, "weight_decay": 0.1}]
-        optimizer = getattr(fastadam, name)(groups, lr=0.01)
+        groups = [{"params": {"w": each.pop("w")}, "lr": 0.1}, {"params": {"b": each.pop("b")}, "weight_decay": 0.1}]
+        optimizer = getattr(fastadam, name)(groups, lr=0.01, flat=flat)
         for seed in range(1, 10):
             grads = draw(seed, np if each is params else cupy)
             optimizer.step({key: grads[key] for key in ("w", "b")})
@@ -145,25 +212,41 @@ def test_every_member_in_two_groups_gives_what_it_gives_on_the_cpu(name):
         np.testing.assert_allclose(cupy.asnumpy(on_device[key]), params[key], rtol=1e-6, atol=1e-7)
 
 
-def memory(optimizer):
-    """The bytes of all flat buffers but the gradients."""
-    flats = {name: flat for name, flat in vars(optimizer.buffers).items() if name not in ("g", "segments")}
-    return {name: cupy.asnumpy(flat).tobytes() for name, flat in flats.items()}
+@pytest.mark.parametrize("sparse", ["lazy", "exact"])
+def test_gradients_of_rows_give_what_they_give_on_the_cpu(sparse):
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal((500, 33)).astype("f4")
+    there, here = {"table": start.copy()}, {"table": cupy.asarray(start)}
+    on_cpu, on_gpu = (fastadam.AdamW(each, lr=0.01, sparse=sparse) for each in (there, here))
+    for _ in range(20):
+        rows = rng.choice(500, 9, replace=False)
+        values = rng.standard_normal((9, 33)).astype("f4")
+        on_cpu.step({"table": fastadam.SparseRows(rows, values)})
+        on_gpu.step({"table": fastadam.SparseRows(cupy.asarray(rows), cupy.asarray(values))})
+    on_cpu.catch_up()
+    on_gpu.catch_up()
+    np.testing.assert_allclose(cupy.asnumpy(here["table"]), there["table"], rtol=1e-6, atol=1e-7)
 
 
-def test_a_skipped_step_leaves_every_byte_and_is_counted():
-    optimizer = fastadam.Adam(draw(0, cupy), nonfinite="skip", ema_decay=0.9, copy_dtype="float16", amsgrad=True)
+@layouts
+def test_a_skipped_step_leaves_every_byte_and_is_counted(flat):
+    options = {"nonfinite": "skip", "ema_decay": 0.9, "copy_dtype": "float16", "amsgrad": True}
+    optimizer = fastadam.Adam(draw(0, cupy), flat=flat, **options)
+
+    def held():
+        return bits({key: value for key, value in training(optimizer).items() if key[1] != "skipped"})
+
     optimizer.step(draw(1, cupy))
-    before = memory(optimizer)
+    before = held()
     bad = draw(2, cupy)
     for value in (np.nan, np.inf, -np.inf, 1e30):
         bad["w"][7, 7] = value
         optimizer.step(bad)
-        assert memory(optimizer) == before
+        assert held() == before
     assert optimizer.skipped_steps == 4
     assert {entry["step"] for entry in optimizer.state_dict()["state"].values()} == {1}
     optimizer.step(draw(3, cupy))
-    assert memory(optimizer) != before
+    assert held() != before
 
 
 class Captured:
@@ -193,23 +276,44 @@ class Captured:
         self.stream.synchronize()
 
 
-def test_a_clipped_step_can_be_captured_and_skips_in_the_graph():
+@layouts
+def test_a_clipped_step_can_be_captured_and_skips_in_the_graph(flat):
+    options = {"lr": 0.01, "max_grad_norm": 1.0, "nonfinite": "skip", "flat": flat}
     params, on_device = draw(0), draw(0, cupy)
-    on_cpu, on_gpu = (fastadam.Adam(each, lr=0.01, max_grad_norm=1.0, nonfinite="skip") for each in (params, on_device))
+    on_cpu, on_gpu = (fastadam.Adam(each, **options) for each in (params, on_device))
     captured = Captured(on_gpu, draw(1))
     on_cpu.step(draw(1))
     bad = draw(2)
     bad["w"][0, 0] = np.nan
     for grads in (draw(3), draw(4), bad, draw(5)):
-        before = memory(on_gpu)
+        before = {name: cupy.asnumpy(param).tobytes() for name, param in on_device.items()}
         captured.step(grads)
         on_cpu.step(grads)
-        assert (memory(on_gpu) == before) == (grads is bad)
+        after = {name: cupy.asnumpy(param).tobytes() for name, param in on_device.items()}
+        assert (before == after) == (grads is bad)
         for name, param in params.items():
             np.testing.assert_array_equal(cupy.asnumpy(on_device[name]), param)
     assert on_gpu.skipped_steps == on_cpu.skipped_steps == 1
     assert on_gpu.grad_norm == on_cpu.grad_norm
     assert {entry["step"] for entry in on_gpu.state_dict()["state"].values()} == {4}
+
+
+def test_gradients_that_lie_elsewhere_are_refused_while_a_step_is_captured():
+    params = draw(0, cupy)
+    optimizer = fastadam.Adam(params)
+    first, other = draw(1, cupy), draw(2, cupy)
+    optimizer.step(first)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.Device().synchronize()
+    before = cupy.asnumpy(params["w"])
+    with stream:
+        stream.begin_capture()
+        with pytest.raises(RuntimeError, match="while a CUDA graph is captured"):
+            optimizer.step(other)
+        stream.end_capture()
+    np.testing.assert_array_equal(cupy.asnumpy(params["w"]), before)
+    optimizer.step(other)
+    assert {entry["step"] for entry in optimizer.state_dict()["state"].values()} == {2}
 
 
 def test_a_captured_step_writes_to_no_memory_but_its_own():
@@ -222,11 +326,15 @@ def test_a_captured_step_writes_to_no_memory_but_its_own():
     assert all(bool((other == 7.0).all()) for other in others)
 
 
-def test_a_clipped_step_allocates_no_device_memory():
-    optimizer = fastadam.Adam({"w": cupy.ones(1_000_000, "f4")}, max_grad_norm=1.0, nonfinite="skip")
-    grads = {"w": cupy.ones(1_000_000, "f4")}
-    optimizer.step(grads)
-    pool = cupy.get_default_memory_pool()
-    before = pool.used_bytes(), pool.total_bytes()
-    optimizer.step(grads)
-    assert (pool.used_bytes(), pool.total_bytes()) == before
+def test_many_small_parameters():
+    rng = np.random.default_rng(0)
+    shapes = [tuple(rng.integers(1, 40, 2)) for _ in range(300)]
+    start = [rng.standard_normal(shape).astype("f4") for shape in shapes]
+    there, here = [array.copy() for array in start], [cupy.asarray(array) for array in start]
+    on_cpu, on_gpu = (fastadam.Adam(each, max_grad_norm=1.0) for each in (there, here))
+    for _ in range(5):
+        grads = [rng.standard_normal(shape).astype("f4") for shape in shapes]
+        on_cpu.step(grads)
+        on_gpu.step([cupy.asarray(grad) for grad in grads])
+    for ours, theirs in zip(here, there, strict=True):
+        np.testing.assert_array_equal(on_host(ours), theirs)

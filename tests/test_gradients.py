@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
-from oracle import assert_same_bits
-from training import HYPER, LARGE, SHAPES, WAYS, copies, make, pmv, sizes, ways
+from oracle import assert_same_bits, bits
+from training import HYPER, LARGE, SHAPES, WAYS, both, copies, make, pmv, sizes, ways
 
 import fastadam
 
@@ -18,21 +18,22 @@ MIXED = {"large": (LARGE,), "huge": (3, LARGE // 2), "small": (7,), "scalar": ()
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(MIXED)), ids="-".join)
-def test_every_way_to_give_gradients_is_the_same_step(order):
+def test_every_way_to_hold_parameters_and_to_give_gradients_is_the_same_step(order):
     shapes = {name: MIXED[name] for name in order}
-    optimizers = [fastadam.Adam(make(shapes), **HYPER) for _ in WAYS]
+    optimizers = [fastadam.Adam(make(shapes), **HYPER, flat=flat) for flat in (True, False) for _ in WAYS]
     for seed, grad_scale in ((1, 1.0), (2, 0.3)):
-        for opt, way in zip(optimizers, WAYS, strict=True):
+        for opt, way in zip(optimizers, [*WAYS, *WAYS], strict=True):
             way(opt, make(shapes, seed), grad_scale=grad_scale)
     for opt in optimizers[1:]:
         assert_same_bits(pmv(opt), pmv(optimizers[0]))
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(MIXED)), ids="-".join)
-def test_mixed_sizes_step_as_each_array_alone(order):
-    params, grads = make(MIXED), make(MIXED, 1)
+@both
+def test_mixed_sizes_step_as_each_array_alone(order, flat):
+    params, grads = make({name: MIXED[name] for name in order}), make(MIXED, 1)
     expected = copies(params)
-    opt = fastadam.Adam(params := {name: params[name] for name in order}, **HYPER)
+    opt = fastadam.Adam(params, **HYPER, flat=flat)
     opt.step(grads)
     for name, p in expected.items():
         m, v = np.zeros_like(p), np.zeros_like(p)
@@ -49,10 +50,11 @@ def test_mapping_may_be_in_another_order_than_the_parameters():
     assert_same_bits(pmv(other), pmv(one))
 
 
+@both
 @ways
 @sizes
-def test_step_returns_none_and_only_reads_gradients(size, way):
-    opt = fastadam.Adam(make({"w": size, "b": (2, 3)}), maximize=True, **HYPER)
+def test_step_returns_none_and_only_reads_gradients(size, way, flat):
+    opt = fastadam.Adam(make({"w": size, "b": (2, 3)}), maximize=True, **HYPER, flat=flat)
     grads = make({"w": size, "b": (2, 3)}, 1)
     before = copies(grads)
     assert way(opt, grads, grad_scale=0.1) is None
@@ -77,10 +79,11 @@ def test_written_gradients_stay_for_the_next_step():
     np.testing.assert_allclose(opt.buffers.p, np.full(3, -2e-3), rtol=1e-6)
 
 
+@both
 @ways
 @sizes
-def test_read_only_gradients_are_accepted(size, way):
-    plain, other = (fastadam.Adam(make({"w": size, "b": ()}), **HYPER) for _ in range(2))
+def test_read_only_gradients_are_accepted(size, way, flat):
+    plain, other = (fastadam.Adam(make({"w": size, "b": ()}), **HYPER, flat=flat) for _ in range(2))
     grads = make({"w": size, "b": ()}, 1)
     plain.step(copies(grads))
     for gradient in grads.values():
@@ -117,16 +120,23 @@ def test_step_without_any_gradient_written_is_a_step_with_zeros():
 # --- gradients that lie in the optimizer's own memory: a step must read all of them as they were when it was called
 
 
-def step_with_aliases(shapes, aliases_of, grouped):
+def stepped_once(shapes, *, grouped, flat):
+    """An optimizer that has taken a step, with gradients written for another one."""
+    params = make(shapes)
+    groups = [{"params": {name: array}} for name, array in params.items()] if grouped else params
+    del params
+    opt = fastadam.Adam(groups, lr=5.0, flat=flat)
+    opt.step(make(shapes, 1))
+    for name, view in opt.grads.items():
+        view[...] = make(shapes, 2)[name]
+    return opt
+
+
+def step_with_aliases(shapes, aliases_of, **how):
     """(optimizer stepped with aliases, one stepped with copies of them): both must be the same."""
     optimizers = []
     for take in (dict, copies):
-        params = make(shapes)
-        groups = [{"params": {name: array}} for name, array in params.items()] if grouped else params
-        opt = fastadam.Adam(groups, lr=5.0)
-        opt.step(make(shapes, 1))
-        for name, view in opt.grads.items():
-            view[...] = make(shapes, 2)[name]
+        opt = stepped_once(shapes, **how)
         opt.step(take(aliases_of(opt)))
         optimizers.append(opt)
     return optimizers
@@ -142,8 +152,6 @@ ALIASES = {
     "one written gradient for all": lambda opt: dict.fromkeys(opt.grads, next(iter(opt.grads.values()))),
     "the written gradients reversed": lambda opt: {name: view[::-1] for name, view in opt.grads.items()},
     "shifted slices of the gradient buffer": own_flat_slices,
-    "the parameters": lambda opt: opt.params,
-    "the parameters swapped": lambda opt: dict(zip(opt.params, reversed(list(opt.params.values())), strict=True)),
     "the moments": lambda opt: opt.buffers.views(opt.buffers.m),
     "the moments swapped": lambda opt: dict(
         zip(opt.params, reversed(opt.buffers.views(opt.buffers.m).values()), strict=True)
@@ -151,19 +159,48 @@ ALIASES = {
 }
 
 
+INSIDE_PARAMETERS = {
+    "the parameters": lambda opt: opt.params,
+    "the parameters swapped": lambda opt: dict(zip(opt.params, reversed(list(opt.params.values())), strict=True)),
+    "one of the parameters": lambda opt: {**dict(opt.grads), "b": opt.params["b"]},
+    "a view of a parameter": lambda opt: {**dict(opt.grads), "b": opt.params["a"][::-1]},
+}
+grouped = pytest.mark.parametrize("grouped", [False, True], ids=["one group", "two groups"])
+
+
+@both
 @sizes
-@pytest.mark.parametrize("grouped", [False, True], ids=["one group", "two groups"])
+@grouped
 @pytest.mark.parametrize("aliases_of", ALIASES.values(), ids=ALIASES.keys())
-def test_gradients_in_the_optimizers_own_memory_are_read_as_they_were(aliases_of, grouped, size):
-    aliased, copied = step_with_aliases({"a": (size,), "b": (size,)}, aliases_of, grouped)
+def test_gradients_in_the_optimizers_own_memory_are_read_as_they_were(aliases_of, grouped, size, flat):
+    aliased, copied = step_with_aliases({"a": (size,), "b": (size,)}, aliases_of, grouped=grouped, flat=flat)
     assert_same_bits(pmv(aliased), pmv(copied))
 
 
-def test_large_gradient_over_the_place_where_a_small_one_is_gathered():
+@both
+@sizes
+@grouped
+@pytest.mark.parametrize("inside", INSIDE_PARAMETERS.values(), ids=INSIDE_PARAMETERS.keys())
+def test_gradient_inside_of_a_parameter_is_refused(inside, grouped, size, flat):
+    shapes = {"a": (size,), "b": (size,)}
+    opt, other = (stepped_once(shapes, grouped=grouped, flat=flat) for _ in range(2))
+    before, written = pmv(opt), bits(opt.grads)
+    with pytest.raises(ValueError, match=r"`grads\['[ab]'\]` must not share memory with a parameter"):
+        opt.step(inside(opt))
+    assert_same_bits(pmv(opt), before)
+    assert bits(opt.grads) == written
+    for each in (opt, other):
+        each.step(make(shapes, 3))
+    assert_same_bits(pmv(opt), pmv(other))
+
+
+@both
+def test_large_gradient_over_the_place_where_a_small_one_is_gathered(flat):
     aliased, copied = step_with_aliases(
         {"small": (7,), "large": (LARGE,)},
         lambda opt: {"small": np.full(7, -50.0, np.float32), "large": opt.buffers.g[:LARGE]},
         grouped=False,
+        flat=flat,
     )
     assert_same_bits(pmv(aliased), pmv(copied))
 
@@ -179,20 +216,24 @@ def test_large_gradient_over_the_place_where_a_small_one_is_gathered():
     groups=st.integers(1, 3),
     way=st.sampled_from(WAYS),
     decoupled=st.booleans(),
+    flat=st.booleans(),
 )
-def test_any_shapes_round_trip_and_step_as_each_array_alone(shapes, dtype, seed, groups, way, decoupled):
+def test_any_shapes_round_trip_and_step_as_each_array_alone(shapes, dtype, seed, groups, way, decoupled, flat):
     shapes = dict(enumerate(shapes))
-    params, grads = make(shapes, seed, dtype), make(shapes, seed + 1, dtype)
-    original = copies(params)
-    parts = [{name: params[name] for name in params if name % groups == part} for part in range(groups)]
-    opt = fastadam.Adam([{"params": part} for part in parts if part], decoupled_weight_decay=decoupled, **HYPER)
+    original, grads = make(shapes, seed, dtype), make(shapes, seed + 1, dtype)
+    parts = [
+        {name: array for name, array in make(shapes, seed, dtype).items() if name % groups == part}
+        for part in range(groups)
+    ]
+    given_groups = [{"params": part} for part in parts if part]
+    opt = fastadam.Adam(given_groups, decoupled_weight_decay=decoupled, **HYPER, flat=flat)
     for name, array in original.items():
         np.testing.assert_array_equal(opt.params[name], array, strict=True)
     way(opt, grads)
     for part in parts:
         for name, view in part.items():
             p, m, v = original[name], np.zeros_like(view), np.zeros_like(view)
-            flat = [array.reshape(-1) for array in (p, grads[name], m, v)]
-            fastadam.adam_step(*flat, step=1, decoupled_weight_decay=decoupled, **HYPER)
+            flats = [array.reshape(-1) for array in (p, grads[name], m, v)]
+            fastadam.adam_step(*flats, step=1, decoupled_weight_decay=decoupled, **HYPER)
             state = opt.state_dict()["state"][name]
             assert_same_bits((view, state["exp_avg"], state["exp_avg_sq"]), (p, m, v))

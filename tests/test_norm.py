@@ -8,7 +8,8 @@ import pytest
 from norm_kernels import HAS_COMPILER, clipped, draw, expected_record, lanes_on_cpu
 from oracle import misaligned
 
-from fastadam.kernels import cpu, norm
+from fastadam.kernels import GRADIENT, cpu, norm
+from fastadam.kernels.blocks import BLOCK, cut
 from fastadam.kernels.texts import casts
 
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -42,7 +43,7 @@ def threads(request):
 def test_cpu_equals_the_reference(sizes, dtype, threads):
     for seed in range(1 if len(sizes) > 1_000 else 3):
         gradients = draw(sizes, dtype, seed)
-        lanes = [norm._sum_rows(np.square(gradient, dtype=np.float64)) for gradient in gradients if gradient.size]
+        lanes = [norm.squares_of(gradient) for gradient in gradients if gradient.size]
         for parallel in (False, True):
             actual = lanes_on_cpu(gradients, dtype, parallel)
             if lanes:
@@ -63,21 +64,20 @@ def test_cuda_equals_the_reference(sizes, dtype):
         np.testing.assert_array_equal(actual, expected)
 
 
-@pytest.mark.parametrize("storage", ["bfloat16", "float16"])
+@pytest.mark.parametrize("format", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["mixture", "1", "524289"])
-def test_gradients_of_16_bits_have_the_norm_of_their_values(storage, name):
-    bits = [ROUNDINGS[storage](gradient) for gradient in draw(LISTS[name], np.float32)]
-    values = [WIDENINGS[storage](each) for each in bits]
-    lanes, blocks = np.full((len(norm.blocks_of(LISTS[name])), norm.LANES), np.nan), norm.blocks_of(LISTS[name])
-    cpu.squares_launcher(np.float32, sum(LISTS[name]), storage)(np.array(list(map(cpu.address, bits))), blocks, lanes)
+def test_gradients_of_16_bits_have_the_norm_of_their_values(format, name):
+    bits = [ROUNDINGS[format](gradient) for gradient in draw(LISTS[name], np.float32)]
+    values = [WIDENINGS[format](each) for each in bits]
+    lanes = np.concatenate([norm.squares_of(value) for value in values if value.size])
     for parallel in (False, True):
-        np.testing.assert_array_equal(lanes_on_cpu(bits, np.float32, parallel, storage), lanes)
+        np.testing.assert_array_equal(lanes_on_cpu(bits, np.float32, parallel, format), lanes)
         np.testing.assert_array_equal(lanes_on_cpu(values, np.float32, parallel), lanes)
     expected = expected_record(values, 0.5, max_grad_norm=3.0, largest=1e30, propagate=0.0)
     if HAS_COMPILER:
         from cuda_host import clip_on_host
 
-        record = clip_on_host(bits, 0.5, 3.0, 1e30, 0.0, np.zeros(4), storage)
+        record = clip_on_host(bits, 0.5, 3.0, 1e30, 0.0, np.zeros(4), format)
         np.testing.assert_array_equal(record, expected)
 
 
@@ -86,11 +86,11 @@ def test_gradients_of_16_bits_have_the_norm_of_their_values(storage, name):
 def test_reference_is_the_sum_of_the_squares(sizes, dtype):
     gradients = draw(sizes, dtype)
     exact = math.fsum(float(value) ** 2 for gradient in gradients for value in gradient)
-    assert norm.reference(gradients) == pytest.approx(exact, rel=1e-13, abs=0)
+    assert norm.squared_norm(gradients) == pytest.approx(exact, rel=1e-13, abs=0)
 
 
 @dtypes
-def test_order_is_rows_then_groups_of_blocks_then_lanes(dtype):
+def test_order_is_lines_then_groups_of_blocks_then_lanes(dtype):
     def add(values):
         total = values[0].copy()
         for value in values[1:]:
@@ -104,7 +104,7 @@ def test_order_is_rows_then_groups_of_blocks_then_lanes(dtype):
         squares[: gradient.size] = np.square(gradient, dtype=np.float64)
         blocks = [add(block) for block in squares.reshape(67, 64, 128)]
         total = add([np.array(lane) for lane in add([add(blocks[:64]), add(blocks[64:])])])
-        assert norm.reference([gradient]) == total
+        assert norm.squared_norm([gradient]) == total
         others += total != squares.sum()
     assert others, "the data do not tell orders apart"
 
@@ -120,7 +120,9 @@ def test_sum_does_not_depend_on_where_the_gradients_lie(dtype, parallel):
     shifted = [misaligned(gradient, 1 + index) for index, gradient in enumerate(gradients)]
     for placed in (in_one, shifted):
         np.testing.assert_array_equal(lanes_on_cpu(placed, dtype, parallel), expected)
-        assert norm.reference(placed) == norm.reference(gradients)
+        assert norm.squared_norm(placed) == norm.squared_norm(gradients)
+    behind = [np.concatenate([np.full(3, np.nan, dtype), gradient]) for gradient in gradients]
+    np.testing.assert_array_equal(lanes_on_cpu(behind, dtype, parallel, first=3), expected)
 
 
 def test_sum_does_not_depend_on_how_gradients_are_grouped():
@@ -132,26 +134,10 @@ def test_sum_does_not_depend_on_how_gradients_are_grouped():
 @dtypes
 @pytest.mark.parametrize("blocks", [1, 3, 4, 5])
 def test_squares_of_few_and_of_many_blocks(dtype, blocks):
-    gradients = draw([blocks * norm.BLOCK], dtype)
-    cut, lanes = norm.blocks_of([gradients[0].size]), np.full((blocks, norm.LANES), np.nan)
-    launch = cpu.squares_launcher(dtype, gradients[0].size)
-    launch(np.array([cpu.address(gradients[0])]), cut, lanes)
-    np.testing.assert_array_equal(clipped(lanes, **ANY), expected_record(gradients, **ANY))
-
-
-@needs_host_compiler
-def test_cuda_launchers_equal_the_reference(monkeypatch):
-    from cuda_host import on_host, patch_cuda
-
-    from fastadam.kernels import cuda
-
-    patch_cuda(monkeypatch)
-    for name in ("mixture", "1", "three levels"):
-        gradients = draw(LISTS[name], np.float32)
-        blocks, record = norm.blocks_of(LISTS[name]), np.zeros(4)
-        lanes = on_host(np.full((len(blocks), norm.LANES), np.nan))
-        addresses = np.array([gradient.ctypes.data for gradient in gradients])
-        cuda.squares_launcher(np.float32, 0)(addresses, blocks, lanes)
-        assert cuda.clip(lanes, 0.5, 3.0, 1e30, 0.0, record) is record
-        expected = expected_record(gradients, 0.5, max_grad_norm=3.0, largest=1e30, propagate=0.0)
-        np.testing.assert_array_equal(record, expected)
+    (gradient,) = draw([blocks * BLOCK], dtype)
+    tables, lanes = cpu.tables(1, 0, None), np.full((blocks, norm.LANES), np.nan)
+    launch = cpu.squares(np.dtype(dtype), "native", cut(np.array([[0, 0, 0, gradient.size, 0]])), tables, lanes)
+    # The address is read when it is called.
+    tables.addresses[0, GRADIENT] = cpu.address(gradient)
+    launch()
+    np.testing.assert_array_equal(clipped(lanes, **ANY), expected_record([gradient], **ANY))

@@ -1,137 +1,13 @@
-"""What is stored in another format: the same bits on every kernel, and the float32 step rounded once."""
+"""What is stored in another format: the float32 step rounded once, and the description of a storage."""
 
 from dataclasses import replace
 
-import numba
 import numpy as np
 import pytest
-from members import (
-    BLOCKED,
-    MEMBERS,
-    RECIPES,
-    STORED,
-    Launch,
-    assert_same,
-    by_cpu,
-    by_reference,
-    check,
-    encode,
-    launch_of,
-    random_flats,
-    rows_launch,
-    special_flats,
-)
+from members import BLOCKED, MEMBERS, RECIPES, STORED, by_reference, encode, launch_of, random_flats
 
-from fastadam.kernels import cpu, reference
-from fastadam.kernels.texts import fold
-from fastadam.kernels.texts.formats import EXPONENT_BLOCK, NATIVE, Storage
+from fastadam.kernels.texts.formats import NATIVE, Formats
 from fastadam.kernels.texts.update import Recipe, update_of
-
-try:
-    from cuda_host import HAS_COMPILER, by_host, launch_on_host, run_flat_on_host
-except ImportError:
-    HAS_COMPILER = False
-
-needs_host_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="needs CuPy and g++")
-stored = pytest.mark.parametrize("name", STORED)
-# Kernels that are written otherwise for other storages: without blocks of shared exponents, and with them.
-KINDS = ("all_dithered", "everything_codes")
-LENGTHS = [0, 1, 127, 128, 129, 1_000, 40_000]
-
-
-def run_on(kernel):
-    return {"serial": by_cpu(False), "parallel": by_cpu(True)}.get(kernel) or by_host(kernel == "guarded")
-
-
-kernels = pytest.mark.parametrize(
-    ("name", "kernel"),
-    [(name, kernel) for name in STORED for kernel in ("serial", "parallel")]
-    + [pytest.param(name, "cuda", marks=needs_host_compiler) for name in STORED]
-    + [pytest.param(name, "guarded", marks=needs_host_compiler) for name in KINDS],
-)
-
-
-@kernels
-def test_lengths(name, kernel):
-    for length in LENGTHS:
-        check(launch_of(MEMBERS[name], random_flats(MEMBERS[name], np.float32, length, seed=length)), run_on(kernel))
-
-
-@kernels
-def test_denormal_huge_and_non_finite_values(name, kernel):
-    for step in (1, 1_000):
-        check(launch_of(MEMBERS[name], special_flats(MEMBERS[name], np.float32), step), run_on(kernel))
-
-
-@kernels
-def test_rows_in_any_order(name, kernel):
-    check(rows_launch(MEMBERS[name], np.float32, [5, 0, 130, 1_000, 33_000]), run_on(kernel))
-
-
-def cut(launch, *places):
-    """The launch with its one piece cut at these places."""
-    (_, size, row, parameter, _), bounds = launch.pieces[0], [0, *places]
-    ends = zip(bounds, [*places, size], strict=True)
-    return replace(launch, pieces=[(start, stop, row, parameter, start) for start, stop in ends])
-
-
-@kernels
-def test_pieces_equal_the_whole(name, kernel):
-    update, size = MEMBERS[name], 2_000
-    whole = launch_of(update, random_flats(update, np.float32, size))
-    by_reference(whole)
-    for places in ((128,), (384, 512, 1_920), tuple(range(128, size, 128))):
-        parts = cut(launch_of(update, random_flats(update, np.float32, size)), *places)
-        run_on(kernel)(parts)
-        assert_same(parts.arrays(), whole.arrays(), update)
-
-
-@needs_host_compiler
-@pytest.mark.parametrize("name", [*KINDS, "split"])
-def test_flat_kernel_on_cuda(name):
-    update = MEMBERS[name]
-    for buffers in (random_flats(update, np.float32, 1_001), special_flats(update, np.float32)):
-
-        def run(launch):
-            with np.errstate(all="ignore"):
-                update.fold_row(launch.hyper[0], launch.carried[0], launch.grad_scale, launch.table[0])
-            run_flat_on_host(launch, launch.table[0])
-
-        check(launch_of(update, buffers, step=6), run)
-
-
-@needs_host_compiler
-@pytest.mark.parametrize("name", KINDS)
-def test_a_step_that_is_not_taken_writes_nothing_but_zeros_into_the_gradients(name):
-    launch, expected = (rows_launch(MEMBERS[name], np.float32, [5, 0, 130]) for _ in range(2))
-    record = np.array([np.nan, 0.0, np.nan, 1.0])
-    rest = launch.rows, launch.hyper, launch.carried, launch.table, record
-    launch_on_host(launch.update, launch.flats.values(), launch.gradients, launch.pieces, *rest)
-    if "g" in launch.update.written:
-        for start, stop, _, parameter, offset in launch.pieces:
-            expected.gradients[parameter][offset : offset + stop - start] = 0.0
-    assert_same(launch.arrays(), expected.arrays(), launch.update)
-
-
-@stored
-def test_a_run_of_steps_on_any_number_of_threads(name):
-    update, size = MEMBERS[name], 40_001
-    states = [random_flats(update, np.float32, size) for _ in range(3)]
-    carried = [np.array(fold.FIRST_CARRIED) for _ in states]
-    hyper, before = launch_of(update, states[0]).hyper[0], numba.get_num_threads()
-    runs = [(reference, before), (cpu, 1), (cpu, before)]
-    try:
-        for step in range(10):
-            gradient = encode(update.storage, "g", np.random.default_rng(step).standard_normal(size, np.float32))["g"]
-            for (kernel, threads), state, row in zip(runs, states, carried, strict=True):
-                numba.set_num_threads(threads)
-                flats = tuple(state[flat] for flat in update.flats)
-                kernel.launch_flat(update, flats, gradient.copy(), hyper, row, 1.0)
-    finally:
-        numba.set_num_threads(before)
-    for state in states[1:]:
-        assert_same(state, states[0], update)
-
 
 # --- what is rounded
 
@@ -141,23 +17,15 @@ def bfloat16():
     return pytest.importorskip("ml_dtypes").bfloat16
 
 
-def widened(launch, dtypes):
-    """The launch of the same recipe on float32 with the values of `launch`; `dtypes` are those of what is stored."""
-
-    def wide(name, array):
-        return array.view(dtypes[name]).astype(np.float32) if name in dtypes else array.copy()
-
-    update = update_of(replace(RECIPES[dtypes["name"]], storage=NATIVE)) if "name" in dtypes else launch.update
-    flats = {name: wide(name, launch.flats[name]) for name in update.flats}
-    return replace(launch, update=update, flats=flats, gradients=[wide("g", launch.gradients[0])])
-
-
 def stepped_wide(name, launch, dtypes):
-    """Buffer -> its values after the step of `launch` in float32, not yet rounded."""
-    wide: Launch = widened(launch, {**dtypes, "name": name})
-    wide = replace(wide, carried=launch.carried.copy(), table=launch.table.copy())
-    by_reference(wide)
-    return wide.flats
+    """Buffer -> its values after the step of `launch` in float32, not yet rounded; `dtypes` are those of buffers."""
+    wide = {
+        flat: array.view(dtypes[flat]).astype(np.float32) if flat in dtypes else array.copy()
+        for flat, array in launch.flats.items()
+    }
+    native = launch_of(update_of(replace(RECIPES[name], storage=NATIVE)), wide)
+    by_reference(native)
+    return native.flats
 
 
 @pytest.mark.parametrize("name", ["moments_bfloat16", "all_float16"])
@@ -167,17 +35,19 @@ def test_reference_is_the_step_on_float32_rounded_to_nearest(name, bfloat16):
     launch = launch_of(MEMBERS[name], random_flats(MEMBERS[name], np.float32, 5_000))
     expected = stepped_wide(name, launch, dtypes)
     by_reference(launch)
-    for buffer, values in expected.items():
+    for buffer in launch.update.buffers:
+        values = expected[buffer]
         rounded = values.astype(dtypes[buffer]).view(np.uint16) if buffer in dtypes else values
         np.testing.assert_array_equal(launch.flats[buffer], rounded, err_msg=buffer)
 
 
-def test_dithered_buffers_are_one_of_the_two_neighbours_and_right_on_average(bfloat16):
-    dtypes = dict.fromkeys(("p", "g", "m", "v"), bfloat16)
-    launch = launch_of(MEMBERS["all_dithered"], random_flats(MEMBERS["all_dithered"], np.float32, 100_000))
-    expected = stepped_wide("all_dithered", launch, dtypes)
+@pytest.mark.parametrize("name", ["all_dithered", "lion_dithered", "ademamix_dithered"])
+def test_dithered_buffers_are_one_of_the_two_neighbours_and_right_on_average(name, bfloat16):
+    update = MEMBERS[name]
+    launch = launch_of(update, random_flats(update, np.float32, 100_000))
+    expected = stepped_wide(name, launch, dict.fromkeys(update.buffers, bfloat16))
     by_reference(launch)
-    for buffer in ("p", "m", "v"):
+    for buffer in update.flats:
         bits = expected[buffer].view(np.uint32)
         up = launch.flats[buffer].astype(np.int64) - (bits >> 16)
         assert set(up) == {0, 1}
@@ -203,7 +73,7 @@ def test_split_parameters_are_those_of_float32(bfloat16):
 
 @pytest.mark.parametrize(("p", "end"), [("bfloat16", 1.0), ("dithered", 0.99)])
 def test_steps_below_the_last_place_add_up_if_dithered(p, end):
-    update = update_of(Recipe(storage=Storage(p=p)))
+    update = update_of(Recipe(storage=Formats(p=p)))
     g = np.ones(10_000, np.float32)
     buffers = {**encode(update.storage, "p", g), "g": g, "m": np.zeros_like(g), "v": np.zeros_like(g)}
     launch = launch_of(update, buffers, step=1, grad_scale=1.0, lr=1e-4)
@@ -216,23 +86,47 @@ def test_steps_below_the_last_place_add_up_if_dithered(p, end):
     assert (values == 1.0).all() or p == "dithered"
 
 
-@pytest.mark.parametrize("name", ["all_dithered", "codes"])
-def test_roundings_depend_on_the_seed_and_on_the_step_alone(name):
-    def moments_after(**changed):
+DITHERED = {
+    "all_dithered": ("p", "m", "v"),
+    "codes": ("m", "v"),
+    "lion_dithered": ("p", "m"),
+    "ademamix_codes": ("m", "m_slow", "v"),
+}
+dithered = pytest.mark.parametrize("name", DITHERED)
+
+
+@dithered
+def test_roundings_depend_on_the_place_and_on_the_step_alone(name):
+    def after(**changed):
         launch = launch_of(MEMBERS[name], random_flats(MEMBERS[name], np.float32, 1_000), **changed)
         by_reference(launch)
-        return {buffer: launch.flats[buffer].tobytes() for buffer in ("m", "v")}
+        return {buffer: launch.flats[buffer].tobytes() for buffer in DITHERED[name]}
 
-    assert moments_after() == moments_after()
-    for buffer, array in moments_after(seed=1.0).items():
-        assert moments_after()[buffer] != array
+    assert after() == after()
+    for buffer, array in after(place=1).items():
+        assert after()[buffer] != array
+
+
+@dithered
+def test_part_of_a_parameter_has_the_words_of_its_elements(name):
+    update, first = MEMBERS[name], 384
+    flats = random_flats(update, np.float32, 1_000)
+    # Beyond the last place comes the first.
+    whole = launch_of(update, {flat: array.copy() for flat, array in flats.items()}, place=2**32 - 500)
+    part = {flat: array[first // 128 if flat.endswith("_exponent") else first :] for flat, array in flats.items()}
+    part = launch_of(update, part, place=2**32 - 500 + first)
+    for launch in (whole, part):
+        by_reference(launch)
+    for flat in update.flats:
+        expected = whole.flats[flat][first // 128 if flat.endswith("_exponent") else first :]
+        np.testing.assert_array_equal(part.flats[flat], expected, err_msg=flat)
 
 
 # --- the description of a storage
 
 
 def test_flat_arrays_of_a_storage():
-    storage = Storage(p="split", g="bfloat16", m="float8", v="float8", low="float16")
+    storage = Formats(p="split", g="bfloat16", m="signed_fast", v="unsigned_slow", copy="float16")
     flats = {name: storage.flats(name) for name in ("p", "g", "m", "v", "v_max")}
     assert flats == {
         "p": ("p", "remainder"),
@@ -247,7 +141,19 @@ def test_flat_arrays_of_a_storage():
     assert dtypes["v_max"] == "native"
 
 
-@stored
+def test_storages_are_equal_if_all_formats_are():
+    storage = Formats(v="bfloat16", p="native", m="float16")
+    assert storage == Formats(m="float16", v="bfloat16") != NATIVE
+    assert hash(storage) == hash(Formats(m="float16", v="bfloat16"))
+    assert repr(storage) == "Formats(m='float16', v='bfloat16')"
+    assert storage.only(("p", "v")) == Formats(v="bfloat16")
+    assert (storage["m"], storage["anything"]) == ("float16", "native")
+    assert Formats(p="dithered", m="dithered_fast", v="unsigned_slow", g="bfloat16").nearest == Formats(
+        p="bfloat16", m="bfloat16", v="unsigned_slow", g="bfloat16"
+    )
+
+
+@pytest.mark.parametrize("name", STORED)
 def test_order_of_the_flat_arrays_is_that_of_the_buffers(name):
     update = MEMBERS[name]
     assert update.flats == tuple(
@@ -257,19 +163,13 @@ def test_order_of_the_flat_arrays_is_that_of_the_buffers(name):
 
 
 def test_arithmetic_is_in_float32_unless_the_parameters_are_native():
-    assert Storage(m="bfloat16").arithmetic(np.zeros(1, np.float64)) == np.float64
-    assert Storage(p="dithered").arithmetic(np.zeros(1, np.uint16)) == np.float32
+    assert Formats(m="bfloat16").arithmetic(np.zeros(1, np.float64)) == np.float64
+    assert Formats(p="dithered").arithmetic(np.zeros(1, np.uint16)) == np.float32
 
 
-def test_columns_have_seed_turn_and_toss_where_something_is_dithered():
-    dithered = {name for name in MEMBERS if "seed" in MEMBERS[name].columns}
-    assert dithered == {"moments_dithered", "all_dithered", "split_codes", *BLOCKED}
+def test_columns_have_turn_and_toss_where_something_is_dithered():
+    dithered = {name for name in MEMBERS if "turn" in MEMBERS[name].columns}
+    assert dithered == {name for name in MEMBERS if "dithered" in name} | {"split_codes", *BLOCKED}
     for name in dithered:
         assert MEMBERS[name].storage.dithers
-        assert MEMBERS[name].columns == (*MEMBERS[name].scalars, "seed", "turn", "toss")
-
-
-def test_blocks_that_threads_share_begin_with_a_block_of_exponents():
-    blocks = cpu.blocks_of([(EXPONENT_BLOCK, 3 * cpu.BLOCK + 5, 0, 0, 0)])
-    assert len(blocks) == 3
-    assert (blocks[:, 0] % EXPONENT_BLOCK == 0).all()
+        assert MEMBERS[name].columns == (*MEMBERS[name].scalars, "turn", "toss")

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from fastadam.kernels import cpu
+from fastadam.memory.arrays import on_host
 
 LARGE = cpu.DIRECT_FROM  # from here on a gradient is read where it lies, and a buffer is stepped by threads
 HYPER = {"lr": 3e-3, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.05}
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 sizes = pytest.mark.parametrize("size", [5, LARGE + 5], ids=["small", "large"])
+both = pytest.mark.parametrize("flat", [False, True], ids=["where they lie", "flat"])
 
 
 def make(shapes, seed=0, dtype=np.float32):
@@ -22,7 +24,16 @@ def copies(arrays):
 
 
 def pmv(opt):
-    return opt.buffers.p, opt.buffers.m, opt.buffers.v
+    """Copies of all parameters, first and second moments, each joined flat in the order of the parameters.
+
+    How the optimizer holds its parameters makes no difference. Moments are as they are stored; Lion has no second ones.
+    """
+    state = [opt.state_dict()["state"][name] for name in opt.params]
+    moments = [key for key in ("exp_avg", "exp_avg_sq", "exp_inf") if key in state[0]]
+    return tuple(
+        np.concatenate([on_host(array).ravel() for array in arrays])
+        for arrays in (opt.params.values(), *([entry[key] for entry in state] for key in moments))
+    )
 
 
 def by_mapping(opt, grads, **options):
@@ -30,7 +41,7 @@ def by_mapping(opt, grads, **options):
 
 
 def by_flat_array(opt, grads, **options):
-    flat = np.zeros(opt.buffers.p.size, opt.buffers.dtype("g"))
+    flat = np.zeros(opt.buffers.size, opt.buffers.dtype("g"))
     for name, view in opt.buffers.views(flat).items():
         view[...] = grads[name]
     opt.step(flat, **options)

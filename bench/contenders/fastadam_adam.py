@@ -22,7 +22,7 @@ ALL = ("plain", "clip", "full")
 
 def packed(params, member: str = "Adam", **options: Any) -> Any:
     """The optimizer of a class that packs its parameters into flat buffers."""
-    return getattr(fastadam, member)(params, **options)
+    return getattr(fastadam, member)(params, flat=True, **options)
 
 
 def lying(params, member: str = "Adam", **options: Any) -> Any:

@@ -55,7 +55,7 @@ def _is_torch_bfloat16(value):
     return str(getattr(value, "dtype", "")) == "torch.bfloat16"
 
 
-def like(view: Any, original: Any, label: str) -> Any:
+def rebound(view: Any, original: Any, label: str) -> Any:
     """`view` as an array of the library of `original`, over the same memory."""
     if isinstance(original, (np.ndarray, np.generic)):
         return view
@@ -95,12 +95,20 @@ def device(array: Any) -> str:
     return "cpu" if isinstance(array, np.ndarray) else f"cuda:{array.device.id}"
 
 
-def zeros(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
-    """Zeros on the device of `like`."""
-    if isinstance(like, np.ndarray):
-        return np.zeros(shape, dtype)
-    with like.device:
-        return namespace(like).zeros(shape, dtype)
+# Every flat array starts on a cache line, so that two threads or two vector loops never share one.
+ALIGNMENT = 64
+
+
+def zeros(size: int, dtype: Any, device_of: Any) -> Any:
+    """`size` zeros on the device of `device_of`, aligned."""
+    dtype = np.dtype(dtype)
+    if not isinstance(device_of, np.ndarray):
+        with device_of.device:
+            return namespace(device_of).zeros(size, dtype)
+    # The operating system hands out zeros page by page at the first touch, which is that of the kernel's own threads.
+    memory = np.zeros(size * dtype.itemsize + ALIGNMENT, np.uint8)
+    offset = -memory.ctypes.data % ALIGNMENT
+    return memory[offset : offset + size * dtype.itemsize].view(dtype)
 
 
 def on_host(array: Any) -> np.ndarray:
@@ -118,8 +126,8 @@ def moved(array: Any, other: Any) -> Any:
         return namespace(other).asarray(array)
 
 
-def kernels(array: Any, label: str) -> ModuleType:
-    """The kernel module for the device of `array`."""
+def backend_of(array: Any, label: str) -> Any:
+    """The `fastadam.kernels.Backend` for the device of `array`."""
     if isinstance(array, np.ndarray):
         return importlib.import_module("fastadam.kernels.cpu")
     require_cupy(label)
@@ -162,10 +170,10 @@ def bfloat16() -> np.dtype:
     return np.dtype(scalar)
 
 
-def array_dtype(name: str, like: Any) -> np.dtype:
-    """The dtype `name` of arrays on the device of `like`: bfloat16 is uint16 for CuPy."""
+def array_dtype(name: str, device_of: Any) -> np.dtype:
+    """The dtype `name` of arrays on the device of `device_of`: bfloat16 is uint16 for CuPy."""
     if name == "bfloat16":
-        return bfloat16() if isinstance(like, np.ndarray) else np.dtype(np.uint16)
+        return bfloat16() if isinstance(device_of, np.ndarray) else np.dtype(np.uint16)
     return np.dtype(name)
 
 
@@ -215,3 +223,13 @@ def check_disjoint(named: dict[str, Any]) -> None:
         for other in labels[:position]:
             if namespace(named[label]).may_share_memory(named[label], named[other]):
                 raise ValueError(f"`{label}` must not overlap `{other}`, got arrays that share memory")
+
+
+def bounds(array: Any) -> tuple[int, int]:
+    """Addresses of the first byte of `array` and of the first one after it."""
+    start = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+    reach = [stride * (length - 1) for stride, length in zip(array.strides, array.shape, strict=True)]
+    return (
+        start + sum(extent for extent in reach if extent < 0),
+        start + sum(extent for extent in reach if extent > 0) + array.itemsize,
+    )

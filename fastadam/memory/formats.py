@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from fastadam.kernels.callers import levels_to_caller
-from fastadam.kernels.texts.formats import NATIVE, Storage
+from fastadam.kernels.texts.formats import Formats
 from fastadam.memory.arrays import dtype_name, on_host, widened
-from fastadam.memory.parameters import Parameter
 from fastadam.settings.options import Options
 
 # Parameters of fewer elements keep moments in float32 where others have 8-bit codes: there is little to gain in them,
@@ -21,89 +20,85 @@ _HALF_STEP = {"bfloat16": 2.0**-9, "float16": 2.0**-12}
 _SAMPLE = 100_000
 
 
-def is_small(parameter: Parameter) -> bool:
-    """Whether the moments of `parameter` are float32 even where others have codes."""
-    return parameter.array.size < SMALL
-
-
-def storage_of(parameters: list[Parameter], options: Options) -> Storage:
-    """The storage of the buffers of a group, whose parameters are all small, or none is."""
-    stored = dtype_name(parameters[0].array)
+def formats_of(array: Any, dtypes: tuple[str | None, str | None], options: Options) -> Formats:
+    """The formats of what is kept of the parameter in `array`, with `dtypes` for its first and second moments."""
+    stored, member = dtype_name(array), options.family_member
     arithmetic = "float64" if stored == "float64" else "float32"
-    if options.master_weights and stored != "bfloat16":
-        raise ValueError(f"`master_weights` needs bfloat16 parameters, got {stored}: they would lack nothing")
-    first, second = (_moment(dtype, arithmetic, is_small(parameters[0])) for dtype in options.moment_dtypes)
     stochastic = options.rounding == "stochastic"
-    storage = Storage(
-        p="split" if options.master_weights else _format(stored, arithmetic, "params", stochastic=stochastic),
-        g=_format(options.grad_dtype or stored, arithmetic, "grad_dtype"),
-        m="dithered" if first == "bfloat16" and stochastic else first,
-        v="dithered" if second == "bfloat16" and stochastic else second,
-        v_max="native" if second == "float8" else second,
-        low=options.copy_dtype or "native",
-    )
     if options.copy_dtype and stored in ("bfloat16", "float16"):
         raise ValueError(f"`copy_dtype` must be None with {stored} parameters, got {options.copy_dtype!r}")
-    if options.sparse == "exact" and storage != NATIVE:
-        raise ValueError(f"`sparse` must be 'lazy' with {stored} parameters, got 'exact': rounding is not made up for")
-    return storage
+    if options.master_weights and stored != "bfloat16":
+        raise ValueError(f"`master_weights` needs bfloat16 parameters, got {stored}: they would lack nothing")
+    first, second = (_moment(dtype, arithmetic, array.size < SMALL) for dtype in dtypes)
+    formats = {
+        buffer: member.format(buffer, first if kept.signed else second, stochastic=stochastic)
+        for buffer, kept in member.buffers.items()
+    }
+    p = _dtype(stored, arithmetic, "params")
+    formats["p"] = "split" if options.master_weights else member.format("p", p, stochastic=stochastic)
+    formats["g"] = _dtype(options.grad_dtype or stored, arithmetic, "grad_dtype")
+    formats["copy"] = options.copy_dtype or "native"
+    return Formats(**formats)
 
 
 def _moment(dtype, arithmetic, small):
     if dtype == "float8" and arithmetic == "float32":
         return "native" if small else "float8"
-    return _format(dtype or arithmetic, arithmetic, "moment_dtype")
+    return _dtype(dtype or arithmetic, arithmetic, "moment_dtype")
 
 
-def _format(dtype, arithmetic, label, *, stochastic=False):
+def _dtype(dtype, arithmetic, label):
+    """`dtype`, or "native" for that of the arithmetic; raise where the two do not go together."""
     if dtype == arithmetic:
         return "native"
     if "float64" in (arithmetic, dtype):
         wanted = "must be float64 with" if arithmetic == "float64" else "must not be float64 without"
         raise ValueError(f"`{label}` {wanted} float64 parameters, got {dtype!r}")
-    return "dithered" if stochastic and dtype == "bfloat16" else dtype
+    return dtype
 
 
-def storage_of_arrays(arrays: Mapping[str, Any], exponents: Mapping[str, Any], options: Options) -> Storage:
-    """The storage that flat arrays have, by the names of buffers; `exponents` are beside moments in codes."""
-    stored = {label: dtype_name(array) for label, array in arrays.items()}
+def formats_of_arrays(arrays: Mapping[str, Any], exponents: Mapping[str, Any], options: Options) -> Formats:
+    """The formats that flat arrays have, by the names of buffers; `exponents` are beside moments in codes."""
+    stored, member = {label: dtype_name(array) for label, array in arrays.items()}, options.family_member
     arithmetic = "float64" if stored["p"] == "float64" else "float32"
     stochastic = options.rounding == "stochastic"
-    formats = {"p": _format(stored["p"], arithmetic, "p", stochastic=stochastic)}
-    for label in ("g", "m", "v", "v_max", "ema"):
+    formats = {"p": member.format("p", _dtype(stored["p"], arithmetic, "p"), stochastic=stochastic)}
+    for label in ("g", *member.buffers, "ema"):
         if f"{label}_exponent" in exponents and arithmetic == "float32":
-            formats[label] = "float8"
+            formats[label] = member.format(label, "float8")
         elif label in arrays:
             wanted = (arithmetic,) if label == "ema" or arithmetic == "float64" else ("float32", "bfloat16", "float16")
             if stored[label] not in wanted:
-                codes = f", or uint8 with `{label}_exponent`," if label in "mv" and arithmetic == "float32" else ""
+                has_codes = label in ("m", "v") and arithmetic == "float32"
+                codes = f", or uint8 with `{label}_exponent`," if has_codes else ""
                 listed = f"{' or '.join(wanted)}{codes} with `p` of {stored['p']}"
                 raise TypeError(f"`{label}` must be {listed}, got {arrays[label].dtype}")
-            formats[label] = _format(stored[label], arithmetic, label, stochastic=stochastic and label in ("m", "v"))
+            formats[label] = member.format(label, _dtype(stored[label], arithmetic, label), stochastic=stochastic)
     if "remainder" in arrays:
         if stored["p"] != "bfloat16" or arrays["remainder"].dtype != np.uint16:
             raise TypeError(
                 f"`remainder` must be uint16, beside `p` of bfloat16, got {arrays['remainder'].dtype} and {stored['p']}"
             )
         formats["p"] = "split"
-    return Storage(**formats)
+    return Formats(**formats)
 
 
-def warn_of_vanishing(parameters: list[Parameter], settings: Mapping[str, Any], storage: Storage) -> None:
-    """Warn if a step of the learning rate, rounded to nearest, would leave most parameters as they are."""
+def warn_of_vanishing(arrays: list[Any], settings: Mapping[str, Any], options: Options) -> None:
+    """Warn if a step of the learning rate, rounded to nearest, would leave most parameters of 16 bits as they are."""
     lr = settings["lr"]
-    if storage.p not in _HALF_STEP or callable(lr) or lr == 0.0:
+    if callable(lr) or lr == 0.0 or options.master_weights:
         return
-    flats = [parameter.array.reshape(-1) for parameter in parameters]
-    stride = 1 + sum(flat.size for flat in flats) // _SAMPLE
-    sample = [widened(flat[::stride]) for flat in flats]
-    sizes = np.concatenate([np.abs(on_host(part)) for part in sample])
-    stuck = np.mean(sizes * _HALF_STEP[storage.p] > lr) if sizes.size else 0.0
-    if stuck > 0.5:
-        remedy = "`rounding` 'stochastic' or `master_weights`" if storage.p == "bfloat16" else "float32 parameters"
-        warnings.warn(
-            f"`lr` {lr} is too small to change {100 * stuck:.0f}% of the {storage.p} parameters, which are rounded to "
-            f"nearest: use {remedy}",
-            UserWarning,
-            stacklevel=levels_to_caller(),
-        )
+    kept = ("float16",) if options.rounding == "stochastic" else ("bfloat16", "float16")
+    for dtype in kept:
+        flats = [array.reshape(-1) for array in arrays if dtype_name(array) == dtype]
+        stride = 1 + sum(flat.size for flat in flats) // _SAMPLE
+        sizes = [np.abs(on_host(widened(flat[::stride]))) for flat in flats]
+        stuck = np.mean(np.concatenate(sizes) * _HALF_STEP[dtype] > lr) if any(map(len, sizes)) else 0.0
+        if stuck > 0.5:
+            remedy = "`rounding` 'stochastic' or `master_weights`" if dtype == "bfloat16" else "float32 parameters"
+            warnings.warn(
+                f"`lr` {lr} is too small to change {100 * stuck:.0f}% of the {dtype} parameters, which are rounded to "
+                f"nearest: use {remedy}",
+                UserWarning,
+                stacklevel=levels_to_caller(),
+            )

@@ -1,12 +1,12 @@
 """How much memory an optimizer takes, buffer by buffer."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from fastadam.memory.arrays import dtype_name
-from fastadam.memory.buffers import Buffers
+import numpy as np
 
-# In this order; of those that are there only where they are needed.
-_ALWAYS, _NEEDED = ("p", "g", "m", "v"), ("v_max", "ema", "low")
+from fastadam.memory.buffers import Buffers
+from fastadam.memory.parameters import Parameter
 
 
 class BufferMemory(NamedTuple):
@@ -57,28 +57,47 @@ class MemoryUsage(NamedTuple):
         return "\n".join([header, f"{'buffer':<6} {'stored as':<22} {'plain':>8} {'stored':>8} {'in all':>15}", *lines])
 
 
-def memory_usage(all_buffers: tuple[Buffers, ...]) -> MemoryUsage:
-    """The memory of these sets of flat buffers."""
-    names = [*_ALWAYS, *(name for name in _NEEDED if any(name in vars(buffers) for buffers in all_buffers))]
-    count = sum(segment.stop - segment.start for buffers in all_buffers for segment in buffers.segments.values())
-    return MemoryUsage(max(1, count), tuple(_of_buffer(name, all_buffers) for name in names))
+def memory_usage(parameters: Sequence[Parameter]) -> MemoryUsage:
+    """The memory of parameters, gradients and all that is kept of them, gaps in flat buffers included."""
+    count = sum(parameter.size for parameter in parameters)
+    by_buffers: dict[Buffers, list[Parameter]] = {}
+    for parameter in parameters:
+        by_buffers.setdefault(parameter.buffers, []).append(parameter)
+    found = dict.fromkeys(["p", "g"])
+    for buffers in by_buffers:
+        found.update(dict.fromkeys(flat for flat in buffers.flats if not _is_second(flat)))
+    order = sorted(found, key=lambda name: (name in _LAST, name not in ("p", "g")))
+    return MemoryUsage(max(1, count), tuple(_of_buffer(name, by_buffers) for name in order))
 
 
-def _of_buffer(name, all_buffers):
+# Buffers that options ask for, after those that every optimizer has.
+_LAST = ("v_max", "ema", "copy")
+
+
+def _is_second(flat):
+    return flat == "remainder" or flat.endswith("_exponent")
+
+
+def _of_buffer(name, by_buffers):
     dtypes: list[str] = []
     nbytes = plain = 0
-    for buffers in all_buffers:
-        if name in _NEEDED and name not in vars(buffers):
+    for buffers, parameters in by_buffers.items():
+        if name not in ("p", "g") and name not in buffers.flats:
             continue
-        size = buffers.p.size
-        plain += size * (2 if name == "low" else buffers.arithmetic.itemsize)
+        own = name == "p" and "p" not in buffers.flats
+        size = sum(parameter.size for parameter in parameters) if own else buffers.size
+        first = parameters[0].flat("p").dtype if own else buffers.dtype(name)
+        others = [buffers.allocate(flat) for flat in buffers.formats.flats(name)[1:]]
+        plain += size * (2 if name == "copy" else buffers.arithmetic.itemsize)
         # Gradients are counted whether they lie in the buffer or where the caller has them.
-        first = buffers.low.dtype if name == "low" else buffers.dtype(name)
-        others = [getattr(buffers, flat) for flat in buffers.storage.flats(name)[1:]]
         nbytes += size * first.itemsize + sum(other.nbytes for other in others)
-        of_p = dtype_name(buffers.p) if name == "p" else first.name
-        described = " + ".join(
-            [buffers.storage.low if name == "low" else of_p, *(other.dtype.name for other in others)]
-        )
+        shown = buffers.formats["copy"] if name == "copy" else _shown(first, parameters[0])
+        described = " + ".join([shown, *(other.dtype.name for other in others)])
         dtypes += [described] * (described not in dtypes)
     return BufferMemory(name, ", ".join(dtypes), nbytes, plain)
+
+
+def _shown(dtype, parameter):
+    # CuPy has bfloat16 as its bits.
+    on_host = isinstance(parameter.flat("p"), np.ndarray)
+    return "bfloat16" if dtype == np.uint16 and not on_host else dtype.name

@@ -35,6 +35,8 @@ def integer(value: Any, label: str, *, least: int) -> int:
 
 def nonnegative(value: Any, label: str) -> float:
     """`value` as a float; raise unless it is a finite real number >= 0."""
+    if type(value) is float and 0.0 <= value < math.inf:
+        return value
     number = real(value, label)
     if number < 0.0:
         raise ValueError(f"`{label}` must be >= 0, got {number}")

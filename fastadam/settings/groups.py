@@ -1,37 +1,43 @@
 """One parameter group: torch's keys, each value checked when it is assigned."""
 
 from collections.abc import Callable, Iterator, MutableMapping
+from math import inf
 from typing import Any
 
+from fastadam.kernels.texts.member import Member
 from fastadam.settings.checks import flag, fraction, nonnegative
-from fastadam.settings.options import OPTION_NAMES
+from fastadam.settings.options import OPTION_NAMES, moment_dtypes
 
 
 def _lr(value, label):
     return value if callable(value) else nonnegative(value, label)
 
 
-def _betas(value, label):
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or len(value) != 2:
-        raise TypeError(f"`{label}` must be a pair (beta1, beta2), got {value!r}")
-    return tuple(fraction(beta, f"{label}[{index}]") for index, beta in enumerate(value))
+def _unbounded(value, label):
+    return value if isinstance(value, float) and value == inf else nonnegative(value, label)
 
 
-def _momentum_decay(value, label):
-    # Infinite: the momentum is beta1 at every step.
-    return value if isinstance(value, float) and value == float("inf") else nonnegative(value, label)
+def _checks(member: Member) -> dict[str, Callable[[Any, str], Any]]:
+    """Key of a group -> the function that checks a value."""
 
+    def betas(value, label):
+        count = len(member.betas)
+        if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or len(value) != count:
+            names = ", ".join(f"beta{number}" for number in range(1, count + 1))
+            kind = {2: "a pair", 3: "a triple"}[count]
+            raise TypeError(f"`{label}` must be {kind} ({names}), got {value!r}")
+        return tuple(fraction(beta, f"{label}[{index}]") for index, beta in enumerate(value))
 
-_CHECKS = {
-    "lr": _lr,
-    "betas": _betas,
-    "eps": nonnegative,
-    "weight_decay": nonnegative,
-    "amsgrad": flag,
-    "maximize": flag,
-    "decoupled_weight_decay": flag,
-    "momentum_decay": _momentum_decay,
-}
+    return {
+        "lr": _lr,
+        "betas": betas,
+        "eps": nonnegative,
+        "weight_decay": nonnegative,
+        "amsgrad": flag,
+        "maximize": flag,
+        "decoupled_weight_decay": flag,
+        **dict.fromkeys(member.hyper, _unbounded),
+    }
 
 
 class ParamGroup(MutableMapping):
@@ -43,18 +49,34 @@ class ParamGroup(MutableMapping):
     Further keys (a scheduler's ``initial_lr``, a label) are kept and ignored.
     """
 
-    def __init__(self, names: tuple, settings: dict[str, Any]):
-        self._values: dict[str, Any] = {"params": names}
-        self._values.update({key: self._checked(key, value) for key, value in settings.items()})
-        # Called after each assignment.
+    def __init__(
+        self,
+        names: tuple,
+        settings: dict[str, Any],
+        member: Member,
+        check_together: Callable[[dict[str, Any]], None] = lambda values: None,
+    ):
+        """A group of `member`; `check_together` raises where values, each of which is right, do not go together."""
+        self._checks = _checks(member)
+        self._check_together = check_together
+        # Called after assignments: of anything, and of a number as the learning rate.
         self.changed: Callable[[], None] = lambda: None
-        # Called before each assignment with all values as they would be; it raises if they do not go together.
-        self.check_together: Callable[[dict[str, Any]], None] = lambda values: None
+        self.lr_changed: Callable[[float], None] = lambda lr: None
+        self._values: dict[str, Any] = {"params": names}
+        if "moment_dtype" in settings:
+            moment_dtypes(settings["moment_dtype"])
+            self._values["moment_dtype"] = settings["moment_dtype"]
+        self._values.update({key: self._checked(key, value) for key, value in settings.items()})
 
     def __getitem__(self, key: str) -> Any:
         return self._values[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
+        if key == "lr" and type(value) is float and 0.0 <= value < inf and not callable(self._values["lr"]):
+            # What every scheduler assigns at every step.
+            self._values["lr"] = value
+            self.lr_changed(value)
+            return
         self.update({key: value})
 
     def update(self, settings: Any = (), **more: Any) -> None:  # type: ignore[override]
@@ -63,7 +85,7 @@ class ParamGroup(MutableMapping):
         self.changed()
 
     def __delitem__(self, key: str) -> None:
-        if key == "params" or key in _CHECKS:
+        if key == "params" or key in self._checks:
             raise TypeError(f"`{key}` is a part of every parameter group and cannot be deleted")
         del self._values[key]
 
@@ -76,16 +98,17 @@ class ParamGroup(MutableMapping):
     def __repr__(self) -> str:
         return f"ParamGroup({self._values!r})"
 
-    @staticmethod
-    def _checked(key, value):
+    def _checked(self, key, value):
         if key == "params":
             raise TypeError("`params` of a group cannot be assigned: add parameters with `add_param_group`")
+        if key == "moment_dtype" and key in self._values and value == self._values[key]:
+            return value
         if key in OPTION_NAMES:
             raise TypeError(f"`{key}` must be given to the optimizer, not to a group: it holds for all of them")
-        return _CHECKS[key](value, key) if key in _CHECKS else value
+        return self._checks[key](value, key) if key in self._checks else value
 
     def check(self, settings: dict[str, Any]) -> dict[str, Any]:
         """`settings` as they would be assigned; raise if they cannot be."""
         checked = {key: self._checked(key, value) for key, value in settings.items()}
-        self.check_together({**self._values, **checked})
+        self._check_together({**self._values, **checked})
         return checked

@@ -1,37 +1,14 @@
-"""What an optimizer does beside its update, the same for all groups; and the presets named after other systems."""
+"""What an optimizer does beside its update, the same for all groups."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, TypedDict
 
+from fastadam.kernels.texts.member import Convention, Member
+from fastadam.kernels.texts.members import MEMBERS
 from fastadam.settings.checks import flag, fraction, integer, nonnegative, one_of, positive
 
-
-class Convention(NamedTuple):
-    """The defaults of a system. Where its eps stands, and what its AMSGrad is, is in `fastadam.kernels.texts.fold`.
-
-    Attributes:
-        eps: Its default of `eps`.
-        decoupled: Whether its weight decay is decoupled unless asked otherwise.
-        momentum_decay: NAdam's, as a number for the common formula; None where it has no NAdam.
-        members: Which members of the family it has.
-        amsgrad: Whether it has AMSGrad.
-    """
-
-    eps: float
-    decoupled: bool
-    momentum_decay: float | None
-    members: tuple[str, ...]
-    amsgrad: bool
-
-
-CONVENTIONS = {
-    "torch": Convention(1e-8, False, 4e-3, ("adam", "nadam", "adamax", "radam"), True),
-    "optax": Convention(1e-8, True, float("inf"), ("adam", "nadam", "adamax", "radam"), True),
-    "keras": Convention(1e-7, True, 1.0, ("adam", "nadam", "adamax"), True),
-    "sklearn": Convention(1e-8, False, None, ("adam",), False),
-    "apex": Convention(1e-8, True, None, ("adam",), False),
-}
+CONVENTIONS = ("torch", "optax", "keras", "sklearn", "apex")
 NONFINITE = ("propagate", "skip", "raise")
 COPY_DTYPES = ("bfloat16", "float16")
 MOMENT_DTYPES = ("float32", "float64", "bfloat16", "float16", "float8")
@@ -56,7 +33,7 @@ class Options:
     ema_decay: float | None = None
     copy_dtype: str | None = None
     zero_grad: bool = False
-    moment_dtype: str | tuple[str, str] | None = None
+    moment_dtype: str | tuple[str | None, str | None] | None = None
     grad_dtype: str | None = None
     master_weights: bool = False
     rounding: str = "stochastic"
@@ -65,7 +42,7 @@ class Options:
     exclude_from_weight_decay: Callable[[Hashable], Any] | None = None
 
     def __post_init__(self):
-        one_of(self.convention, "convention", tuple(CONVENTIONS))
+        one_of(self.convention, "convention", CONVENTIONS)
         one_of(self.nonfinite, "nonfinite", NONFINITE)
         one_of(self.sparse, "sparse", SPARSE)
         if self.copy_dtype is not None:
@@ -73,10 +50,7 @@ class Options:
         if self.grad_dtype is not None:
             one_of(self.grad_dtype, "grad_dtype", GRAD_DTYPES)
         one_of(self.rounding, "rounding", ROUNDINGS)
-        for index, dtype in enumerate(self.moment_dtypes):
-            if dtype is not None:
-                label = "moment_dtype" if isinstance(self.moment_dtype, str) else f"moment_dtype[{index}]"
-                one_of(dtype, label, MOMENT_DTYPES)
+        moment_dtypes(self.moment_dtype)
         object.__setattr__(self, "seed", integer(self.seed, "seed", least=0))
         for key in ("decouple_lr", "zero_grad", "master_weights"):
             object.__setattr__(self, key, flag(getattr(self, key), key))
@@ -94,16 +68,14 @@ class Options:
         self._check_together()
 
     def _check_together(self):
-        if self.member not in CONVENTIONS[self.convention].members:
-            having = [name for name, convention in CONVENTIONS.items() if self.member in convention.members]
-            raise ValueError(f"`convention` must be one of {having} for this optimizer, got {self.convention!r}")
-        if self.eps_root and self.convention != "optax":
+        having = MEMBERS[self.member].conventions
+        if self.convention not in having:
+            raise ValueError(f"`convention` must be one of {list(having)} for this optimizer, got {self.convention!r}")
+        if self.eps_root and not self.preset.eps_root:
             raise ValueError(
-                f"`eps_root` must be 0 unless `convention` is 'optax', got {self.eps_root} with {self.convention!r}, "
-                "whose eps stands elsewhere"
+                f"`eps_root` must be 0 unless `convention` is 'optax' and the optimizer divides by a root, got "
+                f"{self.eps_root} with {self.convention!r}"
             )
-        if self.eps_root and self.member == "adamax":
-            raise ValueError(f"`eps_root` must be 0 for Adamax, which has no root, got {self.eps_root}")
         if self.clip_value is not None and self.max_grad_norm is not None:
             raise ValueError(
                 f"`clip_value` must be None with `max_grad_norm`, got {self.clip_value} and {self.max_grad_norm}: it "
@@ -111,14 +83,19 @@ class Options:
             )
 
     @property
-    def moment_dtypes(self) -> tuple[str | None, str | None]:
-        """Of the first and of the second moment; None is the dtype of the arithmetic."""
-        given = self.moment_dtype
-        if given is None or isinstance(given, str):
-            return given, given
-        if not isinstance(given, (tuple, list)) or len(given) != 2:
-            raise TypeError(f"`moment_dtype` must be a string, a pair of them or None, got {given!r}")
-        return given[0], given[1]
+    def family_member(self) -> Member:
+        """The declaration of the member."""
+        return MEMBERS[self.member]
+
+    @property
+    def preset(self) -> Convention:
+        """The member as the system of `convention` has it."""
+        return self.family_member.conventions[self.convention]
+
+    @property
+    def first_carried(self) -> tuple[float, ...]:
+        """What a clock carries into its first step."""
+        return self.family_member.first_carried
 
     @property
     def stores_otherwise(self) -> bool:
@@ -131,4 +108,39 @@ class Options:
         return self.max_grad_norm is not None or self.nonfinite != "propagate"
 
 
+def moment_dtypes(given: Any) -> tuple[str | None, str | None]:
+    """The dtypes of first and of second moments that are asked for, checked; None is that of the arithmetic."""
+    if given is None:
+        return None, None
+    pair = (given, given) if isinstance(given, str) else given
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise TypeError(f"`moment_dtype` must be a string, a pair of them or None, got {given!r}")
+    for index, dtype in enumerate(pair):
+        if dtype is not None:
+            one_of(dtype, "moment_dtype" if isinstance(given, str) else f"moment_dtype[{index}]", MOMENT_DTYPES)
+    return pair[0], pair[1]
+
+
 OPTION_NAMES = {field.name for field in fields(Options)} - {"member"}
+
+
+class OptionKeywords(TypedDict, total=False):
+    """The keyword arguments that all optimizer classes share, for editors and type checkers: those of `Options`."""
+
+    flat: bool
+    convention: str
+    eps_root: float
+    decouple_lr: bool
+    clip_value: float | None
+    max_grad_norm: float | None
+    nonfinite: str
+    ema_decay: float | None
+    copy_dtype: str | None
+    zero_grad: bool
+    moment_dtype: str | tuple[str | None, str | None] | None
+    grad_dtype: str | None
+    master_weights: bool
+    rounding: str
+    seed: int
+    sparse: str
+    exclude_from_weight_decay: Callable[[Hashable], Any] | None

@@ -1,103 +1,76 @@
 """From the settings of a group and the options of an optimizer to an update text and a row of hyperparameters."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
+from fastadam.kernels.texts.formats import NATIVE, Formats
+from fastadam.kernels.texts.member import SHARED_HYPER
+from fastadam.kernels.texts.update import Recipe
+from fastadam.settings.options import SMALLEST_FLOAT16_ROOT, Options
 
-from fastadam.kernels.texts import fold
-from fastadam.kernels.texts.formats import NATIVE, Storage
-from fastadam.kernels.texts.update import Recipe, Update, update_of
-from fastadam.settings.options import CONVENTIONS, SMALLEST_FLOAT16_ROOT, Options
-
-# Seeds of flat buffers are integers below this, which every dtype holds exactly.
-SEEDS = 2**24
-LR = fold.HYPER.index("lr")
-STEP = fold.CARRIED.index("step")
-MOMENTUM_PRODUCT = fold.CARRIED.index("momentum_product")
+# Columns of the tables of hyperparameters, and of what clocks carry.
+LR = SHARED_HYPER.index("lr")
+STEP = 0
 
 
-def recipe_of(settings: Mapping[str, Any], options: Options, storage: Storage = NATIVE) -> Recipe:
-    """What the update of a group is joined from."""
-    if not settings.get("amsgrad"):
-        storage = replace(storage, v_max="native")
+def recipe_of(
+    settings: Mapping[str, Any], options: Options, formats: Formats = NATIVE, *, decays: bool = True
+) -> Recipe:
+    """What the update of parameters of a group is joined from; `decays` is whether weight decay applies to them."""
     return Recipe(
         member=options.member,
         convention=options.convention,
         amsgrad=settings.get("amsgrad", False),
-        decay=_decay(settings, options),
+        decay=_decay(settings, options, decays),
         eps_root=options.eps_root > 0.0,
         clip_value=options.clip_value is not None,
         ema=options.ema_decay is not None,
-        storage=storage,
         zero_grad=options.zero_grad,
-        short1=settings["betas"][0] < 0.5,
-        short2=settings["betas"][1] < 0.5 and options.member != "adamax",
+        small_betas=options.family_member.small(settings["betas"]),
+        storage=formats,
     )
 
 
-def _decay(settings, options):
+def _decay(settings, options, decays):
     if settings["decoupled_weight_decay"]:
         return "free" if options.decouple_lr else "decoupled"
-    return "coupled" if settings["weight_decay"] > 0.0 else "none"
+    return "coupled" if decays and settings["weight_decay"] > 0.0 else "none"
 
 
-def hyper_of(settings: Mapping[str, Any], options: Options, lr: float, seed: int = 0) -> list[float]:
-    """The row of hyperparameters of a group, in the order of `fold.HYPER`."""
+def hyper_of(
+    settings: Mapping[str, Any], options: Options, names: Sequence[str], lr: float, *, decays: bool = True
+) -> list[float]:
+    """A row of hyperparameters, in the order of `names`."""
     values = {
+        **{name: settings[name] for name in options.family_member.hyper},
+        **{f"beta{number}": beta for number, beta in enumerate(settings["betas"], 1)},
         "lr": lr,
-        "beta1": settings["betas"][0],
-        "beta2": settings["betas"][1],
-        "eps": settings["eps"],
-        "weight_decay": settings["weight_decay"],
+        "eps": settings.get("eps", 0.0),
+        "weight_decay": settings["weight_decay"] if decays else 0.0,
         "sign": -1.0 if settings["maximize"] else 1.0,
         "eps_root": options.eps_root,
-        "momentum_decay": settings.get("momentum_decay", 0.0),
         "clip_value": options.clip_value or 0.0,
         "ema_decay": options.ema_decay or 0.0,
-        "seed": seed,
     }
-    return [values[name] for name in fold.HYPER]
+    return [values[name] for name in names]
 
 
-def update_for(
-    settings: Mapping[str, Any], options: Options | None = None, storage: Storage = NATIVE
-) -> tuple[Update, np.ndarray]:
-    """The update of a group with a number for its learning rate, and its row of hyperparameters."""
-    options = options or Options("adam")
-    hyper = hyper_of(settings, options, settings["lr"], derived_seed(options.seed, 0))
-    return update_of(recipe_of(settings, options, storage)), np.array(hyper)
-
-
-def derived_seed(seed: int, position: int) -> int:
-    """The seed of the flat buffers at a position."""
-    return int(np.random.SeedSequence([seed, position]).generate_state(1)[0]) % SEEDS
-
-
-def check_settings(settings: Mapping[str, Any], options: Options) -> None:
-    """Raise if the settings of a group contradict the options of the optimizer."""
+def check_together(settings: Mapping[str, Any], options: Options, formats: Iterable[Formats] = ()) -> None:
+    """Raise if the settings of a group, the options of the optimizer and the formats do not go together."""
     if options.decouple_lr and not settings["decoupled_weight_decay"]:
         raise ValueError(
             "`decouple_lr` needs `decoupled_weight_decay`: L2 is a part of the gradient, and so always multiplied by lr"
         )
-    if options.moment_dtypes[1] == "float16" and options.member != "adamax":
+    if settings.get("amsgrad") and not options.preset.amsgrad:
+        raise ValueError(
+            f"`amsgrad` must be False for this optimizer with `convention` {options.convention!r}, which has none, "
+            "got True"
+        )
+    formats = list(formats)
+    if options.family_member.has_root and any(each["v"] == "float16" for each in formats):
         check_eps(settings["eps"])
-    if settings.get("amsgrad") and options.member != "adam":
-        raise ValueError("`amsgrad` must be False for this optimizer, which has none, got True")
-    if options.sparse == "exact" and not _is_exactly_sparse(settings, options):
-        raise ValueError(
-            "`sparse` must be 'lazy' unless the optimizer is Adam, AdamW or NAdam without amsgrad, eps_root, L2 decay, "
-            "ema_decay, copy_dtype, and storage in other dtypes, got 'exact'"
-        )
-    beta1, beta2 = settings["betas"]
-    if options.sparse == "exact" and beta1 > 0.999 * beta2**0.5:
-        raise ValueError(
-            f"`betas` must have beta1 <= 0.999 * sqrt(beta2) with `sparse` 'exact', got {settings['betas']}: what "
-            "a row has missed would not fade"
-        )
-    if settings.get("amsgrad") and not CONVENTIONS[options.convention].amsgrad:
-        raise ValueError(f"`amsgrad` must be False with `convention` {options.convention!r}, which has none, got True")
+    if options.sparse == "exact":
+        _check_exact(settings, options, formats)
 
 
 def check_eps(eps: float) -> None:
@@ -109,8 +82,19 @@ def check_eps(eps: float) -> None:
         )
 
 
-def _is_exactly_sparse(settings, options):
-    """Whether missed steps can be made up for: `fastadam.kernels.texts.catch_up` knows only Adam's own form."""
+def _check_exact(settings, options, formats):
+    """Raise unless missed steps can be made up for: `fastadam.kernels.texts.catch_up` knows only Adam's own form."""
     recipe = recipe_of(settings, options)
-    plain = recipe.member in ("adam", "nadam") and recipe.decay != "coupled"
-    return plain and not (recipe.amsgrad or recipe.eps_root or recipe.ema or options.stores_otherwise)
+    beside = recipe.amsgrad or recipe.eps_root or recipe.ema or options.copy_dtype
+    plain = options.family_member.exact_rows and recipe.decay != "coupled"
+    if not plain or beside or any(each != NATIVE for each in formats):
+        raise ValueError(
+            "`sparse` must be 'lazy' unless the optimizer is Adam, AdamW or NAdam without amsgrad, eps_root, L2 decay, "
+            "ema_decay, copy_dtype, and storage in other dtypes than that of the arithmetic, got 'exact'"
+        )
+    beta1, beta2 = settings["betas"]
+    if beta1 > 0.999 * beta2**0.5:
+        raise ValueError(
+            f"`betas` must have beta1 <= 0.999 * sqrt(beta2) with `sparse` 'exact', got {settings['betas']}: what "
+            "a row has missed would not fade"
+        )

@@ -1,169 +1,346 @@
-"""How one set of flat buffers is stepped: a row of hyperparameters for each group, a launch for each update text."""
+"""Which launches a step is: the clocks of all parameters, their scalars, and the blocks that are stepped.
 
-from functools import partial
-from types import ModuleType
-from typing import Any
+Numbers only, no gradients: a front end says in one column of addresses where they lie.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastadam import schedules
-from fastadam.kernels.texts import fold
-from fastadam.kernels.texts.update import Recipe, Update, update_of
-from fastadam.memory.arrays import kernels, zeros
-from fastadam.memory.buffers import Buffers
-from fastadam.settings.groups import ParamGroup
+from fastadam.kernels import FIRST, GRAD_SCALE, GRADIENT, Backend, Pass, Tables
+from fastadam.kernels.blocks import cut
+from fastadam.kernels.texts.formats import Formats
+from fastadam.kernels.texts.update import Update, update_of
+from fastadam.memory.parameters import Parameter
 from fastadam.settings.options import Options
-from fastadam.settings.recipes import LR, MOMENTUM_PRODUCT, STEP, check_settings, hyper_of, recipe_of
+from fastadam.settings.recipes import LR, STEP, hyper_of, recipe_of
+from fastadam.step.gradients import Gradients
+from fastadam.step.rows import Rows
 
-# Elements `start` to `stop` of the flat buffers, stepped with a row of hyperparameters and the gradient of a parameter,
-# from element `offset` of that gradient on.
-Piece = tuple[int, int, int, int, int]
+
+@dataclass(eq=False)
+class Part:
+    """The parameters of one group that have the same update text and hyperparameters.
+
+    Attributes:
+        group: Position of the group.
+        formats: How they are stored.
+        arithmetic: The dtype of their arithmetic.
+        decays: Whether weight decay applies to them.
+        members: Positions of the parameters.
+        clocks: Rows of the scalars; one for each count of steps that its parameters have taken.
+        update: The text.
+    """
+
+    group: int
+    formats: Formats
+    arithmetic: np.dtype
+    decays: bool
+    members: list[int]
+    clocks: list[int]
+    update: Update | None = None
+
+
+class Prepared(NamedTuple):
+    """The launches of a step on certain parameters.
+
+    Attributes:
+        launch: Runs them.
+        pieces: The gradients as pieces, in the order of the parameters, for the norm.
+        clocks: Those that go on.
+        lanes: What the reduction keeps for these pieces, once it has been asked.
+    """
+
+    launch: Callable[[], None]
+    pieces: np.ndarray
+    clocks: np.ndarray
+    lanes: list[Any]
 
 
 class Plan:
-    """The groups that share one set of flat buffers, what each carries from step to step, and their launches.
+    """The groups of an optimizer, what each carries from step to step, and the launches of a step.
+
+    Learning rate schedules count the steps that have been asked of a group; bias corrections count the steps that a
+    parameter has taken, which are those of its clock. A parameter without a gradient is not stepped, and its clock
+    stands still.
 
     Attributes:
-        names: Of the parameters, in the order of their gradients.
-        segments: Of the parameters, in the same order.
-        scheduled: Rows of the groups whose learning rate is a schedule.
-        asked: How many steps have been asked of it.
+        parameters: All, in the order of the groups.
+        tables: What the launches read and write.
+        clock_of: int64 (parameters,): the row of scalars of each.
+        asked: How many steps have been asked.
+        scheduled: Positions of the groups whose learning rate is a schedule.
+        on_split: Called with the rows of a clock and of one that begins as its copy.
     """
 
-    def __init__(self, buffers: Buffers, groups: list[ParamGroup], options: Options, seed: int):
-        self.buffers, self.groups, self.options = buffers, groups, options
-        self.kernels: ModuleType = kernels(buffers.p, "params")
-        self.names = [name for group in groups for name in group["params"]]
-        self.segments = [buffers.segments[name] for name in self.names]
-        self.rows = [row for row, group in enumerate(groups) for _ in group["params"]]
+    def __init__(self, options: Options, backend: Backend, device_of: Any, *, guarded: bool):
+        self.options, self.backend = options, backend
+        self._device_of, self._guarded = device_of, guarded
+        self.parameters: list[Parameter] = []
+        self.groups: list[Mapping[str, Any]] = []
+        self._parts: list[list[Part]] = []  # of each group
+        self.tables: Tables = backend.tables(0, 0, device_of)
+        self.clock_of = np.zeros(0, np.int64)
         self.asked = 0
-        self._seeds = [seed] * len(groups)
-        self._earlier = [0] * len(groups)
-        self.hyper = zeros((len(groups), len(fold.HYPER)), np.float64, buffers.p)
-        self.carried = zeros((len(groups), len(fold.CARRIED)), np.float64, buffers.p)
-        self.table = zeros((len(groups), fold.COLUMNS), buffers.arithmetic, buffers.p)
-        self.recipes: list[Recipe | None] = [None] * len(groups)
-        self._launches: dict[bool, list[tuple]] = {}
         self.scheduled: list[int] = []
-        for row, group in enumerate(groups):
-            self.carry(row, *fold.FIRST_CARRIED)
-            group.changed = partial(self._refresh, row)
-            group.check_together = partial(check_settings, options=options)
-            self._refresh(row)
-        if options.ema_decay is not None:
-            buffers.allocate("ema")
-        self.refresh_copies()
+        self.on_split: Callable[[int, int], None] = lambda old, new: None
+        self._sizes = np.zeros(0, np.int64)
+        self._part_of_clock: list[Part] = []
+        self._rows_of_group: list[list[int]] = []
+        self._earlier: list[int] = []
+        self._prepared: dict[bytes, Prepared] = {}
+        self._column: tuple[np.ndarray | None, Prepared | None] = (None, None)
+        self._grad_scale = 0.0
 
-    def refresh_copies(self) -> None:
-        """Write the 16-bit copy of the parameters, if there is one, as they are now."""
-        if self.options.copy_dtype:
-            self.kernels.copy_out(self.buffers.p, self.buffers.low, self.options.copy_dtype)
+    # --- groups and their settings
 
-    def _refresh(self, row: int) -> None:
-        group = self.groups[row]
-        recipe = recipe_of(group, self.options, self.buffers.storage)
-        if recipe != self.recipes[row]:
+    def add(self, groups: Sequence[tuple[Sequence[Parameter], Mapping[str, Any], set]]) -> None:
+        """Add groups: parameters, settings, and the names to which weight decay does not apply."""
+        first = len(self.groups)
+        for parameters, settings, excluded in groups:
+            self._parts.append(self._new_parts(len(self.groups), parameters, excluded))
+            self.groups.append(settings)
+            self._earlier.append(-self.asked)
+            self._rows_of_group.append([])
+        self._grow()
+        for group in range(first, len(self.groups)):
+            for part in self._parts[group]:
+                self.clock_of[part.members] = self._new_clock(part)
+                self.carry(part.clocks[0], self.options.first_carried)
+            self.refresh(group)
+
+    def _new_parts(self, group, parameters, excluded):
+        parts: dict[tuple, Part] = {}
+        for parameter in parameters:
+            decays = parameter.name not in excluded
+            key = parameter.formats, parameter.arithmetic, decays
+            if key not in parts:
+                parts[key] = Part(group, *key, [], [])
+            parts[key].members.append(len(self.parameters))
+            self.parameters.append(parameter)
+        return list(parts.values())
+
+    def _grow(self):
+        count, before = len(self.parameters), self.tables
+        self.tables = tables = self.backend.tables(count, count, self._device_of)
+        for new, old in (
+            (tables.addresses, before.addresses),
+            (tables.hyper, before.hyper),
+            (tables.carried, before.carried),
+            (tables.table, before.table),
+        ):
+            new[: len(old)] = old
+        tables.record[...] = before.record
+        self._sizes = np.array([parameter.size for parameter in self.parameters], np.int64)
+        added = np.zeros(count - len(self.clock_of), np.int64)
+        self.clock_of = np.concatenate([self.clock_of, added])
+        self.forget_launches()
+
+    def _new_clock(self, part):
+        row = len(self._part_of_clock)
+        self._part_of_clock.append(part)
+        self._rows_of_group[part.group].append(row)
+        part.clocks.append(row)
+        return row
+
+    def refresh(self, group: int) -> None:
+        """Take over the settings of a group."""
+        settings = self.groups[group]
+        self.scheduled = [position for position in self.scheduled if position != group]
+        if callable(settings["lr"]):
+            self.scheduled.append(group)
+        for part in self._parts[group]:
+            self._refresh_part(part, settings)
+
+    def _refresh_part(self, part, settings):
+        update = update_of(recipe_of(settings, self.options, part.formats, decays=part.decays))
+        if update is not part.update:
             # The kernel is compiled at the next step, and not while setting after setting is assigned.
-            self.recipes[row] = recipe
-            self._launches.clear()
-        self.scheduled = [index for index, each in enumerate(self.groups) if callable(each["lr"])]
-        lr = 0.0 if callable(group["lr"]) else group["lr"]
-        self.hyper[row] = self._uploaded(hyper_of(group, self.options, lr, self._seeds[row]))
+            part.update = update
+            for member in part.members:
+                self._locate(member, update)
+            self.forget_launches()
+        lr = 0.0 if callable(settings["lr"]) else settings["lr"]
+        values = hyper_of(settings, self.options, update.hyper, lr, decays=part.decays)
+        row = self.backend.upload(np.array(values, np.float64), self._device_of)
+        for clock in part.clocks:
+            self.tables.hyper[clock, : len(values)] = row
 
-    def _uploaded(self, values):
-        return self.kernels.upload(np.array(values, np.float64), self.buffers.p)
+    def _locate(self, member, update):
+        """Write where the flat arrays of a parameter lie into its row of addresses, and its place of random words."""
+        parameter, backend = self.parameters[member], self.backend
+        columns = [backend.address(parameter.flat(flat)) for flat in update.flats]
+        self.tables.addresses[member, GRADIENT + 1 : GRADIENT + 2 + len(columns)] = [*columns, parameter.place]
 
-    def scheduled_lrs(self) -> list[tuple[int, float]]:
-        """(row, learning rate for the next step) of every group with a schedule."""
-        return [(row, self.lr(row)) for row in self.scheduled]
+    def place_random_words(self, places: Sequence[int]) -> None:
+        """Let the random words of each parameter begin at these places from now on."""
+        for member, place in enumerate(places):
+            self.parameters[member].place = place
+            self._locate(member, self.update_of(member))
 
-    def lr(self, row: int) -> float:
+    def set_lr(self, group: int, lr: float) -> None:
+        """Take over the learning rate of a group: `refresh` for that alone."""
+        hyper = self.tables.hyper
+        for row in self._rows_of_group[group]:
+            hyper[row, LR] = lr
+
+    def asked_of(self, group: int) -> int:
+        """How many steps have been asked of a group, whether they were taken or not."""
+        return self.asked + self._earlier[group]
+
+    def set_asked(self, group: int, count: int) -> None:
+        """Set how many steps have been asked of a group."""
+        self._earlier[group] = count - self.asked
+
+    def lr(self, group: int) -> float:
         """The learning rate of a group for its next step."""
-        lr = self.groups[row]["lr"]
-        return schedules.checked(lr, self.calls(row), "lr") if callable(lr) else lr
+        lr = self.groups[group]["lr"]
+        return schedules.checked(lr, self.asked_of(group), "lr") if callable(lr) else lr
 
-    def use_lrs(self, lrs: list[tuple[int, float]]) -> None:
-        """Take the next step with these learning rates."""
-        for row, lr in lrs:
-            self.hyper[row, LR] = lr
+    # --- clocks
 
-    def carry(self, row: int, step: float, momentum_product: float) -> None:
-        """Set what a group carries from step to step."""
-        self.carried[row] = self._uploaded([step, momentum_product])
+    def carry(self, clock: int, values: Sequence[float]) -> None:
+        """Set what a clock carries from step to step."""
+        row = self.backend.upload(np.array(values, np.float64), self._device_of)
+        self.tables.carried[clock, : len(values)] = row
 
-    def state(self, row: int) -> tuple[int, float]:
-        """Steps taken and NAdam's product of momenta of a group. On a GPU this waits for the last step."""
-        values = self.carried[row].tolist()
-        return int(values[STEP]), values[MOMENTUM_PRODUCT]
+    def carried(self, member: int) -> dict[str, float]:
+        """What the clock of a parameter carries, by name. On a GPU this waits for the last step."""
+        clock = self.clock_of[member]
+        names = self.update_of(member).carried
+        return dict(zip(names, self.tables.carried[clock].tolist(), strict=False))
 
-    def seed(self, row: int) -> int:
-        """The seed of the stochastic rounding of a group."""
-        return self._seeds[row]
+    def steps(self, member: int) -> int:
+        """How many steps a parameter has taken. On a GPU this waits for the last step."""
+        return int(self.tables.carried[self.clock_of[member], STEP])
 
-    def use_seed(self, row: int, seed: int) -> None:
-        """Round the parameters of a group by this seed from now on."""
-        self._seeds[row] = seed
-        self._refresh(row)
+    def update_of(self, member: int) -> Update:
+        """The update text of a parameter."""
+        update = self.part_of(self.clock_of[member]).update
+        assert update is not None
+        return update
 
-    def addresses(self, flat: Any) -> np.ndarray:
-        """Where the gradient of each parameter lies in the flat array `flat`."""
-        first = self.kernels.address(flat)
-        return np.array([first + segment.start * flat.itemsize for segment in self.segments], np.int64)
+    def part_of(self, clock: int) -> Part:
+        """The part whose parameters a clock has."""
+        return self._part_of_clock[clock]
 
-    def launches(self, merged: bool) -> list[tuple]:
-        """The launches of a step on all parameters; `merged` if all gradients lie in one flat array."""
-        if merged not in self._launches:
-            pieces = self.pieces(merged=merged)
-            self._launches[merged] = [self.launch(update, rows, pieces) for update, rows in self.updates().items()]
-        return self._launches[merged]
+    def set_clocks(self, group: int, carried: Mapping[int, Sequence[float]]) -> None:
+        """Let each parameter of a group (by its position) go on from what its clock is to carry."""
+        for part in self._parts[group]:
+            alike: dict[tuple, list[int]] = {}
+            for member in part.members:
+                alike.setdefault(tuple(carried[member]), []).append(member)
+            first = part.clocks[0]
+            self.clock_of[part.members] = first
+            for position, (values, members) in enumerate(alike.items()):
+                self.carry(self._split(part, first, members) if position else first, values)
+        self.forget_launches()
 
-    def updates(self) -> dict[Update, list[int]]:
-        """The update texts of the groups, each with the rows that it steps."""
-        rows: dict[Update, list[int]] = {}
-        for row, recipe in enumerate(self.recipes):
-            assert recipe is not None
-            rows.setdefault(update_of(recipe), []).append(row)
-        return rows
+    def _split(self, part, old, members):
+        """Another clock for some parameters of an old one, which begins as its copy."""
+        free = [row for row in part.clocks if not (self.clock_of == row).any()]
+        new, tables = free[0] if free else self._new_clock(part), self.tables
+        self.clock_of[members] = new
+        for table in (tables.hyper, tables.carried, tables.table):
+            table[new] = table[old]
+        self.on_split(old, new)
+        return new
 
-    def pieces(self, *, merged: bool, without: frozenset[int] = frozenset()) -> list[Piece]:
-        """A piece for each parameter, but for those `without` one; if `merged`, neighbours of a group share one.
+    def _split_clocks(self, present):
+        """Let the clocks of parameters without a gradient stand still, apart from those that go on."""
+        rows = len(self._part_of_clock)
+        members = np.bincount(self.clock_of, minlength=rows)
+        going = np.bincount(self.clock_of[present], minlength=rows)
+        for old in np.flatnonzero((going > 0) & (going < members)).tolist():
+            self._split(self.part_of(old), old, np.flatnonzero(present & (self.clock_of == old)))
+            self._prepared.clear()
 
-        Neighbours have no gap between them: without eps its zeros would become 0 / 0.
-        """
-        pieces: list[Piece] = []
-        for index, (segment, row) in enumerate(zip(self.segments, self.rows, strict=True)):
-            if index in without:
-                continue
-            if merged and pieces and pieces[-1][1:3] == (segment.start, row):
-                start, _, row, first, _ = pieces.pop()
-                pieces.append((start, segment.stop, row, first, 0))
-            else:
-                pieces.append((segment.start, segment.stop, row, index, 0))
+    def scalars(self, clock: int) -> dict[str, float]:
+        """The scalars of the last step of a clock, by name. On a GPU this waits for the step."""
+        part = self.part_of(clock)
+        assert part.update is not None
+        return dict(zip(part.update.scalars, self.tables.table[clock].view(part.arithmetic).tolist(), strict=False))
+
+    # --- launches
+
+    def forget_launches(self) -> None:
+        """Prepare the launches anew at the next step."""
+        self._prepared.clear()
+        self._column = None, None
+
+    def use(self, grad_scale: float) -> None:
+        """Take the next step with this factor on the gradients."""
+        if grad_scale != self._grad_scale:
+            self.tables.record[GRAD_SCALE] = self._grad_scale = grad_scale
+
+    def prepare(self, gradients: Gradients) -> Prepared:
+        """The launches of a step on the parameters that have a gradient: all that can fail happens here."""
+        column, prepared = self._column
+        if column is not gradients.addresses or prepared is None:
+            self.tables.addresses[:, GRADIENT] = gradients.addresses
+            prepared = self._prepare(gradients)
+            self._column = (None, None) if gradients.rows else (gradients.addresses, prepared)
+        self.tables.send()
+        return prepared
+
+    def _prepare(self, gradients):
+        present = gradients.addresses != 0
+        key = present.tobytes()
+        if key in self._prepared and not gradients.rows:
+            return self._prepared[key]
+        if not present.all():
+            self._split_clocks(present)
+        pieces = self._pieces(present)
+        whole = pieces
+        if gradients.rows:
+            of_rows = [self._pieces_of_rows(member, rows) for member, rows in gradients.rows.items()]
+            dense = ~np.isin(pieces[:, 0], list(gradients.rows))
+            pieces = np.concatenate([pieces[dense], *of_rows])
+            whole = whole.copy()
+            for member, rows in gradients.rows.items():
+                whole[whole[:, 0] == member, 3] = rows.size
+        clocks = np.unique(self.clock_of[present])
+        launch = self.backend.launcher(self._passes(pieces, clocks), self.tables, guarded=self._guarded)
+        prepared = Prepared(launch, whole, clocks, [])
+        if not gradients.rows:
+            if len(self._prepared) > 64:
+                self._prepared.clear()
+            self._prepared[key] = prepared
+        return prepared
+
+    def _pieces(self, present):
+        """A piece for each parameter that has a gradient."""
+        members = np.flatnonzero(present)
+        pieces = np.zeros((len(members), 5), np.int64)
+        pieces[:, 0], pieces[:, 1], pieces[:, 3] = members, self.clock_of[members], self._sizes[members]
         return pieces
 
-    def launch(self, update: Update, rows: list[int], pieces: Any) -> tuple:
-        """The launch of `update` on those of `pieces` that are in `rows`: a function and its first arguments."""
-        pieces = np.asarray(pieces, np.int64).reshape(-1, 5)
-        if len(rows) < len(self.groups):
-            pieces = pieces[np.isin(pieces[:, 2], rows)]
-        size = int((pieces[:, 1] - pieces[:, 0]).sum())
-        flats = tuple(self.buffers.flat(name) for name in update.flats)
-        call = self.kernels.launcher(update, self.buffers.arithmetic, size)
-        like = self.buffers.p
-        blocks = self.kernels.blocks_of(pieces, like, self.buffers.storage)
-        return call, flats, blocks, self.kernels.upload(np.array(rows, np.int64), like)
+    def _pieces_of_rows(self, member, rows: Rows):
+        pieces = np.empty((len(rows.indices), 5), np.int64)
+        pieces[:, 0], pieces[:, 1], pieces[:, FIRST] = member, self.clock_of[member], rows.offsets
+        pieces[:, 2:4] = self.spans(member, rows.indices)
+        return pieces
 
-    def scalars(self, row: int) -> dict[str, float]:
-        """The scalars of the last step of a group, by name. On a GPU this waits for the step."""
-        recipe = self.recipes[row]
-        assert recipe is not None
-        names = update_of(recipe).scalars
-        return dict(zip(names, self.table[row].tolist(), strict=False))
+    def spans(self, member: int, indices: np.ndarray) -> np.ndarray:
+        """Where rows of a parameter begin and end, in elements: int64 (rows, 2)."""
+        parameter = self.parameters[member]
+        width = parameter.size // max(1, parameter.shape[0])
+        starts = indices * width
+        return np.stack([starts, starts + width], axis=1)
 
-    def calls(self, row: int) -> int:
-        """How many steps have been asked of a group, those that were skipped included."""
-        return self.asked + self._earlier[row]
-
-    def set_calls(self, row: int, count: int) -> None:
-        """Set how many steps have been asked of a group."""
-        self._earlier[row] = count - self.asked
+    def _passes(self, pieces, clocks):
+        by_update: dict[tuple[Update, np.dtype], list[int]] = {}
+        for clock in clocks.tolist():
+            part = self.part_of(clock)
+            assert part.update is not None
+            by_update.setdefault((part.update, part.arithmetic), []).append(clock)
+        if len(by_update) == 1:
+            ((update, dtype),) = by_update
+            return [Pass(update, dtype, clocks, cut(pieces))]
+        return [
+            Pass(update, dtype, np.array(rows, np.int64), cut(pieces[np.isin(pieces[:, 1], rows)]))
+            for (update, dtype), rows in by_update.items()
+        ]

@@ -1,94 +1,81 @@
 """The norm of all gradients, which clipping and the policy for non-finite gradients need: one read of the gradients."""
 
 from collections.abc import Hashable, Mapping
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
-from fastadam.kernels import norm
-from fastadam.kernels.texts import fold
+from fastadam.kernels import NORM, PARAMETER, SKIPPED, TAKEN, norm
+from fastadam.kernels.blocks import cut
 from fastadam.memory.arrays import namespace, widened, zeros
 from fastadam.settings.options import Options
-from fastadam.step.gradients import Located
-from fastadam.step.plan import Plan
+from fastadam.step.plan import Plan, Prepared
 from fastadam.step.rows import Rows
-
-_TAKEN, _NORM, _SKIPPED = (fold.RECORD.index(name) for name in ("taken", "norm", "skipped"))
 
 
 class Reduction:
-    """The one reduction over the gradients of all plans, and its record."""
+    """The one reduction over the gradients of a step, in the order of the parameters."""
 
-    def __init__(self, plans: list[Plan], options: Options, before: "Reduction | None"):
-        self._plans, like = plans, plans[0].buffers.p
-        self._kernels = plans[0].kernels
-        counts = [len(norm.blocks_of([segment.stop - segment.start for segment in plan.segments])) for plan in plans]
-        # Gradients of rows have no more blocks than dense ones.
-        self._lanes = zeros((max(1, sum(counts)), norm.LANES), np.float64, like)
-        starts = [sum(counts[:index]) for index in range(len(plans))]
-        self._dense = [self._launch(plan, {}, start) for plan, start in zip(plans, starts, strict=True)]
-        self._record = zeros((len(fold.RECORD),), np.float64, like)
-        if before is not None:
-            self._record[...] = before._record
+    def __init__(self, plan: Plan, options: Options, device_of: Any):
+        self._plan, self._device_of = plan, device_of
         self._max_grad_norm = options.max_grad_norm or float("inf")
         self._propagate = float(options.nonfinite == "propagate")
-        # Squares of gradients that overflow count as non-finite, unless each is clipped.
-        unbounded = options.clip_value is None
-        self._largest = (
-            float(min(np.finfo(plan.buffers.arithmetic).max for plan in plans)) if unbounded else float("inf")
-        )
+        self._clips_values = options.clip_value is not None
 
-    def _launch(self, plan, sparse, start):
-        """The launch for the gradients of a plan, whose lanes begin at `start`: a function and its arguments."""
-        sizes = [segment.stop - segment.start for segment in plan.segments]
-        sizes = [sparse[index].size if index in sparse else size for index, size in enumerate(sizes)]
-        blocks = norm.blocks_of(sizes)
-        call = plan.kernels.squares_launcher(plan.buffers.arithmetic, sum(sizes), plan.buffers.storage.g)
-        return (
-            call,
-            plan.kernels.upload(blocks, plan.buffers.p),
-            self._lanes[start : start + len(blocks)],
-        )
+    def clip(self, prepared: Prepared, grad_scale: float) -> None:
+        """Write what follows from the norm of the gradients of a step into the record of the plan's tables."""
+        if not prepared.lanes:
+            prepared.lanes.extend(self._launches(prepared.pieces))
+        lanes, launches = prepared.lanes
+        for launch in launches:
+            launch()
+        tables = self._plan.tables
+        self._plan.backend.clip(lanes, grad_scale, self._max_grad_norm, self._largest(), self._propagate, tables)
 
-    def clip(self, located: list[Located], grad_scale: float) -> Any:
-        """The factor on the gradients, those of each plan `located`, in the form that the launches take."""
-        lanes, launches = self._lanes, self._dense
-        if any(gradients.sparse for gradients in located):
-            launches, stop = [], 0
-            for plan, gradients in zip(self._plans, located, strict=True):
-                launches.append(self._launch(plan, gradients.sparse, stop))
-                stop += len(launches[-1][1])
-            # Without any gradient, the norm is that of a block of zeros.
-            lanes = lanes[:stop] if stop else zeros((1, norm.LANES), np.float64, lanes)
-        for gradients, (call, blocks, own) in zip(located, launches, strict=True):
-            if len(blocks):
-                call(gradients.addresses, blocks, own)
-        return self._kernels.clip(lanes, grad_scale, self._max_grad_norm, self._largest, self._propagate, self._record)
+    def _largest(self):
+        """What the squared norm must stay below: squares that overflow count as not finite, unless each is clipped."""
+        if self._clips_values:
+            return float("inf")
+        return float(min(np.finfo(dtype).max for dtype in {each.arithmetic for each in self._plan.parameters}))
+
+    def _launches(self, pieces):
+        """The lanes of all blocks, and the launches that write them: one for each run of gradients stored alike."""
+        parameters, backend, blocks = self._plan.parameters, self._plan.backend, cut(pieces)
+        # Without any gradient, the norm is that of a block of zeros.
+        lanes = zeros(max(1, len(blocks)) * norm.LANES, np.float64, self._device_of).reshape(-1, norm.LANES)
+        launches, start = [], 0
+        kinds = [(parameters[member].arithmetic, parameters[member].formats["g"]) for member in blocks[:, PARAMETER]]
+        for (dtype, format), run in groupby(kinds):
+            stop = start + sum(1 for _ in run)
+            launches.append(backend.squares(dtype, format, blocks[start:stop], self._plan.tables, lanes[start:stop]))
+            start = stop
+        return lanes, launches
 
     @property
     def taken(self) -> bool:
         """Whether the last step is taken. On a GPU this waits for the reduction, as do the next two."""
-        return bool(self._record[_TAKEN])
+        return bool(self._plan.tables.record[TAKEN])
 
     @property
     def norm(self) -> float:
         """The norm of the scaled gradients of the last step, before clipping."""
-        return float(self._record[_NORM])
+        return float(self._plan.tables.record[NORM])
 
     @property
     def skipped(self) -> int:
         """How many steps have been skipped."""
-        return int(self._record[_SKIPPED])
+        return int(self._plan.tables.record[SKIPPED])
 
     @skipped.setter
     def skipped(self, count: int) -> None:
-        self._record[_SKIPPED] = count
+        self._plan.tables.record[SKIPPED] = count
 
 
 def not_finite_error(gradients: Mapping[Hashable, Any], norm: float) -> FloatingPointError:
     """What to raise for named `gradients` of which one is not finite, or whose squares overflow."""
-    gradients = {name: _of_rows(gradient) for name, gradient in gradients.items()}
-    for name, (gradient, places) in gradients.items():
+    arrays = {name: _as_array(gradient) for name, gradient in gradients.items()}
+    for name, (gradient, places) in arrays.items():
         gradient = widened(gradient)
         library = namespace(gradient)
         finite = library.isfinite(gradient)
@@ -99,7 +86,7 @@ def not_finite_error(gradients: Mapping[Hashable, Any], norm: float) -> Floating
             return FloatingPointError(
                 f"the gradient of {name!r} must be finite, got {float(value)} at index {index}; nothing was written"
             )
-    sizes = {name: float(abs(widened(gradient)).max()) for name, (gradient, _) in gradients.items() if gradient.size}
+    sizes = {name: float(abs(widened(gradient)).max()) for name, (gradient, _) in arrays.items() if gradient.size}
     name = max(sizes, key=sizes.__getitem__)
     return FloatingPointError(
         f"the squares of the gradients must not overflow, got {sizes[name]} in that of {name!r} and a norm of {norm}; "
@@ -107,7 +94,7 @@ def not_finite_error(gradients: Mapping[Hashable, Any], norm: float) -> Floating
     )
 
 
-def _of_rows(gradient):
+def _as_array(gradient):
     """A gradient as an array, and the rows that it has values for if it has not all."""
     if isinstance(gradient, Rows):
         ordered = gradient.values.reshape(len(gradient.indices), -1)

@@ -1,41 +1,19 @@
 """The CPU backend, compiled by Numba."""
 
-from fastadam.kernels.cpu.launch import (
-    BLOCK,
-    DIRECT_FROM,
-    PARALLEL_FROM,
-    address,
-    blocks_of,
-    catch_up,
-    catch_up_table,
-    clip,
-    compiled,
-    copy_out,
-    launch_flat,
-    launcher,
-    signature,
-    squares_launcher,
-    twin,
-    twins,
-    upload,
-)
+from fastadam.kernels.cpu.launch import DIRECT_FROM, address, copy_out, launcher, tables, upload
+from fastadam.kernels.cpu.norm import clip, squares
+from fastadam.kernels.cpu.rows import catch_up
+from fastadam.kernels.cpu.threads import PARALLEL_FROM
 
 __all__ = [
-    "BLOCK",
     "DIRECT_FROM",
     "PARALLEL_FROM",
     "address",
-    "blocks_of",
     "catch_up",
-    "catch_up_table",
     "clip",
-    "compiled",
     "copy_out",
-    "launch_flat",
     "launcher",
-    "signature",
-    "squares_launcher",
-    "twin",
-    "twins",
+    "squares",
+    "tables",
     "upload",
 ]

@@ -10,7 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 from fastadam.kernels.texts.casts import CASTS
-from fastadam.kernels.texts.formats import EXPONENT_BLOCK
+from fastadam.kernels.texts.formats import EXPONENT_GROUP
 from fastadam.kernels.texts.text import function
 
 
@@ -55,12 +55,18 @@ def _minimum(a, b):
     return min(a, b)
 
 
+@register_jitable
+def signum(value):
+    """Its sign, as NumPy has it: Numba's is -0 for -0."""
+    return np.sign(value) + np.float32(0.0)
+
+
 @intrinsic
-def block_floats(_):
-    """Uninitialised float32 for one block of elements with a shared exponent, on the stack: no others share them."""
+def group_floats(_):
+    """Uninitialised float32 for the elements of one exponent group, on the stack: no others share them."""
 
     def generate(context, builder, signature, arguments):
-        return cgutils.alloca_once(builder, ir.FloatType(), size=EXPONENT_BLOCK)
+        return cgutils.alloca_once(builder, ir.FloatType(), size=EXPONENT_GROUP)
 
     return types.CPointer(types.float32)(), generate
 

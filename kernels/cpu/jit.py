@@ -5,24 +5,51 @@ import types
 from hashlib import sha256
 from pathlib import Path
 
-from numba import njit
+from numba import cfunc, int64, njit
 
 import fastadam.kernels
 
 _KERNELS = Path(fastadam.kernels.__file__).parent
 _SOURCES = b"".join(path.read_bytes() for path in sorted(_KERNELS.rglob("*.py")))
+# Python's error model would test each division for zero, which stops vectorisation: 4 times slower.
+_ERRORS = "numpy"
+# Name -> leaf. Their machine code lives as long as they do.
+_leaves: dict = {}
 
 
-def jit(template, name, sources="", names=None, *, parallel=False):
-    """`template` compiled under `name`, with `names` for its globals, and cached on disk as long as `sources` stay."""
-    # Numba's cache file bears the function's name and nothing of what is inlined. The digest of every text that is
-    # compiled here keeps an edited one away from old machine code; the twin's name keeps the twins apart.
-    digest = sha256(_SOURCES + sources.encode()).hexdigest()[:16]
-    body = types.FunctionType(template.__code__, {**template.__globals__, **(names or {})}, f"{name}_{digest}")
-    body.__qualname__ = body.__name__
-    # Python's error model would test each division for zero, which stops vectorisation: 4 times slower.
-    kernel = njit(parallel=parallel, error_model="numpy")(body)
+def jit(function, name, sources="", *, parallel=False):
+    """`function` compiled under `name`, and cached on disk as long as `sources` stay."""
+    kernel = njit(parallel=parallel, error_model=_ERRORS)(_named(function, name, sources))
     # RuntimeError: there is no writable place for a cache. The kernel is then compiled in every process.
     with contextlib.suppress(RuntimeError):
         kernel.enable_caching()
     return kernel
+
+
+def leaf(function):
+    """`function` of int64, which returns an int64, compiled to be called by its `address`.
+
+    It comes from :func:`text.function <fastadam.kernels.texts.text.function>`: its name tells all that it calls.
+    """
+    named = _named(function, function.__name__)
+    if named.__name__ not in _leaves:
+        signature = int64(*[int64] * function.__code__.co_argcount)
+        try:
+            compiled = cfunc(signature, cache=True, error_model=_ERRORS)(named)
+        except RuntimeError:  # no writable place, as above
+            compiled = cfunc(signature, error_model=_ERRORS)(named)
+        _leaves[named.__name__] = compiled
+    return _leaves[named.__name__]
+
+
+def _named(function, name, sources=""):
+    # Numba's cache file bears the function's name and nothing of what is inlined. The digest of every text that is
+    # compiled here keeps an edited one away from old machine code.
+    digest = sha256(_SOURCES + sources.encode()).hexdigest()[:16]
+    code = function.__code__
+    # Numba caches only what lies in a file; for what was made by `exec`, this one.
+    if not Path(code.co_filename).exists():
+        code = code.replace(co_filename=__file__)
+    named = types.FunctionType(code, function.__globals__, f"{name}_{digest}")
+    named.__qualname__ = named.__name__
+    return named

@@ -1,141 +1,98 @@
-"""The CPU kernel: one pass over flat buffers, compiled by Numba from the update text, serial or on all threads."""
+"""The CPU backend's launches: leaves for the update texts, and the jobs of the driver that calls them."""
 
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
-from numba import prange, types
 from numba.extending import register_jitable
 
-from fastadam.kernels.cpu.jit import jit
-from fastadam.kernels.cpu.loop import loop_of
-from fastadam.kernels.cpu.norm import clip, squares_launcher
-from fastadam.kernels.cpu.prefetch import AHEAD, fetch_of, is_far
-from fastadam.kernels.cpu.rows import catch_up, catch_up_table
-from fastadam.kernels.cpu.threads import PARALLEL_FROM, on_threads
-from fastadam.kernels.texts import casts, fold
-from fastadam.kernels.texts.formats import EXPONENT_BLOCK, NATIVE
-
-__all__ = [
-    "BLOCK",
-    "DIRECT_FROM",
-    "PARALLEL_FROM",
-    "address",
-    "blocks_of",
-    "catch_up",
-    "catch_up_table",
-    "clip",
-    "copy_out",
-    "launch_flat",
-    "launcher",
-    "squares_launcher",
-    "upload",
-]
+from fastadam.kernels import CARRIED, GRAD_SCALE, HYPER, SCALARS, Pass, Tables
+from fastadam.kernels.cpu.driver import COLUMNS, FOLD, ITEMSIZES, LEAF, LEAVES, launch_of
+from fastadam.kernels.cpu.jit import leaf
+from fastadam.kernels.cpu.loop import NAMES, itemsize_of, loop_of
+from fastadam.kernels.cpu.threads import PARALLEL_FROM
+from fastadam.kernels.host_tables import HostTables
+from fastadam.kernels.texts import casts
+from fastadam.kernels.texts.text import block, function
+from fastadam.kernels.texts.update import Update
 
 # A gradient of this size or more is read where it lies; a smaller one is first copied into the flat buffer, which costs
 # less than to find out its address.
 DIRECT_FROM = PARALLEL_FROM
 
-# Elements that a thread takes at a time. From 4,096 to 262,144 they make no difference beyond 5% (bench/constants.py).
-BLOCK = 16_384
-assert BLOCK % EXPONENT_BLOCK == 0
 
-# What `jit` puts in the place of these names, from the texts.
-_loop: Any = None
-_fetch: Any = None
-_fold_row: Any = None
+def tables(parameters: int, clocks: int, device_of: Any = None) -> HostTables:
+    """Tables of zeros."""
+    return HostTables.zeros(parameters, clocks)
 
 
-def launcher(update, dtype, size):
-    """`launch(flats, addresses, blocks, rows, hyper, carried, table, grad_scale)` for `size` elements of `dtype`."""
-    if size < PARALLEL_FROM:
-        return compiled(update, np.dtype(dtype), parallel=False)
-    return on_threads(lambda parallel: compiled(update, np.dtype(dtype), parallel=parallel))
-
-
-def launch_flat(update, flats, gradient, hyper, carried, grad_scale):
-    """One step of flat arrays."""
-    size, dtype = flats[0].size, update.storage.arithmetic(flats[0])
-    table, rows = np.zeros((1, fold.COLUMNS), dtype), np.zeros(1, np.int64)
-    blocks = blocks_of([(0, size, 0, 0, 0)])
-    launch = launcher(update, dtype, size)
-    addresses = np.array([address(gradient)])
-    launch(flats, addresses, blocks, rows, hyper.reshape(1, -1), carried.reshape(1, -1), table, grad_scale)
-
-
-def upload(array, like=None):
-    """`array`, where a kernel on the device of `like` can read it."""
-    return array
-
-
-def copy_out(p, low, kind):
-    """Write `p`, rounded to `kind` ("bfloat16" or "float16"), into the bits `low`."""
-    with np.errstate(all="ignore"):
-        low[...] = casts.to_bfloat16(p) if kind == "bfloat16" else casts.to_float16(p)
-
-
-def address(array):
-    """Where `array` lies; it must live on until the launch that reads it returns."""
+def address(array: Any) -> int:
+    """Where `array` begins; it must live on until the launch that reads it returns."""
     return array.__array_interface__["data"][0]
 
 
-def blocks_of(pieces, like=None, storage=NATIVE):
-    """`pieces` (start, stop, row, parameter, offset), cut into blocks that threads share."""
-    pieces = np.asarray(pieces, np.int64).reshape(-1, 5)
-    sizes = pieces[:, 1] - pieces[:, 0]
-    if not len(sizes) or sizes.max() <= BLOCK:
-        return pieces
-    counts = -(-sizes // BLOCK)
-    blocks = np.repeat(pieces, counts, axis=0)
-    inside = BLOCK * (np.arange(len(blocks)) - np.repeat(np.cumsum(counts) - counts, counts))
-    blocks[:, 0] += inside
-    blocks[:, 4] += inside
-    np.minimum(blocks[:, 1], blocks[:, 0] + BLOCK, out=blocks[:, 1])
-    return blocks
+def upload(array: np.ndarray, device_of: Any = None) -> np.ndarray:
+    """`array` itself."""
+    return array
+
+
+def copy_out(p: np.ndarray, copy: np.ndarray, format: str) -> None:
+    """Write flat `p`, rounded to "bfloat16" or "float16", into the bits `copy`."""
+    with np.errstate(all="ignore"):
+        copy[...] = casts.to_bfloat16(p) if format == "bfloat16" else casts.to_float16(p)
+
+
+def launcher(passes: Sequence[Pass], tables: Tables, *, guarded: bool) -> Callable[[], None]:
+    """A function that runs `passes` once: the fold of each clock, then the elements of each block."""
+    leaves = np.zeros((len(tables.hyper), LEAVES), np.int64)
+    for each in passes:
+        leaves[each.clocks] = leaves_of(each.update, np.dtype(each.dtype))
+    clocks = np.concatenate([np.zeros(0, np.int64), *(each.clocks for each in passes)])
+    blocks = passes[0].blocks if len(passes) == 1 else np.concatenate([_NO_BLOCKS, *(each.blocks for each in passes)])
+    arrays = leaves, clocks, tables.addresses, tables.hyper, tables.carried, tables.table, tables.record
+    return launch_of(
+        blocks,
+        arrays,
+        leaves=leaves.ctypes.data,
+        leaf_bytes=leaves.strides[0],
+        table=address(tables.table),
+        table_bytes=tables.table.strides[0],
+        addresses=address(tables.addresses),
+        address_bytes=tables.addresses.strides[0],
+        clocks=clocks.ctypes.data,
+        folded=len(clocks),
+        hyper=address(tables.hyper),
+        carried=address(tables.carried),
+        record=address(tables.record),
+    )
+
+
+_NO_BLOCKS = np.zeros((0, 5), np.int64)
 
 
 @cache
-def compiled(update, dtype, *, parallel):
-    """The machine code of one of the twins for arithmetic in `dtype`, compiled now or loaded from the disk cache.
-
-    A call of it skips Numba's look at the types of all arguments, which takes half the time of a short one.
-    """
-    return twins(update)[parallel].compile(signature(update, dtype))
-
-
-def signature(update, dtype):
-    """The types of the arguments of a launch."""
-    element = numba.from_dtype(dtype)
-    carried = {"native": element, "uint16": types.uint16, "uint8": types.uint8}
-    flats = [types.Array(carried[update.storage.dtype(name)], 1, "C") for name in update.flats]
-    integers, doubles = types.Array(types.int64, 1, "C"), types.Array(types.float64, 2, "C")
-    blocks, table = types.Array(types.int64, 2, "C"), types.Array(element, 2, "C")
-    return types.BaseTuple.from_types(flats), integers, blocks, integers, doubles, doubles, table, types.float64
+def leaves_of(update: Update, dtype: np.dtype) -> np.ndarray:
+    """The row of leaves of a clock that steps `update` with arithmetic in `dtype`; compiles what it points to."""
+    row = np.zeros(LEAVES, np.int64)
+    row[LEAF] = leaf(loop_of(update, dtype)).address
+    row[FOLD] = leaf(fold_of(update, dtype)).address
+    row[COLUMNS] = 1 + len(update.flats)
+    for column, flat in enumerate(("g", *update.flats), ITEMSIZES):
+        row[column] = 0 if flat.endswith("_exponent") else itemsize_of(update.storage, flat, dtype)
+    return row
 
 
-@cache
-def twins(update):
-    """The serial and the parallel kernel of `update`: one loop, compiled twice."""
-    return twin(update, parallel=False), twin(update, parallel=True)
-
-
-def twin(update, *, parallel):
-    """One of the two, not yet compiled."""
-    names = {
-        "_loop": register_jitable(loop_of(update)),
-        "_fetch": register_jitable(fetch_of(update)),
-        "_fold_row": register_jitable(update.fold_row),
-    }
-    name = f"{update.name}_{'parallel' if parallel else 'serial'}"
-    return jit(_one_pass, name, f"{update.sources}{update.storage}", names, parallel=parallel)
-
-
-def _one_pass(flats, addresses, blocks, rows, hyper, carried, table, grad_scale):
-    for row in rows:
-        _fold_row(hyper[row], carried[row], grad_scale, table[row])
-    for index in prange(blocks.shape[0]):
-        if is_far(blocks, index + AHEAD):
-            _fetch(flats, addresses, blocks, index + AHEAD)
-        start, stop, row, parameter, offset = blocks[index]
-        _loop(table[row], addresses[parameter], offset, flats, start, stop)
+def fold_of(update: Update, dtype: np.dtype) -> Callable:
+    """`fold(hyper_row, carried_row, table_row, record)`, of four addresses: the fold of one clock."""
+    source = block(
+        "def fold(hyper_row, carried_row, table_row, record):",
+        f"hyper = view(hyper_row, 0, {HYPER}, float64(0))",
+        f"carried = view(carried_row, 0, {CARRIED}, float64(0))",
+        f"table = view(table_row, 0, {SCALARS}, {dtype.name}(0))",
+        f"grad_scale = view(record, {GRAD_SCALE}, 1, float64(0))[0]",
+        "fold_row(hyper, carried, grad_scale, table)",
+        "return 0",
+    )
+    # The name of the fold tells its text.
+    return function(source, callees=update.fold_row.__name__, fold_row=register_jitable(update.fold_row), **NAMES)

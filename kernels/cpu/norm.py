@@ -1,100 +1,104 @@
 """The reduction of :mod:`norm <fastadam.kernels.norm>`, compiled by Numba."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
-from numba import prange, types
+from numba import types
 from numba.extending import register_jitable
 
-from fastadam.kernels.cpu.casts import COMPILED, SOURCES
-from fastadam.kernels.cpu.jit import jit
-from fastadam.kernels.cpu.loop import view
-from fastadam.kernels.cpu.threads import PARALLEL_FROM, on_threads
-from fastadam.kernels.norm import LANES, ROWS
-from fastadam.kernels.texts import fold
-from fastadam.kernels.texts.formats import FORMATS
-from fastadam.kernels.texts.text import function
+from fastadam.kernels import CLOCK, GRAD_SCALE, GRADIENT, NORM, SKIPPED, TAKEN, Tables
+from fastadam.kernels.cpu.casts import SOURCES
+from fastadam.kernels.cpu.driver import LEAF, LEAVES, launch_of
+from fastadam.kernels.cpu.jit import jit, leaf
+from fastadam.kernels.cpu.loop import NAMES, number_like
+from fastadam.kernels.norm import LANES, LINES
+from fastadam.kernels.texts.clip import clip as clip_text
+from fastadam.kernels.texts.formats import Formats
+from fastadam.kernels.texts.text import block, function
 
-# What `jit` puts in the place of these names.
-_load: Any = None
-_clip_text: Any = None
+register_jitable(clip_text)
 
 
-def squares_launcher(dtype, size, storage="native"):
-    """`launch(addresses, blocks, lanes)`: level 0 of :mod:`norm <fastadam.kernels.norm>`.
+def squares(dtype: np.dtype, format: str, blocks: np.ndarray, tables: Tables, lanes: Any) -> Callable[[], None]:
+    """A function that writes the sums of squares of the gradients of each block: level 0 of the reduction.
 
-    It writes the lanes of each of `blocks` of gradients, `size` elements in all, which are of `dtype` or stored in
-    another format.
+    `lanes` is float64 (blocks, LANES); `format` is how the gradients are stored.
     """
-    if size < PARALLEL_FROM:
-        kernel = squares_kernel(np.dtype(dtype), storage, parallel=False)
-    else:
-        kernel = on_threads(lambda parallel: squares_kernel(np.dtype(dtype), storage, parallel=parallel))
-    like = _number_like(np.dtype(dtype), storage)
-    return lambda addresses, blocks, lanes: kernel(addresses, blocks, lanes, like)
+    leaves = _leaves(np.dtype(dtype), format)
+    # Each block has a row of `lanes` in place of one of scalars.
+    rows = blocks.copy()
+    rows[:, CLOCK] = np.arange(len(blocks))
+    return launch_of(
+        rows,
+        (leaves, lanes, tables.addresses),
+        leaves=leaves.ctypes.data,
+        table=lanes.ctypes.data,
+        table_bytes=lanes.strides[0],
+        addresses=tables.addresses.ctypes.data,
+        address_bytes=tables.addresses.strides[0],
+    )
 
 
-def _number_like(dtype, storage):
-    (carried,) = FORMATS[storage].dtypes
-    return np.dtype(dtype if carried == "native" else carried).type(0)
-
-
-def clip(lanes, grad_scale, max_grad_norm, largest, propagate, record):
-    """Combine the `lanes` of all blocks, and write what follows from the norm into `record`; return the factor."""
-    return _clip_kernel()(lanes, grad_scale, max_grad_norm, largest, propagate, record)
+def clip(lanes: Any, grad_scale: float, max_grad_norm: float, largest: float, propagate: float, tables: Tables) -> None:
+    """Add up `lanes`, and write what follows from the norm into `tables.record`."""
+    _clip_kernel()(lanes, grad_scale, max_grad_norm, largest, propagate, tables.record)
 
 
 @cache
-def squares_kernel(dtype, storage="native", *, parallel):
-    """The machine code of one of the twins: its last argument is a number like those of the gradients."""
-    lanes, integers = types.Array(types.float64, 2, "C"), types.Array(types.int64, 2, "C")
-    like = numba.from_dtype(_number_like(dtype, storage).dtype)
-    signature = types.Array(types.int64, 1, "C"), integers, lanes, like
-    load = function(f"def load(number): return {FORMATS[storage].load.format('number')}", callees=SOURCES, **COMPILED)
-    name = f"norm_{storage}_{'parallel' if parallel else 'serial'}"
-    return jit(_sum_squares, name, names={"_load": register_jitable(load)}, parallel=parallel).compile(signature)
+def _leaves(dtype, format):
+    row = np.zeros(LEAVES, np.int64)
+    row[LEAF] = leaf(squares_of(dtype, format)).address
+    return row
+
+
+def squares_of(dtype: np.dtype, format: str) -> Callable:
+    """`leaf(lanes_row, address_row, start, stop, first)`: add up a block of gradients, lane by lane."""
+    formats = Formats(g=format)
+    source = block(
+        "def squares(lanes_row, address_row, start, stop, first):",
+        f"sums = view(lanes_row, 0, {LANES}, float64(0))",
+        f"address = view(address_row, {GRADIENT}, 1, int64(0))[0]",
+        f"gradient = view(address, first, stop - start, {number_like(formats, 'g', dtype)})",
+        "sums[:] = 0.0",
+        block(
+            f"for begin in range(0, stop - start, {LANES}):",
+            f"line = gradient[begin : begin + {LANES}]",
+            block(
+                "for lane in range(line.size):",
+                f"value = float64({formats.load('g', 'line[lane]')})",
+                "sums[lane] += value * value",
+            ),
+        ),
+        "return 0",
+    )
+    return function(source, callees=SOURCES, **NAMES)
 
 
 @cache
 def _clip_kernel():
     lanes, record, number = types.Array(types.float64, 2, "C"), types.Array(types.float64, 1, "C"), types.float64
-    names = {"_clip_text": register_jitable(fold.clip)}
-    kernel = jit(_clip, "clip", "".join(fold.CLIP.statements), names)
-    return kernel.compile((lanes, number, number, number, number, record))
-
-
-def _sum_squares(addresses, blocks, lanes, like):
-    for index in prange(blocks.shape[0]):
-        parameter, offset, size = blocks[index]
-        gradient, sums = view(addresses[parameter], offset, size, like), lanes[index]
-        sums[:] = 0.0
-        for start in range(0, size, LANES):
-            row = gradient[start : start + LANES]
-            for lane in range(row.size):
-                value = np.float64(_load(row[lane]))
-                sums[lane] += value * value
+    return jit(_clip, "clip").compile((lanes, number, number, number, number, record))
 
 
 def _clip(lanes, grad_scale, max_grad_norm, largest, propagate, record):
-    grad_scale, taken, norm = _clip_text(grad_scale, _combine(lanes), max_grad_norm, largest, propagate)
-    record[0], record[1], record[2] = grad_scale, taken, norm
-    record[3] += 1.0 - taken
-    return grad_scale
+    grad_scale, taken, norm = clip_text(grad_scale, _combine(lanes), max_grad_norm, largest, propagate)
+    record[GRAD_SCALE], record[TAKEN], record[NORM] = grad_scale, taken, norm
+    record[SKIPPED] += 1.0 - taken
 
 
 @register_jitable
 def _combine(lanes):
     count = lanes.shape[0]
     while count > 1:
-        groups = (count + ROWS - 1) // ROWS
+        groups = (count + LINES - 1) // LINES
         for group in range(groups):
-            sums, first = lanes[group], group * ROWS
+            sums, first = lanes[group], group * LINES
             sums[:] = lanes[first]
-            for row in lanes[first + 1 : min(first + ROWS, count)]:
+            for line in lanes[first + 1 : min(first + LINES, count)]:
                 for lane in range(LANES):
-                    sums[lane] += row[lane]
+                    sums[lane] += line[lane]
         count = groups
     total = lanes[0, 0]
     for lane in range(1, LANES):

@@ -3,31 +3,50 @@
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 from numba import prange, types
 from numba.extending import register_jitable
 
-from fastadam.kernels.cpu.jit import jit
-from fastadam.kernels.cpu.loop import loop_of
-from fastadam.kernels.cpu.prefetch import AHEAD, fetch_of, is_far
-from fastadam.kernels.cpu.threads import PARALLEL_FROM, on_threads
+from fastadam.kernels import GRADIENT
+from fastadam.kernels.cpu.driver import COLUMNS, ITEMSIZES, LEAF, LEAVES, launch_of
+from fastadam.kernels.cpu.jit import jit, leaf
+from fastadam.kernels.cpu.loop import repeated_loop_of
+from fastadam.kernels.cpu.threads import on_threads
 from fastadam.kernels.texts import catch_up as catching_up
+from fastadam.kernels.texts.catch_up import CATCH_UP, close_run, gap, nodes
 
-# What `jit` puts in the place of these names.
-_loop: Any = None
-_fetch: Any = None
-_nodes: Any = None
+for _each in (gap, close_run, nodes):
+    register_jitable(_each)
 
 
-def catch_up(flats, blocks, table, starts):
-    """Make up for missed steps: blocks (start, stop, slot), each by rows `starts[slot]` to `starts[slot + 1]`."""
-    size = int((blocks[:, 1] - blocks[:, 0]).sum())
-    dtype = flats[0].dtype
-    if size < PARALLEL_FROM:
-        catch_up_kernel(dtype, parallel=False)(flats, blocks, table, starts)
-    else:
-        on_threads(lambda parallel: catch_up_kernel(dtype, parallel=parallel))(flats, blocks, table, starts)
+def catch_up(addresses: np.ndarray, dtype: np.dtype, blocks: np.ndarray, table: Any, starts: Any) -> None:
+    """Make up for missed steps: blocks (PARAMETER, slot, START, STOP), by rows `starts[slot]` to `starts[slot + 1]`.
+
+    Row PARAMETER of `addresses` has where p, m and v begin.
+    """
+    dtype, slots = np.dtype(dtype), blocks[:, 1]
+    leaves = _leaves(dtype)
+    # The leaf has its first row of `table` in place of that of a clock, and how many there are in place of FIRST.
+    told = np.column_stack([blocks[:, 0], starts[slots], blocks[:, 2:], starts[slots + 1] - starts[slots]])
+    # As rows of addresses are, with a column for the gradient.
+    padded = np.pad(addresses, ((0, 0), (GRADIENT + 1, 0)))
+    launch_of(
+        told,
+        (leaves, table, padded),
+        leaves=leaves.ctypes.data,
+        table=table.ctypes.data,
+        table_bytes=table.strides[0],
+        addresses=padded.ctypes.data,
+        address_bytes=padded.strides[0],
+    )()
+
+
+@cache
+def _leaves(dtype):
+    row = np.zeros(LEAVES, np.int64)
+    row[LEAF], row[COLUMNS] = leaf(repeated_loop_of(CATCH_UP, dtype)).address, GRADIENT + 1 + len(CATCH_UP.flats)
+    row[ITEMSIZES + GRADIENT + 1 :][: len(CATCH_UP.flats)] = dtype.itemsize
+    return row
 
 
 def catch_up_table(lasts, now, history, totals, dtype):
@@ -35,7 +54,7 @@ def catch_up_table(lasts, now, history, totals, dtype):
     tolerance, cutoff = (0.1, 1e-10) if dtype == np.float32 else (0.0, 1e-19)
     counts = np.zeros(len(lasts), np.int64)
     arguments = lasts, now, history, totals, tolerance, cutoff
-    find = on_threads(lambda parallel: _nodes_kernel(parallel=parallel and len(lasts) > 8))
+    find = on_threads(_nodes_kernel) if len(lasts) > 8 else _nodes_kernel(False)
     find(*arguments, np.zeros((0, catching_up.COLUMNS)), np.zeros(len(lasts) + 1, np.int64), counts)
     starts = np.concatenate([[0], np.cumsum(counts)])
     table = np.zeros((starts[-1], catching_up.COLUMNS))
@@ -44,38 +63,14 @@ def catch_up_table(lasts, now, history, totals, dtype):
 
 
 @cache
-def catch_up_kernel(dtype, *, parallel):
-    """The machine code of one of the twins."""
-    update, element = catching_up.CATCH_UP, numba.from_dtype(dtype)
-    names = {"_loop": register_jitable(loop_of(update)), "_fetch": register_jitable(fetch_of(update))}
-    flat, integers = types.Array(element, 1, "C"), types.Array(types.int64, 1, "C")
-    blocks, table = types.Array(types.int64, 2, "C"), types.Array(element, 2, "C")
-    name = f"catch_up_{'parallel' if parallel else 'serial'}"
-    kernel = jit(_catch_up, name, update.sources, names, parallel=parallel)
-    return kernel.compile((types.UniTuple(flat, len(update.flats)), blocks, table, integers))
-
-
-@cache
-def _nodes_kernel(*, parallel):
+def _nodes_kernel(parallel):
     integers, doubles = types.Array(types.int64, 1, "C"), types.Array(types.float64, 2, "C")
-    names = {"_nodes": register_jitable(catching_up.nodes)}
-    register_jitable(catching_up.close_run)
-    register_jitable(catching_up.gap)
-    kernel = jit(_all_nodes, f"nodes_{'parallel' if parallel else 'serial'}", names=names, parallel=parallel)
+    kernel = jit(_all_nodes, f"nodes_{'parallel' if parallel else 'serial'}", parallel=parallel)
     number = types.float64
     return kernel.compile((integers, types.int64, doubles, doubles, number, number, doubles, integers, integers))
-
-
-def _catch_up(flats, blocks, table, starts):
-    for index in prange(blocks.shape[0]):
-        if is_far(blocks, index + AHEAD):
-            _fetch(flats, starts, blocks, index + AHEAD)
-        start, stop, slot = blocks[index]
-        for row in range(starts[slot], starts[slot + 1]):
-            _loop(table[row], 0, 0, flats, start, stop)
 
 
 def _all_nodes(lasts, now, history, totals, tolerance, cutoff, table, starts, counts):
     for slot in prange(lasts.size):
         rows = table[starts[slot] : starts[slot + 1]]
-        counts[slot] = _nodes(lasts[slot], now, history, totals, tolerance, cutoff, rows)
+        counts[slot] = nodes(lasts[slot], now, history, totals, tolerance, cutoff, rows)

@@ -22,18 +22,24 @@ _pool_started = False
 _forked_from_pool = False
 
 
-def on_threads(twin):
-    """`twin(parallel)`, launched on all threads where that is safe."""
+def on_threads(kernel):
+    """`kernel(parallel)`, compiled now, and launched on all threads where that is safe."""
+    with _one_launch:
+        kernel(_can_be_parallel())
 
     def launch(*arguments):
         with _one_launch:
-            if _forked_from_pool:
-                _warn_once_that_serial()
-            elif not _pool_started:
-                _start_pool()
-            return twin(not _forked_from_pool)(*arguments)
+            return kernel(_can_be_parallel())(*arguments)
 
     return launch
+
+
+def _can_be_parallel():
+    if _forked_from_pool:
+        _warn_once_that_serial()
+    elif not _pool_started:
+        _start_pool()
+    return not _forked_from_pool
 
 
 def _start_pool():

@@ -1,31 +1,27 @@
-"""The CUDA backend: CuPy elementwise kernels."""
+"""The CUDA backend: CuPy elementwise kernels over tables of addresses."""
 
 from fastadam.kernels.cuda.launch import (
     DIRECT_FROM,
     address,
-    blocks_of,
     catch_up,
     clip,
     copy_out,
     device_problem,
-    launch_flat,
     launcher,
-    rounding,
-    squares_launcher,
-    upload,
+    squares,
+    tables,
 )
+from fastadam.kernels.cuda.source import upload
 
 __all__ = [
     "DIRECT_FROM",
     "address",
-    "blocks_of",
     "catch_up",
     "clip",
     "copy_out",
     "device_problem",
-    "launch_flat",
     "launcher",
-    "rounding",
-    "squares_launcher",
+    "squares",
+    "tables",
     "upload",
 ]

@@ -1,68 +1,25 @@
-"""The CUDA kernels: CuPy elementwise launches whose bodies are the statements of the texts."""
+"""The CUDA backend: the functions of :class:`Backend <fastadam.kernels.Backend>`. Nothing here waits for the device."""
 
 from functools import cache
 
 import cupy
 import numpy as np
 
-from fastadam.kernels.cuda.norm import clip, squares_launcher
-from fastadam.kernels.cuda.rows import catch_up
-from fastadam.kernels.cuda.source import kernel_of, numbered, upload
-from fastadam.kernels.cuda.step import fold_rows, step_flat, step_rows, threads_of
-from fastadam.kernels.texts import fold
-from fastadam.kernels.texts.formats import NATIVE
-
-__all__ = [
-    "DIRECT_FROM",
-    "address",
-    "blocks_of",
-    "catch_up",
-    "clip",
-    "copy_out",
-    "launch_flat",
-    "launcher",
-    "squares_launcher",
-    "upload",
-]
+from fastadam.kernels import START, STOP, blocks
+from fastadam.kernels.cuda import source
+from fastadam.kernels.cuda.device_tables import CudaTables
+from fastadam.kernels.cuda.norm import clip_kernel, groups_of, squares_kernel
+from fastadam.kernels.cuda.rows import PARAMETER, catch_up_kernel
+from fastadam.kernels.cuda.source import THREADS, kernel_of, upload
+from fastadam.kernels.cuda.step import elements_of, fold_kernel, step_kernel
 
 # A copy of a gradient would be a launch as well, so each is read where it lies.
 DIRECT_FROM = 0
 
 
-def launcher(update, dtype, size):
-    """`launch(flats, addresses, blocks, rows, hyper, carried, table, grad_scale)`, on the current stream.
-
-    `grad_scale` is a number, or the record of `clip`, which also says whether the step is taken at all. Nothing waits
-    for the device.
-    """
-
-    def launch(flats, addresses, blocks, rows, hyper, carried, table, grad_scale):
-        guarded = not isinstance(grad_scale, float)
-        record = (grad_scale,) if guarded else ()
-        pieces, count = blocks
-        with flats[0].device:
-            fold_rows(update, guarded)(rows, grad_scale, hyper, carried, table)
-            step_rows(update, guarded)(addresses, pieces, len(pieces), table, *record, *flats, size=count)
-
-    return launch
-
-
-def launch_flat(update, flats, gradient, hyper, carried, grad_scale):
-    """One step of flat arrays, with the scalars by value: it can be captured in a CUDA graph."""
-    scalars = np.zeros(fold.COLUMNS)
-    with np.errstate(all="ignore"):
-        update.fold_row(hyper, carried, grad_scale, scalars)
-    size = flats[0].size
-    values = [size, *scalars[: len(update.columns)]]
-    threads = int(threads_of(update.storage, np.int64(size)))
-    with flats[0].device:
-        step_flat(update)(*values, gradient, *flats, size=threads)
-
-
-def copy_out(p, low, kind):
-    """Write `p`, rounded to `kind` ("bfloat16" or "float16"), into the bits `low`."""
-    with p.device:
-        rounding(kind)(p, low)
+def tables(parameters, clocks, device_of):
+    """Tables of zeros on the device of `device_of`."""
+    return CudaTables(parameters, clocks, device_of.device)
 
 
 def address(array):
@@ -70,17 +27,86 @@ def address(array):
     return array.data.ptr
 
 
-def blocks_of(pieces, like, storage=NATIVE):
-    """`pieces` (start, stop, row, parameter, offset), in the form that `launch` takes, on the device of `like`."""
-    pieces = np.asarray(pieces, np.int64).reshape(-1, 5)
-    pieces, count = numbered(pieces, threads_of(storage, pieces[:, 1] - pieces[:, 0]))
-    return upload(pieces, like), count
+def launcher(passes, tables, *, guarded):
+    """A function that launches the fold and the step of each of `passes`, on the current stream."""
+    with tables.device:
+        calls = [call for each in passes for call in _calls(each, tables, guarded)]
+
+    def launch():
+        with tables.device:
+            for call in calls:
+                source.launch(*call)
+
+    return launch
+
+
+def _calls(step, tables, guarded):
+    """(kernel, arguments, threads) of the two launches of a pass."""
+    fold, elements = _compiled(step.update, np.dtype(step.dtype), guarded, tables.device.id)
+    total = int((step.blocks[:, STOP] - step.blocks[:, START]).sum())
+    cut = blocks.cut(step.blocks, elements_of(step.update, total))
+    record = (tables.record,) if guarded else ()
+    clocks = upload(step.clocks, tables)
+    yield fold, (clocks, tables.hyper, tables.record, tables.carried, tables.table), len(clocks)
+    yield elements, (tables.device_addresses, upload(cut, tables), tables.table, *record), THREADS * len(cut)
 
 
 @cache
-def rounding(kind):
-    """The bits of each element, rounded to `kind`."""
-    return kernel_of(f"fastadam_to_{kind}", ["T p"], ["uint16 low"], f"low = to_{kind}(p)")
+def _compiled(update, dtype, guarded, device_id):
+    """The kernels of the fold and of the step, compiled for a device, the current one."""
+    fold, step = fold_kernel(update, dtype, guarded), step_kernel(update, dtype, guarded)
+    # CuPy compiles when it launches, for arrays of so many dimensions: over no clocks and no blocks at all.
+    no_clocks, no_blocks = cupy.zeros(0, np.int64), cupy.zeros((0, 5), np.int64)
+    table, record = cupy.zeros((1, 1)), cupy.zeros(1)
+    source.launch(fold, (no_clocks, table, record, table, table), 1)
+    source.launch(step, (no_blocks, no_blocks, table, *((record,) if guarded else ())), 1)
+    return fold, step
+
+
+def squares(dtype, format, blocks, tables, lanes):
+    """A function that writes the sums of squares of the gradients of each block into `lanes`."""
+    with tables.device:
+        arguments = tables.device_addresses, upload(blocks, tables), lanes
+
+    def launch():
+        with tables.device:
+            source.launch(squares_kernel(np.dtype(dtype), format), arguments, THREADS * len(blocks))
+
+    return launch
+
+
+def clip(lanes, grad_scale, max_grad_norm, largest, propagate, tables):
+    """Add up `lanes`, and write what follows from the norm into `tables.record`, in one launch."""
+    with tables.device:
+        groups = groups_of(len(lanes))
+        arrays = lanes, tables.counters(groups), tables.record
+        source.launch(clip_kernel(), (grad_scale, max_grad_norm, largest, propagate, *arrays), THREADS * groups)
+
+
+def catch_up(addresses, dtype, blocks, table, starts):
+    """Make up for the steps that the rows in `blocks` have missed."""
+    if not len(blocks):
+        return
+    with _device_of(addresses[blocks[0, PARAMETER], 0]):
+        arrays = tuple(cupy.asarray(array) for array in (addresses, blocks, table, starts))
+        source.launch(catch_up_kernel(np.dtype(dtype)), arrays, THREADS * len(blocks))
+
+
+def _device_of(place):
+    """The device with the memory at this address."""
+    return cupy.cuda.Device(cupy.cuda.runtime.pointerGetAttributes(int(place)).device)
+
+
+def copy_out(p, copy, format):
+    """Write `p`, rounded to `format` ("bfloat16" or "float16"), into the bits `copy`."""
+    with p.device:
+        source.launch(rounding_kernel(format), (p, copy), p.size)
+
+
+@cache
+def rounding_kernel(format):
+    """The bits of each element, rounded to `format`."""
+    return kernel_of(f"fastadam_to_{format}", ["raw T p"], ["raw uint16 copy"], f"copy[i] = to_{format}(p[i]);")
 
 
 def device_problem():

@@ -1,88 +1,89 @@
-"""The reduction of :mod:`norm <fastadam.kernels.norm>` on CUDA."""
+"""The reduction of :mod:`norm <fastadam.kernels.norm>` on CUDA, and what follows from the norm."""
 
 from functools import cache
 
+import cupy
 import numpy as np
 
-from fastadam.kernels.cuda.source import kernel_of, statements
-from fastadam.kernels.norm import LANES, ROWS
-from fastadam.kernels.texts import fold
+from fastadam.kernels import ADDRESSES, FIRST, GRADIENT, PARAMETER
+from fastadam.kernels.cuda.source import LAYOUT, THREADS, kernel_of, number_type, pointer, statements
+from fastadam.kernels.norm import LANES, LINES
+from fastadam.kernels.texts.clip import CLIP
 from fastadam.kernels.texts.formats import FORMATS
 
+assert THREADS == LANES
+
 _SQUARES = """
-ptrdiff_t block = 3 * (i / {lanes}), size = blocks[block + 2];
-const {kind}* gradient = reinterpret_cast<const {kind}*>(addresses[blocks[block]]) + blocks[block + 1];
+const ptrdiff_t entry = 5 * (ptrdiff_t)blockIdx.x;
+{gradient}
+const int size = __ldg(&blocks[entry + {STOP}]) - __ldg(&blocks[entry + {START}]);
 double sum = 0.0;
-for (ptrdiff_t k = i % {lanes}; k < size; k += {lanes}) {{ double value = {load}; sum += value * value; }}
-lanes = sum;
+#pragma unroll 8
+for (int k = threadIdx.x; k < size; k += {LANES}) {{ double value = {load}; sum += value * value; }}
+lanes[i] = sum;
 """
 
-# In place: the sum of a group goes where its first row was, which no other thread reads.
-_ROW_SUMS = """
-ptrdiff_t lane = i % {lanes}, first = i / {lanes} * {rows} * stride, end = first + {rows} * stride;
-double sum = rows[first * {lanes} + lane];
-for (ptrdiff_t k = first + stride; k < end && k < count; k += stride) sum += rows[k * {lanes} + lane];
-rows[first * {lanes} + lane] = sum;
-"""
-
+# A CUDA block adds up the first level's group of its number, in place: where the first line of the group was. Then the
+# last of up to LINES neighbours to finish adds up what they have left, and so on until one line is left. The order of
+# the additions does not depend on which is the last. A counter of neighbours is zero again after the last of them.
 _CLIP = """
+const ptrdiff_t count = lanes.size() / {LANES}, lane = threadIdx.x;
+unsigned* finished = &counters[0];
+ptrdiff_t first = {LINES} * (ptrdiff_t)blockIdx.x, stride = 1;
+__shared__ bool is_last;
+while (true) {{
+  ptrdiff_t stop = first + {LINES} * stride;
+  double sum = __ldcg(&lanes[{LANES} * first + lane]);
+  #pragma unroll 8
+  for (ptrdiff_t k = first + stride; k < stop && k < count; k += stride) sum += __ldcg(&lanes[{LANES} * k + lane]);
+  lanes[{LANES} * first + lane] = sum;
+  stride *= {LINES};
+  if (stride >= count) break;
+  const ptrdiff_t group = first / ({LINES} * stride), groups = (count - 1) / ({LINES} * stride) + 1;
+  first = group * {LINES} * stride;
+  stop = first + {LINES} * stride;
+  const unsigned neighbours = ((stop < count ? stop : count) - first - 1) / stride + 1;
+  __threadfence();
+  __syncthreads();
+  if (lane == 0) is_last = atomicInc(&finished[group], neighbours - 1) == neighbours - 1;
+  __syncthreads();
+  if (!is_last) return;
+  __threadfence();
+  finished += groups;
+}}
+__syncthreads();
+if (lane != 0) return;
 double squared_norm = lanes[0], grad_scale = scale, norm, taken;
-for (ptrdiff_t k = 1; k < {lanes}; ++k) squared_norm += lanes[k];
+for (ptrdiff_t k = 1; k < {LANES}; ++k) squared_norm += lanes[k];
 {statements}
-record[0] = grad_scale; record[1] = taken; record[2] = norm; record[3] += 1.0 - taken;
+record[{GRAD_SCALE}] = grad_scale; record[{TAKEN}] = taken; record[{NORM}] = norm; record[{SKIPPED}] += 1.0 - taken;
 """
 
 
-def squares_launcher(dtype, size, storage="native"):
-    """`launch(addresses, blocks, lanes)`: level 0 of :mod:`norm <fastadam.kernels.norm>`.
-
-    The gradients are of `dtype`, or stored in another format.
-    """
-
-    def launch(addresses, blocks, lanes):
-        with lanes.device:
-            squares(np.dtype(dtype), storage)(addresses, blocks, lanes)
-
-    return launch
-
-
-def levels(count):
-    """(distance of the rows that are added up, how many groups of them) until one row of `count` is left."""
-    stride = 1
-    while stride < count:
-        yield stride, -(-count // (ROWS * stride))
-        stride *= ROWS
-
-
-def clip(lanes, grad_scale, max_grad_norm, largest, propagate, record):
-    """Combine the `lanes` of all blocks, and write what follows from the norm into `record`, which is returned."""
-    with lanes.device:
-        for stride, groups in levels(len(lanes)):
-            row_sums()(len(lanes), stride, lanes, size=groups * LANES)
-        clip_record()(lanes, grad_scale, max_grad_norm, largest, propagate, record, size=1)
-    return record
-
-
 @cache
-def squares(dtype, storage="native"):
-    """A lane of a block: the sum of the squares of its column."""
-    (carried,) = FORMATS[storage].dtypes
-    kind = {"float32": "float", "float64": "double"}[dtype.name] if carried == "native" else carried
-    body = _SQUARES.format(lanes=LANES, kind=kind, load=FORMATS[storage].load.format("gradient[k]"))
+def squares_kernel(dtype: np.dtype, format: str) -> cupy.ElementwiseKernel:
+    """The sums of squares of each block: a CUDA block for each of them, a thread for each lane."""
+    (stored,) = FORMATS[format].dtypes
+    kind = number_type(dtype) if stored == "native" else stored
+    address = f"__ldg(&addresses[{ADDRESSES} * __ldg(&blocks[entry + {PARAMETER}]) + {GRADIENT}])"
+    body = _SQUARES.format(
+        gradient=pointer(f"const {kind}", "gradient", address, f"__ldg(&blocks[entry + {FIRST}])"),
+        load=FORMATS[format].load.format("gradient[k]"),
+        LANES=LANES,
+        **LAYOUT,
+    )
     inputs = ["raw int64 addresses", "raw int64 blocks"]
-    return kernel_of(f"fastadam_squares_{dtype}_{storage}", inputs, ["float64 lanes"], body)
+    return kernel_of(f"fastadam_squares_{number_type(dtype)}_{format}", inputs, ["raw float64 lanes"], body)
 
 
 @cache
-def row_sums():
-    """Lane by lane, the sums of groups of blocks."""
-    body = _ROW_SUMS.format(lanes=LANES, rows=ROWS)
-    return kernel_of("fastadam_row_sums", ["int64 count", "int64 stride"], ["raw float64 rows"], body)
+def clip_kernel() -> cupy.ElementwiseKernel:
+    """The rest of the reduction, in one launch, and what follows from the norm."""
+    body = _CLIP.format(LANES=LANES, LINES=LINES, **LAYOUT, statements=statements(CLIP))
+    inputs = ["float64 scale", "float64 max_grad_norm", "float64 largest", "float64 propagate"]
+    return kernel_of("fastadam_clip", inputs, ["raw float64 lanes", "raw uint32 counters", "raw float64 record"], body)
 
 
-@cache
-def clip_record():
-    """The end of the reduction: norm, clipped scale and whether the step is taken."""
-    inputs = ["raw float64 lanes", "float64 scale", "float64 max_grad_norm", "float64 largest", "float64 propagate"]
-    body = _CLIP.format(lanes=LANES, statements=statements(fold.CLIP))
-    return kernel_of("fastadam_clip", inputs, ["raw float64 record"], body)
+def groups_of(count: int) -> int:
+    """How many CUDA blocks add up `count` lines of lanes; no more counters are needed."""
+    return -(-count // LINES)

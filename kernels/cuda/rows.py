@@ -1,45 +1,52 @@
-"""What rows have missed, as of :mod:`catch_up <fastadam.kernels.texts.catch_up>`, made up for on CUDA."""
+"""What rows have missed, as described in :mod:`catch_up <fastadam.kernels.texts.catch_up>`, made up for on CUDA."""
 
 from functools import cache
 
+import cupy
 import numpy as np
 
-from fastadam.kernels.cuda.source import FIND, declared, kernel_of, numbered, statements, upload
-from fastadam.kernels.cuda.step import flat_parameters, loads, stores
-from fastadam.kernels.texts import catch_up as catching_up
+from fastadam.kernels.cuda.source import THREADS, declarations, kernel_of, number_type, pointer, statements
+from fastadam.kernels.texts.catch_up import CATCH_UP, COLUMNS
+
+# Columns of the blocks of rows.
+PARAMETER, SLOT, START, STOP = range(4)
 
 _CATCH_UP = """
-ptrdiff_t k = pieces[piece] + inside;
-{loads}
-for (ptrdiff_t row = starts[pieces[piece + 2]]; row < starts[pieces[piece + 2] + 1]; ++row) {{
-  {scalars}
-  {locals}
-  {statements}
+typedef {number} T;
+const ptrdiff_t entry = 4 * (ptrdiff_t)blockIdx.x;
+const ptrdiff_t start = blocks[entry + {START}], size = blocks[entry + {STOP}] - start;
+const ptrdiff_t row_start = starts[blocks[entry + {SLOT}]], row_stop = starts[blocks[entry + {SLOT}] + 1];
+{pointers}
+for (ptrdiff_t k = threadIdx.x; k < size; k += {THREADS}) {{
+  {loads}
+  for (ptrdiff_t row = row_start; row < row_stop; ++row) {{
+    {scalars}
+    {locals}
+    {statements}
+  }}
+  {stores}
 }}
-{stores}
 """
 
 
-def catch_up(flats, blocks, table, starts):
-    """Make up for missed steps: blocks (start, stop, slot), each by rows `starts[slot]` to `starts[slot + 1]`."""
-    blocks = np.asarray(blocks, np.int64)
-    pieces, count = numbered(blocks, blocks[:, 1] - blocks[:, 0])
-    with flats[0].device:
-        held = [upload(array, flats[0]) for array in (pieces, table, starts)]
-        catch_up_rows()(held[0], len(pieces), *held[1:], *flats, size=count)
-
-
 @cache
-def catch_up_rows():
-    """Every row of the table that belongs to an element, one after the other."""
-    update = catching_up.CATCH_UP
-    scalars = [f"T {name} = table[{catching_up.COLUMNS} * row + {k}];" for k, name in enumerate(update.scalars)]
+def catch_up_kernel(dtype: np.dtype) -> cupy.ElementwiseKernel:
+    """For every element of each block the rows of its slot, one after the other."""
+    text, buffers, number = CATCH_UP.text, CATCH_UP.buffers, np.dtype(dtype).name
+    address = f"addresses[{len(buffers)} * blocks[entry + {PARAMETER}] + {{}}]"
+    scalars = [f"T {name} = table[{COLUMNS} * row + {column}];" for column, name in enumerate(CATCH_UP.scalars)]
     body = _CATCH_UP.format(
-        loads=loads(update),
+        number=number_type(dtype),
+        pointers=" ".join(pointer("T", f"{name}_at", address.format(k), "start") for k, name in enumerate(buffers)),
+        loads=" ".join(f"T {name} = {name}_at[k];" for name in buffers),
         scalars=" ".join(scalars),
-        locals=declared("T", update.text.locals),
-        statements=statements(update.text),
-        stores=stores(update),
+        locals=declarations("T", text.locals),
+        statements=statements(text),
+        stores=" ".join(f"{name}_at[k] = {name};" for name in CATCH_UP.written),
+        SLOT=SLOT,
+        START=START,
+        STOP=STOP,
+        THREADS=THREADS,
     )
-    inputs = ["raw int64 pieces", "int64 count", "raw T table", "raw int64 starts"]
-    return kernel_of("fastadam_catch_up", inputs, flat_parameters(update), FIND.format(width=4) + body)
+    inputs = ["raw int64 addresses", "raw int64 blocks", f"raw {number} table", "raw int64 starts"]
+    return kernel_of(f"fastadam_catch_up_{number_type(dtype)}", inputs, [], body)

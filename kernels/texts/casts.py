@@ -4,7 +4,7 @@ On NumPy arrays these functions are the reference; the CPU kernel compiles them,
 device functions. Every local is assigned once, every operation on integers is one of uint32 and cast back to it.
 
 float16 and bfloat16 are rounded to nearest even; infinity and NaN stay what they are. float64 is rounded to float32
-first. The 8-bit codes belong to blocks of elements, which share an exponent.
+first. The 8-bit codes belong to groups of elements, which share an exponent.
 """
 
 from collections.abc import Callable
@@ -94,13 +94,13 @@ def join_halves(upper, lower):
     return float_of(uint32(whole - uint32(uint32(low & 0x8000) << 1)))
 
 
-def first_place(index, seed):
-    # Elements of one seed have neighbouring places; those of another seed lie elsewhere.
-    return uint32(index + uint32(seed * 0x9E3779B9))
+# The generator of random words, as states name it.
+WORDS = "lowbias32"
 
 
 def random_word(place):
-    # The finalizer "lowbias32" of C. Wellons, but for its first and its last shift.
+    # The finalizer "lowbias32" of C. Wellons without its first and its last shift. `place` is that of the parameter
+    # plus the index of the element.
     once = uint32(place * 0x7FEB352D)
     return uint32(uint32(once ^ uint32(once >> 15)) * 0x846CA68B)
 
@@ -110,9 +110,9 @@ def low_threshold(word, turn):
     return uint32(uint32(word + turn) & 0xFFFF)
 
 
-def high_threshold(word, turn, dropped):
-    # As many of its upper bits, the upper 16 of which are turned on, as are left with so many dropped.
-    return uint32(uint32(word + uint32(turn << 16)) >> dropped)
+def high_threshold(word, turn, unused):
+    # As many of its upper bits, the upper 16 of which are turned on, as remain when `unused` of 32 are dropped.
+    return uint32(uint32(word + uint32(turn << 16)) >> unused)
 
 
 def size_of(value):
@@ -121,7 +121,7 @@ def size_of(value):
 
 
 def shared_exponent(largest, octaves):
-    # Of a block whose largest absolute value has these bits, with codes for so many octaves below; 255 for one that is
+    # For a group whose largest absolute value has these bits, with codes for so many octaves below; 255 where that is
     # not finite.
     exponent = uint32(largest >> 23)
     finite = uint32(uint32(maximum(exponent, uint32(octaves))) - octaves)
@@ -134,9 +134,8 @@ def first_code(exponent):
 
 
 def lowest(first):
-    # What is added to absolute values before they are encoded: so the codes near zero are as far apart as the first
-    # are, and zero is the code zero. It is infinite for a block that is not finite, as is or is NaN then
-    # all of the block.
+    # Offset added to |value| before encoding: it gives zero the code 0 and spaces the codes near zero evenly. In a
+    # group with a non-finite value it is infinite, so the whole group decodes to infinity or NaN.
     return float_of(uint32(first << 20))
 
 
@@ -178,7 +177,6 @@ CASTS: tuple[Callable, ...] = (
     upper_half,
     lower_half,
     join_halves,
-    first_place,
     random_word,
     low_threshold,
     high_threshold,

@@ -16,7 +16,7 @@ from math import exp, log, sqrt
 
 from fastadam.kernels.texts.update import compose
 
-# What is kept of every step of a group, in this order, float64.
+# What is kept of every step of a clock, in this order, float64.
 HISTORY = ("step_size", "eps", "decay", "blend1", "blend2")
 # Columns of `totals`: the sums of log(b1), log(b2) and log(decay) over all steps so far, and what these sums lack.
 TOTALS = 6
@@ -32,7 +32,7 @@ def make_up(p, m, v, decay, weight1, eps1, weight2, eps2, factor1, factor2):
     v *= factor2
 
 
-CATCH_UP = compose("catch_up", (make_up,), ())
+CATCH_UP = compose("catch_up", ("p", "m", "v"), make_up)
 COLUMNS = len(CATCH_UP.scalars)
 
 

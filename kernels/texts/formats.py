@@ -1,138 +1,170 @@
-"""How buffers are stored: in the dtype of the arithmetic, in 16 bits, or in 8 bits with an exponent for each block.
+"""How buffers are stored: in the dtype of the arithmetic, in 16 bits, or in 8 bits with an exponent for each group.
 
 A format says by which functions of :mod:`casts <fastadam.kernels.texts.casts>` an element is read and written, as
 expressions that Python and C share.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-# Elements that share an exponent, in 8-bit moments. They are those of one parameter, counted from its first. With 64,
-# 128 and 256 of them a step in the cache takes 0.42, 0.42 and 0.39 ns an element on one thread (bench/constants.py),
-# and sqrt(v) is off by 9.2%, 9.5% and 10.1% (bench/quantisation.py).
-EXPONENT_BLOCK = 128
+# Elements that share an exponent, in 8-bit moments: an exponent group. They are those of one parameter, counted from
+# its first. With 64, 128 and 256 of them a step in the cache takes 0.42, 0.42 and 0.39 ns an element on one thread
+# (bench/constants.py), and sqrt(v) is off by 9.2%, 9.5% and 10.1% (bench/quantisation.py).
+EXPONENT_GROUP = 128
+
+
+class Codes(NamedTuple):
+    """How an exponent group finds its exponent.
+
+    Attributes:
+        octaves: There are codes for so many octaves below the largest of a group.
+        size: Expression of the bits by which the largest of a group is found, with `{value}`.
+    """
+
+    octaves: int
+    size: str
 
 
 class Format(NamedTuple):
     """How one element is stored.
 
     Attributes:
-        dtypes: Of its flat arrays; "native" is the dtype of the arithmetic.
-        load: Expression of the value, with `{0}` and `{1}` for what is in the flat arrays.
-        stores: Expressions of what goes into the flat arrays, with `{value}` and `{threshold}`.
+        dtypes: Dtypes of its flat arrays; "native" is the dtype of the arithmetic.
+        load: Expression of the value, with `{0}` and `{1}` for what is in the flat arrays. Of codes, `{0}` is the code
+            and `{first}` what the exponent of its group adds to it.
+        stores: Expressions of what goes into the flat arrays, with `{value}`, and with `{first}` for codes.
+        nearest: The format that rounds to nearest and is read alike; codes are their own.
+        dithers: Whether it rounds stochastically.
+        codes: What 8-bit codes have beside that; None for all else.
     """
 
     dtypes: tuple[str, ...]
     load: str
     stores: tuple[str, ...]
+    nearest: str
+    dithers: bool = False
+    codes: Codes | None = None
+
+
+# Thresholds for stochastic rounding, made of the bits of an element's random word so that those of two kinds of buffers
+# are not correlated. They have as many bits as are dropped, 16 for bfloat16 and 20 for codes; of 32 bits `{unused}` are
+# left. What changes fast is tossed anew at each step; what changes slowly takes its turn.
+THRESHOLDS = {
+    "fast": "high_threshold(uint32(word << 8), toss, {unused})",
+    "slow": "high_threshold(word, turn, {unused})",
+    "slowest": "high_threshold(uint32(word ^ uint32(word << 16)), turn, {unused})",
+}
+_SIGNED, _UNSIGNED = Codes(14, "size_of({value})"), Codes(30, "bits_of({value})")
+
+
+def _dithered(threshold):
+    return Format(
+        ("uint16",), "from_bfloat16({0})", (f"dither_bfloat16({{value}}, {threshold})",), "bfloat16", dithers=True
+    )
+
+
+def _coded(sign, speed, codes):
+    threshold = THRESHOLDS[speed].format(unused=12)
+    store = f"encode_{sign}({{value}}, {{first}}, {threshold})"
+    return Format(("uint8", "uint8"), f"decode_{sign}({{0}}, {{first}})", (store,), f"{sign}_{speed}", True, codes)
 
 
 FORMATS = {
-    "native": Format(("native",), "{0}", ("{value}",)),
-    "bfloat16": Format(("uint16",), "from_bfloat16({0})", ("to_bfloat16({value})",)),
-    "dithered": Format(("uint16",), "from_bfloat16({0})", ("dither_bfloat16({value}, {threshold})",)),
-    "float16": Format(("uint16",), "from_float16({0})", ("to_float16({value})",)),
+    "native": Format(("native",), "{0}", ("{value}",), "native"),
+    "bfloat16": Format(("uint16",), "from_bfloat16({0})", ("to_bfloat16({value})",), "bfloat16"),
+    "float16": Format(("uint16",), "from_float16({0})", ("to_float16({value})",), "float16"),
     # bfloat16 and what it lacks of float32.
-    "split": Format(("uint16", "uint16"), "join_halves({0}, {1})", ("upper_half({value})", "lower_half({value})")),
+    "split": Format(
+        ("uint16", "uint16"), "join_halves({0}, {1})", ("upper_half({value})", "lower_half({value})"), "split"
+    ),
+    # bfloat16 parameters, rounded stochastically.
+    "dithered": _dithered("low_threshold(word, turn)"),
+    # bfloat16 moments, rounded stochastically.
+    **{f"dithered_{speed}": _dithered(THRESHOLDS[speed].format(unused=16)) for speed in THRESHOLDS},
+    # Moments in 8-bit codes.
+    **{f"signed_{speed}": _coded("signed", speed, _SIGNED) for speed in THRESHOLDS},
+    **{f"unsigned_{speed}": _coded("unsigned", speed, _UNSIGNED) for speed in THRESHOLDS},
 }
 
 
-class BlockFormat(NamedTuple):
-    """How an element is stored whose block shares an exponent.
+class Formats:
+    """The format of each buffer, a key of `FORMATS`: "native" unless said otherwise. Hashable, and never changed.
 
-    Attributes:
-        octaves: Below the largest of a block for which there are codes.
-        size: Expression of the bits by which the largest of a block is found, with `{value}`.
-        load: Expression of the value, with `{0}` for the code and `{first}` for what its exponent adds to it.
-        store: Expression of the code, with `{value}`, `{first}` and `{threshold}`.
+    >>> formats = Formats(p="split", m="signed_fast")
+    >>> formats["m"], formats["v"], formats.flats("p")
+    ('signed_fast', 'native', ('p', 'remainder'))
     """
 
-    octaves: int
-    size: str
-    load: str
-    store: str
+    __slots__ = ("named",)
 
+    def __init__(self, **formats: str):
+        # (buffer, format) of all that is not native, sorted.
+        self.named = tuple(sorted((name, format) for name, format in formats.items() if format != "native"))
 
-BLOCK_FORMATS = {
-    "m": BlockFormat(
-        14, "size_of({value})", "decode_signed({0}, {first})", "encode_signed({value}, {first}, {threshold})"
-    ),
-    "v": BlockFormat(
-        30, "bits_of({value})", "decode_unsigned({0}, {first})", "encode_unsigned({value}, {first}, {threshold})"
-    ),
-}
-# Which bits of an element's random word round it: of bfloat16 16 bits are dropped, of codes 20. First moments change
-# fast, parameters and second moments slowly.
-_THRESHOLDS = {
-    ("p", "dithered"): "low_threshold(word, turn)",
-    ("m", "dithered"): "high_threshold(uint32(word << 8), toss, 16)",
-    ("m", "float8"): "high_threshold(uint32(word << 8), toss, 12)",
-    ("v", "dithered"): "high_threshold(word, turn, 16)",
-    ("v", "float8"): "high_threshold(word, turn, 12)",
-}
+    def __getitem__(self, buffer: str) -> str:
+        return dict(self.named).get(buffer, "native")
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Formats) and self.named == other.named
 
-@dataclass(frozen=True)
-class Storage:
-    """The format of each buffer: a key of `FORMATS`, or "float8" for m and v."""
+    def __hash__(self) -> int:
+        return hash(self.named)
 
-    p: str = "native"
-    g: str = "native"
-    m: str = "native"
-    v: str = "native"
-    v_max: str = "native"
-    ema: str = "native"
-    low: str = "native"
+    def __repr__(self) -> str:
+        return f"Formats({', '.join(f'{name}={format!r}' for name, format in self.named)})"
+
+    def only(self, buffers: Iterable[str]) -> "Formats":
+        """The formats of these buffers; all others are native."""
+        return Formats(**{name: self[name] for name in buffers})
 
     @property
     def blocked(self) -> tuple[str, ...]:
-        """Names of the buffers whose blocks share an exponent."""
-        return tuple(name for name in ("m", "v") if getattr(self, name) == "float8")
+        """Names of the buffers in 8-bit codes, whose groups share an exponent."""
+        return tuple(name for name, format in self.named if FORMATS[format].codes)
 
     @property
     def dithers(self) -> bool:
         """Whether something is rounded stochastically."""
-        return "dithered" in (self.p, self.m, self.v) or bool(self.blocked)
+        return any(FORMATS[format].dithers for _, format in self.named)
 
     @property
-    def nearest(self) -> "Storage":
+    def nearest(self) -> "Formats":
         """The same with nothing rounded stochastically but codes."""
-        changed = {name: "bfloat16" for name in ("p", "m", "v") if getattr(self, name) == "dithered"}
-        return replace(self, **changed)
+        return Formats(**{name: FORMATS[format].nearest for name, format in self.named})
 
     def arithmetic(self, p: Any) -> np.dtype:
         """The dtype of the arithmetic on parameters in the flat array `p`."""
-        return p.dtype if self.p == "native" else np.dtype(np.float32)
+        return p.dtype if self["p"] == "native" else np.dtype(np.float32)
+
+    def codes(self, buffer: str) -> Codes:
+        """How the exponent groups of a buffer in `blocked` find their exponents."""
+        codes = FORMATS[self[buffer]].codes
+        assert codes is not None
+        return codes
 
     def flats(self, buffer: str) -> tuple[str, ...]:
         """Names of the flat arrays of a buffer."""
-        second = {"split": ("remainder",), "float8": (f"{buffer}_exponent",)}
-        return (buffer, *second.get(getattr(self, buffer), ()))
+        if len(FORMATS[self[buffer]].dtypes) == 1:
+            return (buffer,)
+        return (buffer, f"{buffer}_exponent" if buffer in self.blocked else "remainder")
 
     def dtype(self, flat: str) -> str:
-        """Of a flat array, as the kernels see it: "native", "uint16" or "uint8"."""
-        if flat.endswith("_exponent") or flat in self.blocked:
+        """Dtype of a flat array, as the kernels see it: "native", "uint16" or "uint8"."""
+        if flat.endswith("_exponent"):
             return "uint8"
-        return "uint16" if flat == "remainder" else FORMATS[getattr(self, flat)].dtypes[0]
+        return "uint16" if flat == "remainder" else FORMATS[self[flat]].dtypes[0]
 
     def load(self, buffer: str, place: str) -> str:
         """Expression of the value of an element; `place` is how an element of a flat array is written, with `{}`."""
         flats = [place.format(flat) for flat in self.flats(buffer)]
-        if buffer in self.blocked:
-            return BLOCK_FORMATS[buffer].load.format(flats[0], first=f"{buffer}_first")
-        return FORMATS[getattr(self, buffer)].load.format(*flats)
+        return FORMATS[self[buffer]].load.format(*flats, first=f"{buffer}_first")
 
     def stores(self, buffer: str, value: str) -> list[tuple[str, str]]:
-        """(flat array, expression of what goes there) for the element `value` of a buffer."""
-        threshold = _THRESHOLDS.get((buffer, getattr(self, buffer)), "")
-        if buffer in self.blocked:
-            code = BLOCK_FORMATS[buffer].store.format(value=value, first=f"{buffer}_first", threshold=threshold)
-            return [(buffer, code)]
-        stores = FORMATS[getattr(self, buffer)].stores
-        written = [store.format(value=value, threshold=threshold) for store in stores]
-        return list(zip(self.flats(buffer), written, strict=True))
+        """(flat array, expression of what goes there) for the element `value` of a buffer; exponents go elsewhere."""
+        written = [store.format(value=value, first=f"{buffer}_first") for store in FORMATS[self[buffer]].stores]
+        return list(zip(self.flats(buffer), written, strict=False))
 
 
-NATIVE = Storage()
+NATIVE = Formats()

@@ -12,18 +12,22 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
-from math import pow
+from math import log, pow
 from typing import Any
 
 from numpy import floor, maximum, minimum, sqrt
+from numpy import sign as signum
 
+# `signum` is 1, -1, or 0 for both zeros, and NaN for NaN.
 FUNCTIONS = {
     "sqrt": sqrt,
     "pow": pow,
+    "log": log,
     "abs": abs,
     "floor": floor,
     "minimum": minimum,
     "maximum": maximum,
+    "signum": signum,
 }
 
 

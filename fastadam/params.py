@@ -1,0 +1,250 @@
+"""The `params` argument: arrays in any container, one flat array, or a list of groups of them, as checked entries."""
+
+import sys
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping, MutableSequence, Sequence
+from operator import is_, itemgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastadam.kernels.callers import levels_to_caller
+from fastadam.memory.arrays import as_array, bounds, check_dtype, check_flat, device, namespace
+from fastadam.memory.layout import Layout, layout_of, plain
+
+
+class Entry(NamedTuple):
+    """One parameter as it was handed over.
+
+    Attributes:
+        name: The key in a mapping, the name of a (name, array) pair, or the position.
+        label: What error messages call it.
+        original: The object as found.
+        array: The same as a NumPy or CuPy array.
+        container: Where it was found, if that can be looked up again.
+        key: Where in `container`.
+        alone: Whether it is the one flat array of a group.
+    """
+
+    name: Hashable
+    label: str
+    original: Any
+    array: Any
+    container: Any = None
+    key: Hashable = None
+    alone: bool = False
+
+
+Group = tuple[list[Entry], dict[str, Any]]
+
+
+def parse_groups(params: Any) -> list[Group]:
+    """The groups of `params`, each as its entries and its own settings.
+
+    Parameters without a name get their position among all of those, as in torch.
+    """
+    params = _listed(params)
+    if not isinstance(params, Sequence) or not any(isinstance(entry, Mapping) for entry in params):
+        return [parse_group({"params": params}, "params", 0)]
+    groups: list[Group] = []
+    for index, specification in enumerate(params):
+        label = f"params[{index}]"
+        if not isinstance(specification, Mapping) or "params" not in specification:
+            raise TypeError(f"`{label}` must be a dict with the key 'params', like every group of the list")
+        unnamed = sum(isinstance(entry.name, int) for entries, _ in groups for entry in entries)
+        groups.append(parse_group(specification, f"{label}['params']", unnamed))
+    return groups
+
+
+def parse_group(specification: Mapping[str, Any], label: str, first_unnamed: int) -> Group:
+    """One group: `label` is the name of its parameters in error messages, `first_unnamed` the first free position."""
+    settings = dict(specification)
+    entries = _entries(_listed(settings.pop("params")), label, first_unnamed)
+    if not entries:
+        raise ValueError(f"`{label}` must hold at least one parameter, got none")
+    return entries, settings
+
+
+def _listed(params):
+    """`params`, with what can only be iterated once as a tuple."""
+    if isinstance(params, (Mapping, Sequence)) or not isinstance(params, Iterable) or _is_array(params):
+        return params
+    return tuple(params)
+
+
+def _is_array(value):
+    return hasattr(value, "shape") or hasattr(value, "__dlpack__") or hasattr(value, "__array_interface__")
+
+
+def _entries(params, label, first_unnamed):
+    if isinstance(params, Mapping):
+        return [_entry(key, f"{label}[{key!r}]", params[key], params, key) for key in params]
+    if isinstance(params, Sequence) and not isinstance(params, (str, bytes)):
+        container = params if isinstance(params, MutableSequence) else None
+        return [
+            _entry(original[0], f"{label}[{index}][1]", original[1])
+            if isinstance(original, tuple) and len(original) == 2 and isinstance(original[0], str)
+            else _entry(first_unnamed + index, f"{label}[{index}]", original, container, index)
+            for index, original in enumerate(params)
+        ]
+    array = as_array(params, label)
+    check_dtype(array, label)
+    if array.ndim != 1:
+        raise ValueError(
+            f"`{label}` must be 1-D where it is one array, got shape {array.shape}: an array of another shape is "
+            "trained in a list or a dict"
+        )
+    check_flat(array, label)
+    return [Entry(first_unnamed, label, params, array, alone=True)]
+
+
+def _entry(name, label, original, container=None, key=None):
+    array = as_array(original, label)
+    check_dtype(array, label)
+    if isinstance(array, np.ndarray) and not isinstance(original, np.generic) and not array.flags.writeable:
+        raise ValueError(f"`{label}` must be writable, got a read-only array: it is to be trained")
+    return Entry(name, label, original, array, container, key)
+
+
+def excluded_names(groups: list[Group], predicate: Callable[[Hashable], Any] | None, *, required: bool) -> set:
+    """The names for which `predicate` is true; if `required`, there must be one at least."""
+    if predicate is None:
+        return set()
+    names = [entry.name for entries, _ in groups for entry in entries]
+    try:
+        excluded = {name for name in names if predicate(name)}
+    except Exception as error:
+        raise TypeError(f"`exclude_from_weight_decay` must take the names {names}, got {error!r} from it") from error
+    if required and not excluded:
+        raise ValueError(f"`exclude_from_weight_decay` must be true for a parameter at least, got none of {names}")
+    return excluded
+
+
+def check_together(entries: list[Entry], names: Iterable[Hashable], existing: Any, occupied: list[Any]) -> None:
+    """Raise unless `entries` can train together, and beside the parameters of these `names`.
+
+    `existing` is an array of the optimizer, whose device is the one, and None before there is any; `occupied` are all
+    arrays that are parameters already.
+    """
+    seen = set(names)
+    for entry in entries:
+        if entry.name in seen:
+            raise ValueError(f"`{entry.label}` must have a name of its own, got {entry.name!r} twice")
+        seen.add(entry.name)
+    devices = [] if existing is None else [(existing, "the other parameters")]
+    devices += [(entry.array, f"`{entry.label}`") for entry in entries]
+    for array, label in devices[1:]:
+        if device(array) != device(devices[0][0]):
+            raise ValueError(
+                f"{label} must be on {device(devices[0][0])} like {devices[0][1]}, got {device(array)}: "
+                "one optimizer works on one device"
+            )
+    labelled = [("the parameters of this optimizer", array) for array in occupied]
+    _check_no_shared_memory(labelled + [(f"`{entry.label}`", entry.array) for entry in entries])
+
+
+def _check_no_shared_memory(labelled):
+    spans = [(*bounds(array), position, array) for position, (_, array) in enumerate(labelled) if array.size]
+    open_ended: list[tuple] = []
+    for low, high, position, array in sorted(spans, key=itemgetter(0)):
+        open_ended = [entry for entry in open_ended if entry[0] > low]
+        for _, other_position, other in open_ended:
+            if namespace(array).shares_memory(array, other):
+                earlier, later = sorted((position, other_position))
+                raise ValueError(
+                    f"{labelled[later][0]} must not share memory with {labelled[earlier][0]}: "
+                    "a parameter listed twice would be updated twice"
+                )
+        open_ended.append((high, position, array))
+
+
+def layout_in_place(entry: Entry) -> Layout:
+    """The layout of a parameter that is stepped where it lies; raise if it cannot be."""
+    remedy = "; `flat=True` packs a copy of it"
+    if isinstance(entry.original, np.generic):
+        raise TypeError(
+            f"`{entry.label}` must be an array, got the NumPy scalar {entry.original!r}, which cannot be written in "
+            f"place: use `np.array(x)`{remedy}"
+        )
+    layout = layout_of(entry.array)
+    if layout is None:
+        raise ValueError(
+            f"`{entry.label}` must be dense to be stepped where it lies, got strides {entry.array.strides} for shape "
+            f"{entry.array.shape} of {entry.array.dtype}{remedy}"
+        )
+    if isinstance(entry.array, np.ndarray) and not entry.array.flags.aligned:
+        raise ValueError(
+            f"`{entry.label}` must be aligned to {entry.array.itemsize} bytes to be stepped where it lies, got an "
+            f"unaligned array{remedy}"
+        )
+    return layout
+
+
+def layout_when_packed(entry: Entry) -> Layout:
+    """The layout of a parameter that is packed, whose container must take the view of it."""
+    if not isinstance(entry.container, (MutableMapping, MutableSequence)):
+        raise TypeError(
+            f"`{entry.label}` must be in a dict or a list with `flat=True`: its entries are re-bound to views of the "
+            "flat buffer, so it must be mutable and kept"
+        )
+    return plain(entry.array.shape)
+
+
+def warn_of_copies(entries: list[Entry]) -> None:
+    """Warn of arrays that were packed, and that somebody else still holds, who will not see them train.
+
+    Called when the containers hold the views.
+    """
+    held = [entry for entry in entries if not isinstance(entry.original, np.generic) and _is_held(entry)]
+    if held:
+        listed = ", ".join(f"`{entry.label}`" for entry in held[:3]) + ", ..." * (len(held) > 3)
+        warnings.warn(
+            f"{listed}: the array is still held elsewhere, and will not train: with `flat=True` a copy trains, which "
+            "is in the container and in `opt.params`. Leave out `flat=True` to train arrays where they lie",
+            UserWarning,
+            stacklevel=levels_to_caller(),
+        )
+
+
+def _is_held(entry):
+    # The references are that of the entry, those of its array, and those of the calls.
+    own = 2 + (entry.original is entry.array)
+    return sys.getrefcount(entry.original) > own
+
+
+class Watch:
+    """The arrays of a container that must stay where they are: what is put in their place would not train."""
+
+    def __init__(self, entries: list[tuple[Hashable, Any]], container: Any):
+        self._container = container
+        self._keys = [key for key, _ in entries]
+        self._arrays = [array for _, array in entries]
+        self._plain = type(container) is list or (type(container) is dict and self._keys == list(container))
+
+    def check(self) -> None:
+        """Raise if an array has been replaced, or is gone."""
+        container = self._container
+        if self._plain and len(container) == len(self._arrays):
+            # A tenth of a microsecond for two arrays, 0.2 ms for 10,000.
+            values = container if type(container) is list else container.values()
+            if all(map(is_, values, self._arrays)):
+                return
+        for key, array in zip(self._keys, self._arrays, strict=True):
+            try:
+                found = container[key]
+            except (KeyError, IndexError):
+                found = None
+            if found is not array:
+                raise ValueError(
+                    f"`params[{key!r}]` must stay the array that this optimizer trains, got another object or none: "
+                    f"write into it in place, `params[{key!r}][...] = x`"
+                )
+
+
+def watches(entries: Iterable[tuple[Any, Hashable, Any]]) -> list[Watch]:
+    """A `Watch` for each container of (container, key, array)."""
+    containers: dict[int, tuple[Any, list[tuple[Hashable, Any]]]] = {}
+    for container, key, array in entries:
+        if container is not None:
+            containers.setdefault(id(container), (container, []))[1].append((key, array))
+    return [Watch(held, container) for container, held in containers.values()]

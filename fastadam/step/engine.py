@@ -1,0 +1,117 @@
+"""One step, in order: every front end makes one call of `Engine.take_step`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastadam.kernels import Backend
+from fastadam.memory.parameters import Parameter
+from fastadam.settings.options import Options
+from fastadam.step.gradients import Gradients
+from fastadam.step.history import History
+from fastadam.step.plan import Plan
+from fastadam.step.reduction import Reduction, not_finite_error
+from fastadam.step.rows import Rows
+
+
+class Engine:
+    """What steps the parameters of an optimizer; it knows where everything lies, and no containers.
+
+    Attributes:
+        plan: Clocks, scalars and launches.
+        reduction: The norm of the gradients, where an option needs it.
+    """
+
+    def __init__(self, options: Options, backend: Backend, device_of: Any):
+        self._options, self._device_of = options, device_of
+        on_device = not isinstance(device_of, np.ndarray)
+        # On a GPU the kernels themselves skip, without waiting for the host, unless that must keep a history.
+        self._skipped_by_kernels = options.nonfinite == "skip" and on_device and options.sparse == "lazy"
+        self.plan = Plan(options, backend, device_of, guarded=self._skipped_by_kernels)
+        self.reduction = Reduction(self.plan, options, device_of) if options.reduces else None
+        self._history = History(self.plan) if options.sparse == "exact" else None
+
+    def add(self, groups: Sequence[tuple[Sequence[Parameter], Mapping[str, Any], set]]) -> None:
+        """Add groups: their parameters, settings, and the names to which weight decay does not apply."""
+        first = len(self.plan.parameters)
+        self.plan.add(groups)
+        for member, parameter in enumerate(self.plan.parameters[first:], first):
+            if "ema" in self.plan.update_of(member).flats:
+                parameter.start_average()
+            self._copy_out(parameter)
+
+    def take_step(self, gradients: Gradients, grad_scale: float = 1.0) -> bool:
+        """Step every parameter that has a gradient; return whether the step was taken, as far as the host knows.
+
+        Raises:
+            ValueError, TypeError: a schedule gives no learning rate. Nothing has been written then.
+            FloatingPointError: a gradient is not finite, with `nonfinite="raise"`; likewise.
+        """
+        plan, history = self.plan, self._history
+        rates = [(group, plan.lr(group)) for group in plan.scheduled]
+        if history is not None:
+            history.check_decays()
+        # All that can fail comes before the first launch: what is compiled, and what is allocated.
+        prepared = plan.prepare(gradients)
+        if self.reduction is None:
+            plan.use(grad_scale)
+        else:
+            self.reduction.clip(prepared, grad_scale)
+            if self._is_refused(gradients):
+                return False
+        for group, lr in rates:
+            plan.set_lr(group, lr)
+        if history is not None:
+            history.before_step(gradients.rows, prepared.clocks)
+        prepared.launch()
+        plan.asked += 1
+        if history is not None:
+            history.after_step(gradients.rows, prepared.clocks)
+        if self._options.zero_grad:
+            # Where the kernel read a gradient, it has zeroed it.
+            _zero(gradients.copied)
+        return True
+
+    def _is_refused(self, gradients):
+        """Whether this step is not taken, for a gradient that is not finite; raise if that is the policy."""
+        policy, reduction = self._options.nonfinite, self.reduction
+        if policy == "propagate" or self._skipped_by_kernels or reduction.taken:
+            return False
+        if policy == "raise":
+            reduction.skipped -= 1
+            pairs = zip(self.plan.parameters, gradients.held, strict=True)
+            named = {parameter.name: array for parameter, array in pairs if array is not None}
+            raise not_finite_error(named, reduction.norm)
+        self.plan.asked += 1
+        if self._options.zero_grad:
+            _zero([*gradients.held, *gradients.copied])
+        return True
+
+    def catch_up(self, members: Sequence[int], rows: np.ndarray | None = None) -> None:
+        """Bring rows of parameters, by their positions, up to date: with `sparse="exact"`; all rows without `rows`."""
+        if self._history is None:
+            return
+        for member in members:
+            self._history.catch_up(member, rows)
+        if rows is None and len(members) == len(self.plan.parameters):
+            self._history.forget()
+
+    def loaded(self) -> None:
+        """Take note that parameters and state have been written from outside: a state has been loaded."""
+        for parameter in self.plan.parameters:
+            self._copy_out(parameter)
+        if self._history is not None:
+            self._history.forget()
+
+    def _copy_out(self, parameter):
+        """Write the 16-bit copy of a parameter, if there is one, as the parameter is now."""
+        kind = self._options.copy_dtype
+        if kind is not None:
+            self.plan.backend.copy_out(parameter.flat("p"), parameter.flat("copy"), kind)
+
+
+def _zero(arrays):
+    for array in arrays:
+        if array is not None and not isinstance(array, Rows):
+            array[...] = 0.0

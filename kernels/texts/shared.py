@@ -1,0 +1,151 @@
+"""Stages that members of the family share: each of the element beside that of the fold which makes its scalars.
+
+The fold has every quantity of a step that is the same for all elements of a clock, in float64, from an integer step.
+That of Adam is exactly Algorithm 1 of Kingma and Ba, arXiv 1412.6980, with eps after the root of the bias-corrected
+moment:
+
+    lr * (m / bias1) / (sqrt(v / bias2) + eps)  =  step_size * m / (sqrt(v) + eps * root2)
+
+where bias1 = 1 - beta1**step, bias2 = 1 - beta2**step, root2 = sqrt(bias2) and step_size = lr * root2 / bias1. The
+decoupled decay is that of Loshchilov and Hutter, arXiv 1711.05101.
+"""
+
+from math import pow
+
+from numpy import floor, maximum, minimum, sqrt
+
+# --- the step: its scale, its decay
+
+
+def begin(step, grad_scale, sign, beta1, beta2):
+    step += 1.0
+    grad_scale = sign * grad_scale
+    bias1 = 1.0 - pow(beta1, step)
+    bias2 = 1.0 - pow(beta2, step)
+    root2 = sqrt(bias2)
+    blend1 = 1.0 - beta1
+    blend2 = 1.0 - beta2
+
+
+def scale_gradient(g, grad_scale):
+    g = grad_scale * g
+
+
+def clip_gradient(g, clip_value):
+    g = minimum(maximum(g, -clip_value), clip_value)
+
+
+def couple_decay(p, g, weight_decay):
+    # L2: the decay is part of the gradient.
+    g = g + weight_decay * p
+
+
+def decay_by_lr(lr, weight_decay):
+    decay = 1.0 - lr * weight_decay
+
+
+def decay_alone(weight_decay):
+    decay = 1.0 - weight_decay
+
+
+def decouple_decay(p, decay):
+    # A factor, so that a mask of infinities stays one.
+    p *= decay
+
+
+# --- moments
+
+
+def first_moment(g, m, blend1):
+    m += blend1 * (g - m)
+
+
+def small_first_moment(g, m, beta1):
+    # With beta1 < 0.5 the form above would subtract m from itself.
+    m = g + beta1 * (m - g)
+
+
+def second_moment(g, v, blend2):
+    v += blend2 * (g * g - v)
+
+
+def small_second_moment(g, v, beta2):
+    v = g * g + beta2 * (v - g * g)
+
+
+# --- the divisor
+
+
+def eps_after_root(eps, root2):
+    eps = eps * root2
+
+
+def eps_inside_root(eps_root, bias2):
+    eps_root = eps_root * bias2
+
+
+def root_of_v(v):
+    root = sqrt(v)
+
+
+def root_of_shifted_v(v, eps_root):
+    root = sqrt(v + eps_root)
+
+
+# --- after the update
+
+
+def ema_scalars(ema_decay):
+    ema_blend = 1.0 - ema_decay
+
+
+def average(p, ema, ema_blend):
+    ema += ema_blend * (p - ema)
+
+
+def copy(p, copy):
+    copy = p
+
+
+def zero_scalars():
+    zero = 0.0
+
+
+def zero_gradient(g, zero):
+    g = zero
+
+
+def next_turn(step):
+    # Thresholds go round by the golden ratio, so that over many steps they are spread evenly: for slow changes.
+    turn = 40503.0 * step
+    turn -= 65536.0 * floor(turn / 65536.0)
+    # Or by more at each step, so that no two steps of an element are alike: for fast ones. 1 + 2 + ... + step takes
+    # every value modulo a power of two.
+    within = step - 131072.0 * floor(step / 131072.0)
+    toss = 40503.0 * (within * (within + 1.0) * 0.5)
+    toss -= 65536.0 * floor(toss / 65536.0)
+
+
+# --- the stages of a recipe
+
+
+def first_moment_stage(recipe):
+    return small_first_moment if 1 in recipe.small_betas else first_moment
+
+
+def second_moment_stage(recipe):
+    return small_second_moment if 2 in recipe.small_betas else second_moment
+
+
+def decay_stages(recipe):
+    return (decouple_decay,) if recipe.decay in ("decoupled", "free") else ()
+
+
+def root_stage(recipe):
+    return root_of_shifted_v if recipe.eps_root else root_of_v
+
+
+def eps_stages(recipe, conventions):
+    """Stages of the fold that put eps, and what is added inside of the root, where the convention has them."""
+    stages = conventions[recipe.convention].eps_stages
+    return (*stages, eps_inside_root) if recipe.eps_root else stages
