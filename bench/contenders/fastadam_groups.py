@@ -8,7 +8,8 @@ from fastadam.bench.contenders.fastadam_adam import fill, packed
 
 
 def build(params, grads, kind, assigned=False):
-    entries = [{name: p} for name, p in params.items()]
+    # Nobody else holds the arrays that are packed.
+    entries = [{name: params.pop(name)} for name in list(params)]
     rates = [rate(index) for index in range(len(entries))]
     turns = cycle([rates])
     groups = [{"params": entry, "lr": lr} for entry, lr in zip(entries, rates, strict=True)]

@@ -17,23 +17,23 @@ def build(params, grads, kind, mode):
 
     Then it is in the state of a long run, in which each row was stepped at some time.
     """
-    ((name, table),) = params.items()
+    ((name, (length, width)),) = ((name, table.shape) for name, table in params.items())
     optimizer, rng = packed(params, sparse=mode), np.random.default_rng(0)
-    count = int(len(table) * ROWS)
-    values = rng.standard_normal((count, *table.shape[1:]), np.float32)
+    count = int(length * ROWS)
+    values = rng.standard_normal((count, width), np.float32)
     turns: Iterator[dict] = iter(())
 
     def feed(gradients):
         nonlocal turns
-        rows = np.flatnonzero(gradients[name].reshape(len(table), -1).any(axis=1))
+        rows = np.flatnonzero(gradients[name].any(axis=1))
         turns = cycle([{name: fastadam.SparseRows(rows, gradients[name][rows])}])
 
     def settle():
         nonlocal turns
-        for start in range(0, len(table), count):
-            rows = np.arange(start, min(start + count, len(table)))
+        for start in range(0, length, count):
+            rows = np.arange(start, min(start + count, length))
             optimizer.step({name: fastadam.SparseRows(rows, values[: len(rows)])})
-        chosen = [rng.choice(len(table), count, replace=False) for _ in range(60)]
+        chosen = [rng.choice(length, count, replace=False) for _ in range(60)]
         turns = cycle([{name: fastadam.SparseRows(rows, values)} for rows in chosen])
 
     feed(grads)
