@@ -177,7 +177,7 @@ def test_a_run_is_shown_and_saved_and_a_kernel_that_became_slower_is_found(copie
     assert all(record.share_of_limit(each) > 0 for each in record.results)
     assert undated(record.machine) == undated(facts())
 
-    update = folder / "fastadam" / "kernels" / "texts" / "update.py"
+    update = folder / "fastadam" / "kernels" / "texts" / "shared.py"
     text, root = update.read_text(encoding="utf-8"), "    root = sqrt(v)\n"
     assert text.count(root) == 1
     # The root of a square is what it was.

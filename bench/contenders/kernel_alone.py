@@ -1,5 +1,6 @@
 """The compiled kernel of a plain step without an optimizer around it: what a call of fastadam cannot go below."""
 
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -12,7 +13,7 @@ from fastadam.kernels.texts.update import Recipe, update_of
 
 
 def launch(p, g, m, v, *, parallel: bool = False):
-    """A function that takes a step of Adam on flat float32 arrays, in place; they must live as long as it does."""
+    """A function that takes a step of Adam on flat float32 arrays, in place."""
     update, tables, arrays = update_of(Recipe()), cpu.tables(1, 1), {"p": p, "m": m, "v": v}
     places = [cpu.address(array) for array in (g, *(arrays[name] for name in update.flats))]
     tables.addresses[0, : len(places)] = places
@@ -22,22 +23,21 @@ def launch(p, g, m, v, *, parallel: bool = False):
     blocks = cut(np.array([[0, 0, 0, p.size, 0]]))
     step = Pass(update, np.dtype(np.float32), np.zeros(1, np.int64), blocks)
     with patch.object(threads, "PARALLEL_FROM", 0 if parallel else p.size + 1):
-        return cpu.launcher([step], tables, guarded=False)
+        launched: Any = cpu.launcher([step], tables, guarded=False)
+    # It knows addresses only. This keeps the arrays alive without another call around it.
+    launched.arrays = p, g, m, v
+    return launched
 
 
 def build(params, grads, kind):
     ((name, p),), (g,) = params.items(), grads.values()
-    flat, held, moments = p.reshape(-1), g.reshape(-1), [np.zeros(p.size, np.float32) for _ in "mv"]
-    launched = launch(flat, held, *moments)
+    flat, held = p.reshape(-1), g.reshape(-1)
+    step = launch(flat, held, *(np.zeros(p.size, np.float32) for _ in "mv"))
 
     def feed(others):
         held[...] = others[name].reshape(-1)
 
-    # The kernel knows addresses only: `values` keeps the arrays alive.
-    def values(arrays=(flat, held, *moments)):
-        return params
-
-    return Built(launched, values, feed)
+    return Built(step, lambda: params, feed)
 
 
 CONTENDERS = (Contender("kernel alone", build, kinds=("calls",)),)
