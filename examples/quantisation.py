@@ -38,8 +38,15 @@ Contender = tuple[Callable[[np.ndarray], None], Callable[[], State]]
 
 
 def of_fastadam(**options) -> Contender:
-    optimizer = fastadam.Adam(np.zeros(SIZE, np.float32), betas=BETAS, **options)
-    return optimizer.step, lambda: State(*(optimizer.buffers.values(name).astype(float) for name in "pmv"))
+    p = np.zeros(SIZE, np.float32)
+    optimizer = fastadam.Adam(p, betas=BETAS, **options)
+
+    def state():
+        plain = fastadam.Adam(np.zeros_like(p), betas=BETAS)
+        plain.load_state_dict(optimizer.state_dict(), convert=True)
+        return State(*(array.astype(float) for array in (p, plain.buffers.m, plain.buffers.v)))
+
+    return optimizer.step, state
 
 
 def of_bitsandbytes() -> Contender:

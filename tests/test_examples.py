@@ -1,9 +1,10 @@
-"""The study of storage formats: its models have right gradients, and its formats train."""
+"""The studies of storage formats: models have right gradients, formats train, and codes keep what is told of them."""
 
 import json
 
 import numpy as np
 import pytest
+import quantisation
 import storage_study
 from storage_models import CHARACTERS, characters_problem, digits_problem, text
 
@@ -60,3 +61,15 @@ def test_results_become_a_table_and_a_picture(tmp_path, monkeypatch):
     assert saved["losses"] == {"one": {"float32": [1.0, 1.5], "worse": [3.0, 3.0]}}
     assert saved["tables"]["**one**"][1] == ["worse", "3.0000, 3.0000", "3.0000", "+3.50", "**worse**"]
     assert len(saved["columns"]) == 4
+
+
+def test_what_moments_keep_is_measured_against_float64(monkeypatch):
+    monkeypatch.setattr(quantisation, "STEPS", 30)
+    names = ["fastadam, float32", *list(quantisation.CONTENDERS)[:2]]
+    monkeypatch.setitem(quantisation.CONTENDERS, names[0], quantisation.of_fastadam)
+    exact, codes, bfloat16 = quantisation.measure(quantisation.STREAMS["steady gradients"], names)
+    assert exact[1:] == ["0.0000", "0.000", "+0.000", "0.0%", "0%"]
+    for row in (codes, bfloat16):
+        assert row[4:] == ["0.0%", "0%"]
+    assert 0.3 > float(codes[1]) > float(bfloat16[1]) > 0
+    assert 0.2 > float(codes[2]) > float(bfloat16[2]) > 0
