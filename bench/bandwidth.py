@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
+from statistics import median
 
 import numpy as np
 from numba import prange
 
 from fastadam.bench.interleave import interleave, timed
-from fastadam.kernels.cpu import BLOCK
+from fastadam.kernels.blocks import BLOCK
 from fastadam.kernels.cpu.jit import jit
 
 SIZE = 50_000_000
@@ -24,7 +25,7 @@ def bandwidth(size: int = SIZE, rounds: int = 9) -> dict[str, float]:
     source, target = (touched(4 * size).view(np.float32) for _ in range(2))
     turns = {name: timed(make(source, target)) for name, make in MAKERS.items()}
     moved = {"read": 4 * size, "copy": 8 * size, "scale": 8 * size}
-    return {name: moved[name] / timing.median / 1e9 for name, timing in interleave(turns, rounds).items()}
+    return {name: moved[name] / median(times) / 1e9 for name, times in interleave(turns, rounds).items()}
 
 
 def touched(count: int) -> np.ndarray:
@@ -71,8 +72,7 @@ def _copy(source, target):
 
 def _scale(source, target):
     for index in prange((source.size + BLOCK - 1) // BLOCK):
-        some_source, some_target = (
-            source[index * BLOCK : (index + 1) * BLOCK], target[index * BLOCK : (index + 1) * BLOCK]
-        )  # fmt: skip
-        for i in range(some_source.size):
-            some_target[i] = np.float32(3) * some_source[i]
+        part = source[index * BLOCK : (index + 1) * BLOCK]
+        into = target[index * BLOCK : (index + 1) * BLOCK]
+        for i in range(part.size):
+            into[i] = np.float32(3) * part[i]

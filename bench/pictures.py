@@ -10,8 +10,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import NullFormatter
 
-from fastadam.bench.contenders import CONTENDERS
+from fastadam.bench.contenders.fastadam_adam import ALL
 from fastadam.bench.record import Record, Result
+from fastadam.bench.registry import CONTENDERS
 from fastadam.bench.workloads import SPLITS
 
 FLAT = "flat"
@@ -98,9 +99,7 @@ def _models(record):
     cases = [
         {result.contender: result for result in results}
         for results in record.cases()
-        if results[0].kind != "extras"
-        and not results[0].workload.startswith(FLAT)
-        and results[0].size != SPLITS[0].size
+        if results[0].kind in ALL and not results[0].workload.startswith(FLAT) and results[0].size != SPLITS[0].size
     ]
     cases = [case for case in cases if "fastadam" in case]
     if not cases:

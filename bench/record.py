@@ -7,7 +7,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from fastadam.bench.contender import Contender
-from fastadam.bench.contenders import BASELINE
+from fastadam.bench.registry import BASELINE
 from fastadam.bench.workloads import Workload
 
 SCHEMA = 1
@@ -33,7 +33,7 @@ class Result:
     size: int
     kind: str
     contender: str
-    bytes: int
+    bytes: float
     limit: str
     seconds: list[float] = field(default_factory=list)
 
@@ -141,7 +141,7 @@ class Record:
 
 
 def read_record(path: Path) -> Record:
-    """The record in a file: one of `to_json`, or of pytest-benchmark's with `--benchmark-json`."""
+    """The record in a file that `Record.to_json` has written."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -151,8 +151,6 @@ def read_record(path: Path) -> Record:
     except ValueError as error:
         raise RecordError(f"{path} must be a record of a benchmark run, but is no JSON: {error}") from error
     try:
-        if isinstance(fields, dict) and "benchmarks" in fields:
-            fields = _of_pytest(fields)
         return _of_fields(path, fields)
     except (KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{path} must be a record of a benchmark run, but lacks something: {error}") from error
@@ -167,11 +165,3 @@ def _of_fields(path, fields):
         raise TypeError("a result without seconds")
     fields.pop("schema")
     return Record(results=results, **fields)
-
-
-def _of_pytest(fields):
-    """The record that the tests of a pytest-benchmark run have in their `extra_info`, each a part of it."""
-    parts = [entry.get("extra_info", {}).get("record", {}) for entry in fields["benchmarks"]]
-    results = {str(result): result for part in parts for result in part.get("results", [])}
-    whole = {key: value for part in parts for key, value in part.items()}
-    return {**whole, "results": list(results.values())}

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from fastadam.bench.checked import build
-from fastadam.bench.contenders import CONTENDERS
+from fastadam.bench.build import build
 from fastadam.bench.interleave import Turn, timed
+from fastadam.bench.registry import CONTENDERS
 from fastadam.bench.workloads import Workload
 
 # Seconds in which the idle threads of the process that was last at work go to sleep: those of LLVM's OpenMP wait 0.2.

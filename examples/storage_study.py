@@ -1,7 +1,7 @@
 """What storage formats do to training: the same problems in every format, over three seeds.
 
-    python examples/storage_study.py           train, print the table, show the curves in storage-study.png
-    python examples/storage_study.py --docs    and write both into docs/
+    python examples/storage_study.py           train, print the tables, show the curves in storage-study.png
+    python examples/storage_study.py --docs    and save both in docs/, for docs/publish.py to write into docs/storage.md
 
 The losses are those of held-out data, and float32 beside every format starts from the same parameters and sees the same
 batches. It takes about ten minutes on two cores.
@@ -21,7 +21,6 @@ from rich.table import Table
 from storage_models import Problem, characters_problem, digits_problem
 
 import fastadam
-from fastadam.bench.marked import markdown_table, write_between
 
 DOCS = Path(__file__).parent.parent / "docs"
 STEPS, EVERY, SEEDS = 1_500, 20, (0, 1, 2)
@@ -89,7 +88,7 @@ def rows_of(runs: dict[str, list[Run]]) -> list[list[str]]:
     return rows
 
 
-COLUMNS = ["stored as", "held-out loss of the seeds", "mean", "from float32, in spreads of its seeds", ""]
+COLUMNS = ["held-out loss of the seeds", "mean", "from float32, in spreads of its seeds", ""]
 
 
 def draw(results: dict[str, dict[str, list[Run]]], path: Path) -> None:
@@ -114,21 +113,21 @@ def draw(results: dict[str, dict[str, list[Run]]], path: Path) -> None:
     plt.close(figure)
 
 
-def write_docs(results: dict[str, dict[str, list[Run]]]) -> None:
-    """Write the tables between their marks in docs/storage.md, and the figures behind them beside it."""
-    tables = [markdown_table([f"**{problem}**", *COLUMNS[1:]], rows_of(runs)) for problem, runs in results.items()]
-    write_between(DOCS / "storage.md", {"study": [line for table in tables for line in (*table, "")][:-1]})
-    finals = {
+def save(results: dict[str, dict[str, list[Run]]]) -> None:
+    """Save the tables in docs/, and the losses behind them."""
+    losses = {
         problem: {name: [run.final for run in of_seeds] for name, of_seeds in runs.items()}
         for problem, runs in results.items()
     }
-    (DOCS / "storage-study.json").write_text(json.dumps(finals, indent=1) + "\n", encoding="utf-8")
+    tables = {f"**{problem}**": rows_of(runs) for problem, runs in results.items()}
+    saved = {"losses": losses, "columns": COLUMNS, "tables": tables, "notes": []}
+    (DOCS / "storage-study.json").write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     """Train all, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--docs", action="store_true", help="write tables and picture into docs/")
+    parser.add_argument("--docs", action="store_true", help="save tables and picture in docs/")
     to_docs = parser.parse_args().docs
     console, results = Console(width=150), {}
     for problem in (digits_problem(), characters_problem()):
@@ -137,7 +136,7 @@ def main() -> None:
         for chosen, seed in track(pairs, problem.name, console=console, transient=True):
             runs[chosen.name].append(train(problem, chosen, seed))
         results[problem.name] = runs
-        table = Table(*COLUMNS, title=problem.name, title_justify="left")
+        table = Table("stored as", *COLUMNS, title=problem.name, title_justify="left")
         for row in rows_of(runs):
             table.add_row(*row)
         console.print(table)
@@ -145,7 +144,7 @@ def main() -> None:
     draw(results, picture)
     console.print(f"The curves are in {picture}.")
     if to_docs:
-        write_docs(results)
+        save(results)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ _ALL = ("plain", "clip", "full")
 CONTENDERS = (
     Contender("torch, loop", partial(build, foreach=False), ("torch",), _ALL, threads="torch"),
     Contender("torch, foreach", partial(build, foreach=True), ("torch",), _ALL, threads="torch"),
-    Contender("torch, fused", partial(build, fused=True), ("torch",), _ALL, threads="torch"),
+    Contender("torch, fused", partial(build, fused=True), ("torch",), (*_ALL, "calls"), threads="torch"),
     Contender("torch, compiled", partial(build, compiled=True, foreach=True), ("torch",), threads="torch, compiled"),
     Contender("torch, fused, CUDA", partial(build, device="cuda", fused=True), ("torch", "cupy"), device="cuda"),
 )

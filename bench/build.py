@@ -3,8 +3,8 @@
 import numpy as np
 
 from fastadam.bench.contender import FORMULAS, Arrays, Built
-from fastadam.bench.contenders import CONTENDERS
-from fastadam.bench.truth import expected, gradient_factor
+from fastadam.bench.oracle import expected, gradient_factor
+from fastadam.bench.registry import CONTENDERS
 from fastadam.bench.workloads import Workload
 
 # Elements of each tensor that are compared, at most: float64 of all would take ten times the memory.
@@ -19,7 +19,7 @@ DRIFT = 0.1
 def build(name: str, workload: Workload, kind: str) -> Built:
     """Contender `name` on `workload`, after steps that were compared with float64."""
     contender = CONTENDERS[name]
-    params, grads = workload.random(seed=0), workload.random(seed=1)
+    params, grads = workload.random(seed=0), workload.gradients(seed=1)
     if contender.is_limit:
         return contender.build(params, grads, kind)
     start, first = _sample(params), {key: grad.copy() for key, grad in grads.items()}
@@ -34,6 +34,8 @@ def build(name: str, workload: Workload, kind: str) -> Built:
         built.step()
     _compare(contender, kind, start, _sample(built.params()), expected(formula, start, sampled, factors))
     built.feed(first)
+    if built.settle is not None:
+        built.settle()
     return built
 
 
