@@ -54,6 +54,7 @@ class Optimizer:
         self._watches: list[Watch] = []
         self._seed = self._options.seed
         self._engine: Engine | None = None
+        self._params = Views({})
         self._add(parse_groups(params), required=True)
 
     def _add(self, groups: list[Group], *, required: bool) -> None:
@@ -140,8 +141,7 @@ class Optimizer:
             parameter.view("p") if array is None else array
             for parameter, array in zip(plan.parameters[-len(entries) :], shown, strict=True)
         ]
-        earlier = dict(self._params) if first else {}
-        self._params = Views({**earlier, **dict(zip((entry.name for entry in entries), views, strict=True))})
+        self._params = Views({**self._params, **dict(zip((entry.name for entry in entries), views, strict=True))})
         in_place = [each.view("p") for each in plan.parameters if each.p is not None]
         self._collector = Collector(
             plan.parameters, in_place or [views[0]], plan.backend, zeroed=self._options.zero_grad

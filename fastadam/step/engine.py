@@ -68,7 +68,7 @@ class Engine:
             plan.use(grad_scale)
         else:
             self.reduction.clip(prepared, grad_scale)
-            if self._is_refused(gradients):
+            if self._is_refused(self.reduction, gradients):
                 return False
         for group, lr in rates:
             plan.set_lr(group, lr)
@@ -83,9 +83,9 @@ class Engine:
             _zero(gradients.copied)
         return True
 
-    def _is_refused(self, gradients):
+    def _is_refused(self, reduction, gradients):
         """Whether this step is not taken, for a gradient that is not finite; raise if that is the policy."""
-        policy, reduction = self._options.nonfinite, self.reduction
+        policy = self._options.nonfinite
         if policy == "propagate" or self._skipped_by_kernels or reduction.taken:
             return False
         if policy == "raise":

@@ -116,8 +116,9 @@ class Collector:
         self._memory.refresh()
         # Two rounds, so that all is checked before anything is written, and all gradients are read as they were: some
         # may lie in the optimizer's own memory.
-        usual, copied, unusual = self._usual, [], False
+        usual, unusual = self._usual, False
         checked: list[Any] = []
+        copied: list[Any] = []
         for expected, gradient in zip(self._expected, given, strict=True):
             # The usual case first: the checks below take longer than a small step.
             if (

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fastadam.kernels.cpu.rows import catch_up_table
 from fastadam.kernels.texts import catch_up
 from fastadam.step.plan import Plan
 from fastadam.step.rows import Rows, distinct
@@ -75,6 +74,9 @@ class History:
         if not late.any():
             return
         behind, steps = (indices, steps) if late.all() else (indices[late], steps[late])
+        # Not before it is needed: `import fastadam` loads no Numba, which takes 0.2 s.
+        from fastadam.kernels.cpu.rows import catch_up_table
+
         lasts, slots = distinct(steps)
         parameter, backend = plan.parameters[member], plan.backend
         dtype = parameter.arithmetic
