@@ -1,6 +1,8 @@
 """What exact sparse rows have missed, and how it is made up for."""
 
 from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
 
 import numpy as np
 
@@ -96,11 +98,15 @@ class History:
             self._last[member] = np.full(self._plan.parameters[member].shape[0], self._steps[clock])
 
     def _split(self, old, new):
+        """Give the new clock a copy of what is kept of the old one; clocks whose parameters have no rows need none."""
+        clocks = {int(self._plan.clock_of[member]) for member in self._last}
+        kept: dict[int, Any]
         for kept in (self._steps, self._history, self._totals):
             kept.pop(new, None)
-        if old in self._steps:
-            self._steps[new] = self._steps[old]
-            self._history[new], self._totals[new] = self._history[old].copy(), self._totals[old].copy()
+            if old in kept and new in clocks:
+                kept[new] = deepcopy(kept[old])
+            if old not in clocks:
+                kept.pop(old, None)
 
     def _note(self, clock):
         plan = self._plan
