@@ -136,7 +136,8 @@ def _settings(
     by_group: dict[int, list[Hashable]] = {}
     for name in group["params"]:
         by_group.setdefault(id(homes.get(name)), []).append(name)
-    decaying, excluded = [], []
+    decaying: list[dict[str, Any]] = []
+    excluded: list[dict[str, Any]] = []
     for names in by_group.values() if not missing else ():
         # How moments are stored is told by their arrays.
         saved = {key: value for key, value in homes[names[0]].items() if key not in ("params", "moment_dtype")}
