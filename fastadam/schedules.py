@@ -1,8 +1,10 @@
-"""Learning-rate schedules: callables of the number of steps already taken.
+"""Learning-rate schedules: callables of the number of steps that were asked of a group so far.
 
 A schedule is any callable, `schedule(step) -> float`; `step` is 0 for the first step. That is the count of optax, the
-`last_epoch` of torch and the `iterations` of Keras. An optax schedule therefore needs no adapter: the 0-d array that it
-returns is taken as the number in it. `from_torch` makes a schedule of a torch scheduler.
+`last_epoch` of torch and the `iterations` of Keras. Every call of the optimizer's `step` counts, whether or not it was
+skipped and whichever parameters had a gradient; bias corrections count the steps that each parameter has taken. An
+optax schedule needs no adapter: the 0-d array that it returns is taken as the number in it. `from_torch` makes a
+schedule of a torch scheduler.
 
 The schedules here are frozen dataclasses: they can be pickled, compared and printed. Arguments have torch's names
 where torch has one, and after its end each schedule stays at its final value.
