@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastadam.memory.arrays import as_array, bounds, check_dtype, check_flat, device, namespace
+from fastadam.memory.arrays import as_array, check_dtype, check_flat, device, namespace
 from fastadam.memory.layout import Layout, layout_of, plain
+from fastadam.memory.owners import bounds
 
 
 class Entry(NamedTuple):

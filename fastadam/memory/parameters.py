@@ -24,6 +24,7 @@ class Parameter:
         layout: How it lies in memory.
         p: Its elements in that order, 1-D, where they are in no buffer; None if they are.
         buffers: What else is kept of it.
+        packed: Whether it is a part of a buffer of the optimizer, and no array of the user.
     """
 
     name: Hashable
@@ -31,6 +32,7 @@ class Parameter:
     layout: Layout
     p: Any
     buffers: Buffers
+    packed: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from fastadam.kernels.texts import catch_up
+from fastadam.step.duplicates import distinct
 from fastadam.step.plan import Plan
-from fastadam.step.rows import Rows, distinct
+from fastadam.step.rows import Rows
 
 
 class History:
@@ -100,8 +101,8 @@ class History:
     def _split(self, old, new):
         """Give the new clock a copy of what is kept of the old one; clocks whose parameters have no rows need none."""
         clocks = {int(self._plan.clock_of[member]) for member in self._last}
-        kept: dict[int, Any]
-        for kept in (self._steps, self._history, self._totals):
+        everything: tuple[dict[int, Any], ...] = self._steps, self._history, self._totals
+        for kept in everything:
             kept.pop(new, None)
             if old in kept and new in clocks:
                 kept[new] = deepcopy(kept[old])
