@@ -143,6 +143,21 @@ def test_none_in_a_list_and_a_missing_name():
     assert steps_of(named) == {"a": 0, "b": 0}
 
 
+def test_launches_that_could_not_be_prepared_leave_none_that_read_other_gradients(monkeypatch):
+    opt, clean = (fastadam.Adam(make({"a": 4, "b": 5})) for _ in range(2))
+    for one in (opt, clean):
+        by_assignment(one, make({"a": 4, "b": 5}, 1))
+    before = memory(opt)
+    with monkeypatch.context() as patch:
+        patch.setattr(plans, "cut", lambda pieces: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            opt.step({"a": np.full(4, 9.0, np.float32), "b": None})
+    assert memory(opt) == before
+    for one in (opt, clean):
+        by_assignment(one, make({"a": 4, "b": 5}, 2))
+    assert memory(opt) == memory(clean)
+
+
 # --- schedules, settings and groups
 
 

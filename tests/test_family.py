@@ -320,6 +320,15 @@ def test_lion_moves_by_the_sign_and_keeps_no_second_moment():
     assert opt.memory_usage().nbytes == 4 * 12
 
 
+def test_a_weight_must_be_finite_and_a_number_of_steps_need_not_be():
+    with pytest.raises(ValueError, match="`alpha` must be finite, got inf"):
+        fastadam.AdEMAMix(np.ones(3), alpha=math.inf)
+    opt, adam = fastadam.AdEMAMix(make({"w": 9}), alpha_warmup=math.inf), fastadam.Adam(make({"w": 9}))
+    for one in (opt, adam):
+        one.step(make({"w": 9}, 1))
+    assert bits(opt.params) == bits(adam.params)
+
+
 def test_ademamix_without_a_slow_moment_is_adamw():
     opt, adam = fastadam.AdEMAMix(make({"w": 9}), alpha=0.0), fastadam.AdamW(make({"w": 9}), weight_decay=0.0)
     for seed in range(5):

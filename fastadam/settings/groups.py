@@ -36,7 +36,7 @@ def _checks(member: Member) -> dict[str, Callable[[Any, str], Any]]:
         "amsgrad": flag,
         "maximize": flag,
         "decoupled_weight_decay": flag,
-        **dict.fromkeys(member.hyper, _unbounded),
+        **{name: _unbounded if hyper.unbounded else nonnegative for name, hyper in member.hyper.items()},
     }
 
 

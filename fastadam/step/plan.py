@@ -282,6 +282,8 @@ class Plan:
         """The launches of a step on the parameters that have a gradient: all that can fail happens here."""
         column, prepared = self._column
         if column is not gradients.addresses or prepared is None:
+            # Whatever fails from here on, the earlier launches no longer find their gradients.
+            self._column = None, None
             self.tables.addresses[:, GRADIENT] = gradients.addresses
             prepared = self._prepare(gradients)
             self._column = (None, None) if gradients.rows else (gradients.addresses, prepared)
