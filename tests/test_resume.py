@@ -165,6 +165,22 @@ def test_a_parameter_without_gradients_is_stepped_as_if_it_were_alone(member):
         assert bits(raw(together, name)) == bits(raw(opt, name))
 
 
+def test_products_of_nadam_may_differ_where_counts_of_steps_are_one():
+    """Parameters that have missed different steps have other momenta behind them, where beta1 has changed meanwhile."""
+    run = fastadam.NAdam(make(SHAPES), lr=0.01)
+    for seed, without in enumerate([("w",), (), ("k",)]):
+        run.param_groups[0]["betas"] = (0.5 + 0.1 * seed, 0.99)
+        run.step(gradients(run, seed, without))
+    state = run.state_dict()["state"]
+    assert state["w"]["step"] == state["k"]["step"] == 2
+    assert state["w"]["mu_product"] != state["k"]["mu_product"]
+    other = fastadam.NAdam(copies(run.params))
+    other.load_state_dict(run.state_dict())
+    for opt in (run, other):
+        opt.step(gradients(opt, 3))
+    assert kept(other) == kept(run)
+
+
 def test_clocks_that_meet_again_are_one_and_later_states_replace_them():
     opt = fastadam.NAdam(make(SHAPES))
     fresh = opt.state_dict()
