@@ -79,7 +79,7 @@ class Gather:
         return self._one_by_one(given, checked, copied, shared)
 
     def _one_by_one(self, given, checked, copied, shared):
-        addresses, rows = np.full(len(checked), 0), {}
+        addresses, rows = np.full(len(checked), 0, np.int64), {}
         held, seen, repeatable = list(checked), [None] * len(checked), True
         for index, gradient in enumerate(checked):
             if gradient is None:
@@ -92,7 +92,8 @@ class Gather:
             else:
                 place = None
             if place is None:
-                place, held[index], repeatable = *self._copy(gradient, index), False
+                place, held[index] = self._copy(gradient, index)
+                repeatable = False
                 copied.append(gradient)
             # That of an empty array may be 0, which would be no gradient.
             addresses[index] = place or 1
@@ -106,7 +107,8 @@ class Gather:
         layout = self._parameters[index].layout
         if not (gradient.flags.c_contiguous if layout.plain else layout.fits(gradient)):
             return None
-        place = self._backend.address(gradient)
+        # Where an axis runs backwards, the first element in memory is not the first of the array.
+        place = self._backend.address(gradient if layout.plain else layout.flat(gradient))
         return None if place % gradient.itemsize else place
 
     def _copy(self, gradient, index):
