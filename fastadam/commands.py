@@ -31,7 +31,7 @@ def fastadam_command(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """The Adam optimizer step as one fused, in-place pass over flat buffers, on CPU and CUDA."""
+    """The Adam optimizer step as one fused pass, in place, where the parameters lie, on CPU and CUDA."""
 
 
 @app.command()
