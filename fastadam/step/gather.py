@@ -87,6 +87,8 @@ class Gather:
             small = self._sizes[index] < self._smallest
             if isinstance(gradient, Rows):
                 rows[index], place, repeatable = gradient, self._backend.address(gradient.values), False
+            elif isinstance(gradient, np.generic):
+                place = None
             elif (not small or gradient is self.seen[index]) and id(gradient) not in shared:
                 place, repeatable = self._readable(gradient, index), repeatable and small
             else:

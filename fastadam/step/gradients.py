@@ -15,13 +15,17 @@ from fastadam.step.rows import Rows, SparseRows, ordered_rows
 
 
 class Expected(NamedTuple):
-    """What the gradient of a parameter must be, and what error messages call it."""
+    """What the gradient of a parameter must be, and what error messages call it.
+
+    `scalar` is the type of NumPy scalars that will do as well, None for none.
+    """
 
     label: str
     shape: tuple[int, ...]
     dtype: np.dtype
     wanted: str = "its parameter"
     parameter: Parameter | None = None
+    scalar: type | None = None
 
 
 class Collector:
@@ -31,17 +35,15 @@ class Collector:
         self._parameters, self._zeroed, self._example = parameters, zeroed, arrays[0]
         self._usual = type(arrays[0])
         self._foreign = None if isinstance(arrays[0], np.ndarray) else _foreign_memory()
-        self._expected = [
-            Expected(
-                f"grads[{each.name!r}]",
-                each.shape,
-                stored_dtype(each.formats["g"], each.arithmetic, arrays[0]),
-                parameter=each,
-            )
-            for each in parameters
-        ]
+        self._expected = [self._expected_of(each) for each in parameters]
         self._owners, self._gather = Owners(parameters, arrays), Gather(parameters, backend)
         self._views: Views | None = None
+
+    def _expected_of(self, parameter):
+        dtype = stored_dtype(parameter.formats["g"], parameter.arithmetic, self._example)
+        takes_scalars = not parameter.shape and self._usual is np.ndarray and not self._zeroed
+        label, scalar = f"grads[{parameter.name!r}]", dtype.type if takes_scalars else None
+        return Expected(label, parameter.shape, dtype, parameter=parameter, scalar=scalar)
 
     @property
     def views(self) -> Views:
@@ -94,8 +96,10 @@ class Collector:
         expected = self._expected if flat is None else [_expected_flat(flat)]
         usual, foreign, checked, unusual = self._usual, self._foreign, [], []
         for index, (gradient, each) in enumerate(zip(given, expected, strict=True)):
-            # The usual case first: the checks below take longer than a small step.
-            if (
+            # The usual cases first: the checks below take longer than a small step.
+            if type(gradient) is each.scalar:
+                pass
+            elif (
                 type(gradient) is not usual
                 or gradient.dtype is not each.dtype
                 or gradient.shape != each.shape
@@ -111,7 +115,7 @@ class Collector:
         return checked, self._set_apart(checked, unusual, expected) if unusual else []
 
     def _one(self, gradient, expected):
-        label, shape, dtype, wanted, parameter = expected
+        label, shape, dtype, wanted, parameter, _ = expected
         if gradient is None and parameter is not None:
             return None
         of_rows = isinstance(gradient, SparseRows) and parameter is not None
