@@ -133,20 +133,7 @@ def _settings(
 ) -> dict[str, Any]:
     """The saved settings of the parameters of `group`, which may have been grouped otherwise, checked."""
     missing = [name for name in group["params"] if name not in homes]
-    by_group: dict[int, list[Hashable]] = {}
-    for name in group["params"]:
-        by_group.setdefault(id(homes.get(name)), []).append(name)
-    decaying: list[dict[str, Any]] = []
-    excluded: list[dict[str, Any]] = []
-    for names in by_group.values() if not missing else ():
-        # How moments are stored is told by their arrays.
-        saved = {key: value for key, value in homes[names[0]].items() if key not in ("params", "moment_dtype")}
-        # Older states have what is excluded from weight decay in groups of their own, whose decay is zero.
-        none = predicate is not None and saved.get("weight_decay") == 0.0 and all(map(predicate, names))
-        (excluded if none else decaying).append(saved)
-    found = decaying or excluded
-    if decaying:
-        found = decaying + [{**saved, "weight_decay": decaying[0].get("weight_decay")} for saved in excluded]
+    found = [] if missing else _all_settings(group, homes, predicate)
     if missing or any(settings != found[0] for settings in found):
         raise ValueError(
             "`state_dict['param_groups']` must have the parameters of each group of this optimizer, with one set of "
@@ -158,3 +145,21 @@ def _settings(
         settings.pop("lr", None)
     group.check(settings)
     return settings
+
+
+def _all_settings(group, homes, predicate):
+    """The settings of each saved group that has parameters of `group`."""
+    by_home: dict[int, list[Hashable]] = {}
+    for name in group["params"]:
+        by_home.setdefault(id(homes[name]), []).append(name)
+    decaying: list[dict[str, Any]] = []
+    excluded: list[dict[str, Any]] = []
+    for names in by_home.values():
+        # How moments are stored is told by their arrays.
+        saved = {key: value for key, value in homes[names[0]].items() if key not in ("params", "moment_dtype")}
+        # Older states have what is excluded from weight decay in groups of their own, whose decay is zero.
+        alone = predicate is not None and saved.get("weight_decay") == 0.0 and all(map(predicate, names))
+        (excluded if alone else decaying).append(saved)
+    if not decaying:
+        return excluded
+    return decaying + [{**saved, "weight_decay": decaying[0].get("weight_decay")} for saved in excluded]

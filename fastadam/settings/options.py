@@ -14,7 +14,7 @@ COPY_DTYPES = ("bfloat16", "float16")
 MOMENT_DTYPES = ("float32", "float64", "bfloat16", "float16", "float8")
 GRAD_DTYPES = ("float32", "float64", "bfloat16", "float16")
 ROUNDINGS = ("stochastic", "nearest")
-# Of the smallest second moment that float16 holds.
+# The root of the smallest second moment that float16 holds.
 SMALLEST_FLOAT16_ROOT = 2.0**-12
 SPARSE = ("lazy", "exact")
 
