@@ -17,6 +17,9 @@ from fastadam.bench.machine import facts, gpu
 from fastadam.bench.record import read_record
 from fastadam.bench.registry import CONTENDERS
 
+# Processes that are timed or forked, or whose memory is measured: one at a time.
+pytestmark = pytest.mark.xdist_group("processes")
+
 ROOT = Path(__file__).parent.parent
 
 
