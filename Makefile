@@ -17,28 +17,27 @@ demo: $(VENV)/ready-demo
 test: $(VENV)/ready-test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses auto --dist loadgroup
 
-# The quick suite, on record with pytest-benchmark; then its tables, pictures and page.
+# The quick suite: tables, pictures and one HTML page.
 bench: $(VENV)/ready-bench
-	mkdir -p $(RESULTS)
-	$(RUN) -m pytest bench --benchmark-only --benchmark-json=$(RESULTS)/pytest.json --benchmark-columns=median,iqr,rounds
-	$(RUN) -m fastadam bench --load $(RESULTS)/pytest.json --save $(RESULTS)
+	$(RUN) -m fastadam bench --save $(RESULTS)
 
 # The full suite, with DeepSpeed; then README's tables, and tables and pictures of docs/, from the run that it saves.
 # About twenty minutes on two cores.
 bench-readme: $(VENV)/ready-bench $(VENV)/ready-deepspeed
 	$(RUN) -m fastadam bench --full --save $(RESULTS)
 	cp $(RESULTS)/benchmark.json docs/benchmark.json
-	$(RUN) -m fastadam.bench.publish docs/benchmark.json
+	$(RUN) docs/publish.py
 
-# What storage formats do to training; writes tables and curves into docs/. About ten minutes on two cores.
-study: $(VENV)/ready-study
+# What storage formats do to training; then the tables and curves of docs/. About ten minutes on two cores.
+study: $(VENV)/ready-study $(VENV)/ready-bench
 	$(RUN) examples/storage_study.py --docs
+	$(RUN) docs/publish.py
 
 # Its other dependencies are there; py-cpuinfo, which it asks for, would overwrite that of pytest-benchmark.
 $(VENV)/ready-deepspeed: constraints.txt | $(VENV)/ready-bench
-	$(PIP) ninja einops hjson msgpack psutil tqdm
+	$(PIP) ninja einops hjson msgpack tqdm
 	DS_BUILD_OPS=0 $(PIP) --no-deps --no-build-isolation deepspeed
 	touch $@
 

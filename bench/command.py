@@ -4,27 +4,25 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fastadam.bench.bandwidth import bandwidth
 from fastadam.bench.compare import Change, changes
-from fastadam.bench.contenders import CONTENDERS
 from fastadam.bench.costs import TITLE, costs
+from fastadam.bench.layouts import KINDS
 from fastadam.bench.machine import facts, gpu, kernel_cache, subnormals
-from fastadam.bench.page import to_html
-from fastadam.bench.parts import parts
 from fastadam.bench.record import Record, RecordError, read_record
+from fastadam.bench.registry import CONTENDERS
+from fastadam.bench.report import keep, show, table, write
 from fastadam.bench.suite import Case, full_cases, quick_cases, run_case
-from fastadam.bench.tables import COLUMNS, absences, by_value, case_tables, notes, other_tables, to_csv, to_markdown
+from fastadam.bench.tables import by_value
 from fastadam.bench.workers import Workers
 from fastadam.bench.workloads import WORKLOADS
+from fastadam.kernels.cpu.tuning import prefetch
 
 FAILED, INTERRUPTED = 1, 130
-# Columns of a terminal that hold all of a table, and what is shown in fewer.
-WIDE_ENOUGH, NARROW = 104, ("contender", "time", "GB/s", "of limit", "x baseline")
 
 
 class BenchError(Exception):
@@ -34,11 +32,12 @@ class BenchError(Exception):
 def choose(
     full: bool, contenders: Sequence[str], workloads: Sequence[str], kinds: Sequence[str], rounds: int | None
 ) -> list[Case]:
-    """The cases of the quick or the full suite, narrowed down to names or to what names begin with."""
+    """The cases of the quick or the full suite, narrowed down to names or beginnings of names."""
     contenders = named("--contender", contenders, CONTENDERS)
     workloads = named("--workload", workloads, WORKLOADS)
+    kinds = named("--kind", kinds, KINDS)
     cases = full_cases()
-    # Whoever names something wants it, also where the quick suite does without.
+    # What somebody names is run, even if the quick suite does not have it.
     if not full and _has_all(quick_cases(), contenders, workloads, kinds):
         cases = quick_cases()
     chosen = []
@@ -66,7 +65,7 @@ def _has_all(cases, contenders, workloads, kinds):
 
 
 def named(option: str, wanted: Iterable[str], known: Iterable[str]) -> list[str]:
-    """Those of `known` that are called so, or else begin so, whatever the case of letters."""
+    """The names in `known` that are one of `wanted`, or else begin with it; upper and lower case are alike."""
     found = []
     for text in wanted:
         exact = [name for name in known if name.casefold() == text.casefold()]
@@ -78,7 +77,7 @@ def named(option: str, wanted: Iterable[str], known: Iterable[str]) -> list[str]
 
 
 def check_writable(folder: Path) -> None:
-    """Raise unless files can be written into `folder`, which is made, and pictures can be drawn."""
+    """Make `folder`, and raise unless files can be written into it and pictures can be drawn."""
     import_module("matplotlib")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +108,7 @@ def bench(
     all_costs: bool,
     console: Console,
 ) -> int:
-    """Run or load, show, save and compare; the exit status."""
+    """Run or load, show, save and compare; return the exit status."""
     names = named("--baseline", [baseline], CONTENDERS)
     if len(names) > 1:
         raise BenchError(
@@ -134,7 +133,7 @@ def bench(
 
 
 def _measure(cases, record, all_costs, console, save):
-    """Fill `record`, saved after each case; 0, INTERRUPTED if Ctrl-C ended it, or FAILED if something is not there."""
+    """Fill `record` and save it after each case; return 0, INTERRUPTED after Ctrl-C, or FAILED if a part is missing."""
     columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
     turns = sum(case.rounds for case in cases for name in case.with_limits if CONTENDERS[name].missing() is None)
     with Progress(*columns, console=console, transient=True) as progress, Workers() as workers:
@@ -145,75 +144,26 @@ def _measure(cases, record, all_costs, console, save):
                 run_case(workers, case, record, lambda: progress.advance(bar))
                 keep(record, save)
             if all_costs:
-                progress.update(bar, description="groups, rows, calls", total=None)
-                for title, table in parts(record):
-                    record.tables[title] = table
-                progress.update(bar, description="first-call and fixed costs")
+                progress.update(bar, description=TITLE, total=None)
                 costs(record.tables.setdefault(TITLE, {}))
         except KeyboardInterrupt:
             return INTERRUPTED
         except Exception:
-            # Nothing that was measured is lost by what came after it.
+            # A later error does not lose what was measured before it.
             console.print_exception(max_frames=4)
             return FAILED
     return FAILED if record.failed or record.skipped else 0
 
 
-def keep(record: Record, folder: Path | None) -> None:
-    """Save what cannot be made again."""
-    if folder:
-        (folder / "benchmark.json").write_text(record.to_json(), encoding="utf-8")
-
-
-def show(record: Record, baseline: str, console: Console) -> None:
-    """Print the tables of a record and what is to be said below them."""
-    columns = COLUMNS if console.width >= WIDE_ENOUGH else NARROW
-    shown = [COLUMNS.index(column) for column in columns]
-    for title, rows in case_tables(record, baseline):
-        console.print(_table(title, columns, [[row[index] for index in shown] for row in rows]))
-    for title, names, rows in other_tables(record):
-        console.print(_table(title, names, rows))
-    for note in [*notes(record, baseline), *absences(record)]:
-        console.print(note, highlight=False, markup=False)
-
-
-def _table(title, columns, rows):
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", no_wrap=index > 0)
-    for row in rows:
-        style = "bold" if row[0].startswith("fastadam") else "dim" if row[0].startswith("limit") else None
-        table.add_row(*row, style=style)
-    return table
-
-
-def write(record: Record, baseline: str, folder: Path) -> list[str]:
-    """Write the record into `folder` in every form; the names of the files."""
-    keep(record, folder)
-    from fastadam.bench.pictures import pictures
-
-    images = list(pictures(record))
-    texts = {
-        "benchmark.csv": to_csv(record, baseline),
-        "benchmark.md": to_markdown(record, baseline),
-        "benchmark.html": to_html(record, images, baseline),
-    }
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    for name, _, png in images:
-        (folder / name).write_bytes(png)
-    return ["benchmark.json", *texts, *(name for name, _, _ in images)]
-
-
 def _compared(earlier, record, threshold, console):
-    """Print how shares of the limit have changed; 1 if one has fallen by more than the threshold."""
+    """Print how shares of the limit have changed; return 1 if one has fallen by more than the threshold."""
     found = changes(earlier, record)
     if not found:
         raise BenchError("`--compare` must be a run with results of fastadam that this one has too, got none of them")
     slower = [change for change in found if change.is_slower(threshold)]
     columns = ("workload", "kind", "contender", "share of the limit before", "now", "ratio", "")
     rows = [_change_row(change, change in slower) for change in found]
-    console.print(_table("Share of the limit, before and now", columns, rows))
+    console.print(table("Share of the limit, before and now", columns, rows))
     lost = f"more than {100 * threshold:.0f}% of their share of the limit, beyond their quartiles"
     console.print(f"{len(slower)} of {len(found)} have lost {lost}.")
     return int(bool(slower))
@@ -226,16 +176,17 @@ def _change_row(change: Change, slower: bool) -> list[str]:
 
 def info(console: Console) -> int:
     """Say what would run on this machine."""
-    table = Table(show_header=False, title="fastadam on this machine", title_justify="left")
+    shown = Table(show_header=False, title="fastadam on this machine", title_justify="left")
     for name, value in facts().items():
-        table.add_row(name, str(value))
-    table.add_row("subnormal numbers", subnormals())
-    table.add_row("kernel cache", kernel_cache())
-    table.add_row("GPU", gpu())
+        shown.add_row(name, str(value))
+    shown.add_row("prefetch", prefetch())
+    shown.add_row("subnormal numbers", subnormals())
+    shown.add_row("kernel cache", kernel_cache())
+    shown.add_row("GPU", gpu())
     for name, value in bandwidth(rounds=5).items():
-        table.add_row(f"memory bandwidth, {name}", f"{value:.1f} GB/s")
+        shown.add_row(f"memory bandwidth, {name}", f"{value:.1f} GB/s")
     on_cpu = {name: contender.missing() for name, contender in CONTENDERS.items() if contender.device == "cpu"}
     for problem, names in by_value({name: problem for name, problem in on_cpu.items() if problem}).items():
-        table.add_row(f"contender {', '.join(names)}", problem)
-    console.print(table)
+        shown.add_row(f"contender {', '.join(names)}", problem)
+    console.print(shown)
     return 0

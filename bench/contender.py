@@ -4,7 +4,6 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
 from fastadam.bench.layouts import MEMORY, moves
@@ -20,16 +19,18 @@ class Built(NamedTuple):
 
     Attributes:
         step: Takes one step, and returns when it is done.
-        params: Gives the parameters as they are; of a step that averages them, also "average of <name>".
+        params: Returns the parameters as they are. If the step averages them, "average of <name>" is there too.
         feed: `feed(grads)` puts other gradients in the place of those that it was built with.
         prepare: Called, outside of the time taken, before every few steps: restores gradients that a step zeroes, or
             goes on to the next of `in_rotation`.
+        settle: Called once, after the parameters have been compared: brings about the state in which it is timed.
     """
 
     step: Callable[[], Any]
     params: Callable[[], Arrays]
     feed: Callable[[Arrays], Any]
     prepare: Callable[[], Any] | None = None
+    settle: Callable[[], Any] | None = None
 
 
 class Formula(NamedTuple):
@@ -37,10 +38,11 @@ class Formula(NamedTuple):
 
     Attributes:
         member: "Adam", "AdamW", "AMSGrad", "NAdam", "Adamax" or "RAdam", all in the form of PyTorch.
-        scale: Of the gradients.
+        scale: The factor on the gradients.
         clip_norm: Whether gradients are clipped by their global norm, at MAX_NORM.
         clip_value: Whether gradients are clipped by value, at CLIP_VALUE.
         average: Whether an average of the parameters is kept.
+        rates: Whether each parameter has a learning rate of its own, which `rate` gives.
     """
 
     member: str = "Adam"
@@ -48,6 +50,12 @@ class Formula(NamedTuple):
     clip_norm: bool = False
     clip_value: bool = False
     average: bool = False
+    rates: bool = False
+
+
+def rate(index: int) -> float:
+    """The learning rate of the parameter of this index, where each has its own."""
+    return LR * (1 + index % 20)
 
 
 FORMULAS = {
@@ -64,16 +72,16 @@ class Contender(NamedTuple):
         name: For tables and the command line.
         build: `build(params, grads, kind)`, on arrays that it may write into.
         needs: Packages without which it is missing.
-        kinds: Of a step that it takes.
-        layout: Of `layouts.LAYOUTS`: the bytes that it has to move.
+        kinds: The kinds of cases in which it takes part, keys of `layouts.KINDS`.
+        layout: A name of `layouts`: the bytes that it has to move.
         tolerance: Relative and absolute distance from float64 that its storage allows.
-        strays: Part of the elements that may be farther off, for want of range: where a gradient was all but zero.
+        strays: Part of the elements that may be farther off: the format has no range for gradients near zero.
         device: "cpu" or "cuda".
         rotates: Whether its gradients change from turn to turn, through those of `in_rotation`.
-        formula: What it computes in a step of kind "extras".
-        steps: After how many it is compared.
-        threads: Whose pool of threads it works on. Contenders of one pool share a process.
-        thread_count: On how many threads of that pool, if not on all of them.
+        formula: What it computes in a case whose kind has none in `FORMULAS`.
+        steps: The number of steps after which it is compared.
+        threads: The library whose pool of threads it works on. Contenders of one pool share a process.
+        thread_count: The number of threads of that pool that it uses; None for all of them.
     """
 
     name: str
@@ -106,7 +114,7 @@ class Contender(NamedTuple):
     def is_limit(self) -> bool:
         return self.name == self.limit
 
-    def bytes_moved(self, kind: str) -> int:
+    def bytes_moved(self, kind: str) -> float:
         """Bytes that a kind of step has to read and write for an element."""
         return moves(self.layout, kind).total
 
@@ -115,7 +123,7 @@ class Contender(NamedTuple):
         absent = [package for package in self.needs if importlib.util.find_spec(package) is None]
         if absent:
             return f"{', '.join(absent)} not installed"
-        return None if self.device == "cpu" else _no_cuda()
+        return None if self.device == "cpu" else no_cuda()
 
 
 def limit_name(layout: str, device: str = "cpu", count: int | None = None) -> str:
@@ -131,13 +139,16 @@ def counted(threads: int) -> str:
 
 def fewer_threads() -> list[int]:
     """1, 2, 4 and so on, below the number of Numba's threads."""
+    import numba  # not by processes that measure what other libraries take to be imported
+
     counts = [1]
     while 2 * counts[-1] < numba.config.NUMBA_NUM_THREADS:
         counts.append(2 * counts[-1])
     return counts if numba.config.NUMBA_NUM_THREADS > 1 else []
 
 
-def _no_cuda():
+def no_cuda() -> str | None:
+    """Why nothing runs on a GPU here, or None."""
     try:
         from fastadam.kernels import cuda
 

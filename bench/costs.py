@@ -2,9 +2,12 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tempfile
+from importlib import import_module
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 
@@ -16,110 +19,114 @@ IMPORT, FIRST, COLD = (
 )
 MEMORY = "memory that a step of 20,000,000 takes for a while"
 NUMBA, TEXTBOOK = "Numba alone", "NumPy, textbook"
-# Library -> how to import it, and how to make a function `step` of an optimizer of `n` parameters.
-_IMPORTS = {
-    NUMBA: "import numba",
-    TEXTBOOK: "import numpy as np\nfrom fastadam.demo.textbook import TextbookAdam",
-    "fastadam": "import numpy as np, fastadam",
-    "torch, fused": "import torch",
-    "optax, jit": "import jax, optax",
+# What users of a library import, and the module of its contender.
+LIBRARIES = {
+    NUMBA: ("numba", None),
+    TEXTBOOK: ("numpy", "numpy_textbook"),
+    "fastadam": ("numpy, fastadam", "fastadam_adam"),
+    "torch, fused": ("torch", "torch_adam"),
+    "optax, jit": ("jax, optax", "optax_adam"),
 }
-_MAKES = {
-    TEXTBOOK: """
-def make(n):
-    opt, params, grads = TextbookAdam(), {"w": np.zeros(n, np.float32)}, {"w": np.ones(n, np.float32)}
-    return lambda: params.update(opt.step(params, grads))
-""",
-    "fastadam": """
-def make(n):
-    opt = fastadam.Adam({"w": np.zeros(n, np.float32)})
-    opt.grads["w"] = 1.0
-    return opt.step
-""",
-    "torch, fused": """
-def make(n):
-    p = torch.nn.Parameter(torch.zeros(n)); p.grad = torch.ones(n)
-    return torch.optim.Adam([p], fused=True).step
-""",
-    "optax, jit": """
-def make(n):
-    optimizer = optax.adam(1e-3)
-    def update(p, s):
-        u, s = optimizer.update(g, s, p)
-        return optax.apply_updates(p, u), s
-    update = jax.jit(update, donate_argnums=(0, 1))
-    p, g = jax.numpy.zeros(n), jax.numpy.ones(n)
-    held = [(p, optimizer.init(p))]
-    def step():
-        held[0] = update(*held[0])
-        jax.block_until_ready(held[0])
-    return step
-""",
-}
-_NEEDS = {NUMBA: "numba", TEXTBOOK: "numpy", "fastadam": "numba", "torch, fused": "torch", "optax, jit": "optax"}
-_NOW = "\nfrom time import perf_counter\nprint(perf_counter())"
-_TINY = """
-from statistics import median
+# The library comes first. The time that this file and the contender then take to be imported is taken off.
+_PROGRAM = """
 from time import perf_counter
-step = make({size})
-for _ in range(200): step()
-times = []
-for _ in range(51):
-    start = perf_counter()
-    for _ in range(100): step()
-    times.append((perf_counter() - start) / 100)
-print(median(times))
-"""
-# How far the memory of a process rises above what it holds between steps.
-_GROWTH = """
-import re
-def kilobytes(field):
-    with open("/proc/self/status") as file: return int(re.search(field + r":\\s+(\\d+)", file.read())[1])
-step = make(20_000_000)
-step()
-held = kilobytes("VmRSS")
-with open("/proc/self/clear_refs", "w") as file: file.write("5")
-for _ in range(5): step()
-print(1024 * max(0, kilobytes("VmHWM") - held))
+import {packages}
+imported = perf_counter()
+from fastadam.bench.costs import first_step, growth, tiny_step
+print({what})
 """
 
 
 def costs(measured: dict[str, dict[str, float]], rounds: int = 7) -> None:
-    """Add to `measured`: what -> library -> median seconds, or bytes; libraries take turns. Memory only on Linux."""
-    there = {name: code for name, code in _IMPORTS.items() if importlib.util.find_spec(_NEEDS[name])}
-    libraries = {name: f"{there[name]}{make}" for name, make in _MAKES.items() if name in there}
-    first = {name: f"{code}make(100)(){_NOW}" for name, code in libraries.items()}
-    # Once more than is counted: the caches of the disk are to be warm.
-    imports = {name: code + _NOW for name, code in there.items()}
-    measured[IMPORT] = _in_turns(imports, _since_start, rounds + 1)
-    measured[FIRST] = _in_turns(first, _since_start, rounds + 1)
-    measured[f"{FIRST}, {COLD}"] = _in_turns(first, _without_cache, 1)
+    """Fill `measured`: what -> library -> median seconds, or bytes. Libraries take turns. Memory needs Linux."""
+    there = [name for name, (packages, _) in LIBRARIES.items() if _installed(packages)]
+    steps = [name for name in there if name != NUMBA]
+    # The first round is not counted: it warms the caches of the disk.
+    measured[IMPORT] = _in_turns(there, _since_start, "imported", rounds + 1)
+    measured[FIRST] = _in_turns(steps, _since_start, "first_step({name!r}, imported)", rounds + 1)
+    measured[f"{FIRST}, {COLD}"] = _in_turns(steps, _without_cache, "first_step({name!r}, imported)", 1)
     for size in (1, 100, 1_000):
-        codes = {name: code + _TINY.format(size=size) for name, code in libraries.items()}
-        measured[f"step of {size:,}"] = _in_turns(codes, _printed, 3)
+        measured[f"step of {size:,}"] = _in_turns(steps, _printed, f"tiny_step({{name!r}}, {size})", min(rounds, 3))
     if sys.platform == "linux":
-        measured[MEMORY] = _in_turns({name: code + _GROWTH for name, code in libraries.items()}, _printed, 1)
+        measured[MEMORY] = _in_turns(steps, _printed, "growth({name!r})", 1)
 
 
-def _in_turns(codes, measure, rounds):
-    values: dict[str, list[float]] = {name: [] for name in codes}
+def _installed(packages):
+    return all(importlib.util.find_spec(package) for package in packages.split(", "))
+
+
+def _in_turns(names, measure, what, rounds):
+    values: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
-        for name, code in codes.items():
-            values[name].append(measure(code))
+        for name, found in values.items():
+            found.append(measure(name, what))
     return {name: median(found[1:] or found) for name, found in values.items()}
 
 
-def _printed(code, environment=None):
-    output = subprocess.check_output([sys.executable, "-c", code], text=True, env=environment)
+def _printed(name, what, environment=None):
+    program = _PROGRAM.format(packages=LIBRARIES[name][0], what=what.format(name=name))
+    output = subprocess.check_output([sys.executable, "-c", program], text=True, env=environment)
     return float(output.split()[-1])
 
 
-def _since_start(code, environment=None):
-    # The clock of the two processes is that of the system.
+def _since_start(name, what, environment=None):
+    # Both processes read the same clock of the system.
     start = perf_counter()
-    return _printed(code, environment) - start
+    return _printed(name, what, environment) - start
 
 
-def _without_cache(code):
+def _without_cache(name, what):
     with tempfile.TemporaryDirectory() as empty:
-        return _since_start(code, {**os.environ, "NUMBA_CACHE_DIR": empty})
+        return _since_start(name, what, {**os.environ, "NUMBA_CACHE_DIR": empty})
+
+
+# What follows runs in the processes that are measured.
+
+
+def first_step(name: str, imported: float) -> float:
+    """The time at which a first step of 100 parameters was done, without what other imports took."""
+    _contender(name)
+    others = perf_counter() - imported
+    _step(name, 100)()
+    return perf_counter() - others
+
+
+def tiny_step(name: str, size: int) -> float:
+    """Seconds that a step of a few parameters takes."""
+    step = _step(name, size)
+    for _ in range(200):
+        step()
+    times = []
+    for _ in range(51):
+        start = perf_counter()
+        for _ in range(100):
+            step()
+        times.append((perf_counter() - start) / 100)
+    return median(times)
+
+
+def growth(name: str) -> float:
+    """How far the memory of a process rises above what it holds between steps of 20,000,000 parameters."""
+    step = _step(name, 20_000_000)
+    step()
+    held = _kilobytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    for _ in range(5):
+        step()
+    return 1024 * max(0, _kilobytes("VmHWM") - held)
+
+
+def _kilobytes(field):
+    return int(dict(re.findall(r"(\w+):\s+(\d+) kB", Path("/proc/self/status").read_text()))[field])
+
+
+def _contender(name):
+    module = import_module(f"fastadam.bench.contenders.{LIBRARIES[name][1]}")
+    return next(each for each in module.CONTENDERS if each.name == name)
+
+
+def _step(name, size):
+    import numpy as np
+
+    params, grads = {"w": np.zeros(size, np.float32)}, {"w": np.ones(size, np.float32)}
+    return _contender(name).build(params, grads, "plain").step

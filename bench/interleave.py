@@ -3,22 +3,11 @@
 import gc
 import random
 from collections.abc import Callable, Iterator, Mapping
-from statistics import median
 from time import perf_counter, sleep
-from typing import Any, NamedTuple
+from typing import Any
 
 # A turn: `turn(count)` makes `count` calls and returns the seconds that one took.
 Turn = Callable[[int], float]
-
-
-class Timing(NamedTuple):
-    """Seconds a call, one for each round."""
-
-    rounds: list[float]
-
-    @property
-    def median(self) -> float:
-        return median(self.rounds)
 
 
 def timed(call: Callable[[], Any], prepare: Callable[[], Any] | None = None) -> Turn:
@@ -51,8 +40,8 @@ def in_turns(
 ) -> Iterator[tuple[str, float]]:
     """(name, seconds a call) of turn after turn, as many calls as fill `turn_seconds`, after a `pause`.
 
-    Every round has an order of its own, so that nobody always follows the same neighbour. Who has had five turns and
-    `patience` seconds has no more.
+    Every round has an order of its own, so that no contender always follows the same neighbour. After five turns and
+    `patience` seconds a contender gets no more turns.
     """
     counts = {name: max(1, round(turn_seconds / turn(1))) for name, turn in turns.items()}
     order, names, spent = random.Random(0), list(turns), dict.fromkeys(turns, 0.0)
@@ -68,9 +57,9 @@ def in_turns(
             yield name, seconds
 
 
-def interleave(turns: Mapping[str, Turn], rounds: int, *, turn_seconds=2e-3, pause=0.0) -> dict[str, Timing]:
-    """Let `turns` take turns for so many rounds."""
+def interleave(turns: Mapping[str, Turn], rounds: int, *, turn_seconds=2e-3, pause=0.0) -> dict[str, list[float]]:
+    """Let `turns` take turns for some rounds; return the seconds that a call of each took in each round."""
     times: dict[str, list[float]] = {name: [] for name in turns}
     for name, seconds in in_turns(turns, rounds, turn_seconds=turn_seconds, pause=pause):
         times[name].append(seconds)
-    return {name: Timing(values) for name, values in times.items()}
+    return times

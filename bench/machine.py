@@ -5,12 +5,15 @@ import importlib.metadata
 import os
 import platform
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numba
+import psutil
 
 import fastadam
+from fastadam.bench.contender import no_cuda
 from fastadam.kernels.subnormals import flushes
 
 PACKAGES = (
@@ -47,7 +50,7 @@ def facts() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Package -> version, of those that are installed."""
+    """Package -> version, for each of `PACKAGES` that is installed."""
     found = {}
     for package in PACKAGES:
         try:
@@ -57,12 +60,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def processor() -> str:
-    """Its name, as far as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    """The name of the processor, as far as the system tells it."""
+    from cpuinfo import get_cpu_info
+
+    return get_cpu_info().get("brand_raw") or platform.processor() or platform.machine()
 
 
 def vector_bits() -> int:
@@ -82,14 +85,8 @@ def _threading_layer():
 
 
 def memory_free() -> int:
-    """Bytes that can be allocated: what is available, else half of what there is, else 4 GiB."""
-    info = Path("/proc/meminfo")
-    if info.exists():
-        fields = dict(re.findall(r"^(\w+):\s+(\d+) kB", info.read_text(), re.MULTILINE))
-        return min(1024 * int(fields["MemAvailable"]), _memory_of_container())
-    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return 4 << 30
+    """Bytes that can be allocated."""
+    return min(psutil.virtual_memory().available, _memory_of_container())
 
 
 def _memory_of_container():
@@ -101,22 +98,27 @@ def _memory_of_container():
 
 
 def caches() -> str:
-    """Levels and sizes of the first processor's caches for data, as far as the system tells them."""
+    """Levels and sizes of the first processor's caches for data, as far as the system tells them.
+
+    In a virtual machine cpuinfo takes an L3 of 32 MB for one of 1 MB.
+    """
     found = []
-    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        if (cache / "type").read_text().strip() != "Instruction":
-            found.append(f"L{(cache / 'level').read_text().strip()} {(cache / 'size').read_text().strip()}")
+    for each in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        if (each / "type").read_text().strip() != "Instruction":
+            found.append(f"L{(each / 'level').read_text().strip()} {(each / 'size').read_text().strip()}")
     return ", ".join(found) or "unknown"
 
 
 def kernel_cache() -> str:
-    """Where compiled kernels are kept."""
-    from fastadam.kernels import cpu
-    from fastadam.kernels.texts.update import ADAM
+    """The folder in which Numba caches compiled kernels."""
+    from fastadam.kernels.cpu.jit import jit
 
-    kernel = cpu.twin(ADAM, parallel=False)
-    path = getattr(kernel._cache, "cache_path", None)
+    path = getattr(jit(_nothing, "nothing")._cache, "cache_path", None)
     return str(path) if path else "nowhere: every process compiles (no writable place for a cache)"
+
+
+def _nothing():
+    """Compiled only to find out the folder of the cache."""
 
 
 def subnormals() -> str:
@@ -129,11 +131,7 @@ def subnormals() -> str:
 
 def gpu() -> str:
     """The CUDA device, or why there is none."""
-    try:
-        from fastadam.kernels import cuda
-    except ImportError as error:
-        return f"none: CuPy is not installed ({error})"
-    problem = cuda.device_problem()
+    problem = no_cuda()
     if problem:
         return f"none: {problem}"
     import cupy

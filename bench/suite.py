@@ -1,18 +1,18 @@
-"""What is run: cases of a workload, a kind of step and contenders, and the record that they fill."""
+"""The cases that are run, each a workload, a kind of step and contenders, and the record that they fill."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 from fastadam.bench.contender import Contender
-from fastadam.bench.contenders import CONTENDERS
 from fastadam.bench.interleave import in_turns
 from fastadam.bench.layouts import MEMORY, kept
 from fastadam.bench.machine import memory_free
 from fastadam.bench.record import Record, Result
+from fastadam.bench.registry import CONTENDERS
 from fastadam.bench.workers import SETTLE, ContenderError, Workers
-from fastadam.bench.workloads import GPT2, MLP, RESNET50, WORKLOADS, Workload, flat
+from fastadam.bench.workloads import GENERAL, GPT2, GROUPED, MLP, PAIR, RESNET50, TABLE, Workload, flat, tensors
 
-# Of the quick suite: those that people would use.
+# The contenders of the quick suite, which people would use.
 QUICK = (
     "NumPy, textbook",
     "torch, loop",
@@ -20,32 +20,42 @@ QUICK = (
     "optax, jit",
     "fastadam, step(grads)",
     "fastadam",
+    "fastadam, where they lie, step(grads)",
     "fastadam, bfloat16 m, v",
     "fastadam, bfloat16 p, g, 8-bit m, v",
 )
-# On fewer threads than there are.
+# Contenders on fewer threads than there are.
 THREADS = tuple(name for name, contender in CONTENDERS.items() if contender.thread_count and not contender.is_limit)
 # The bandwidth of the memory, on flat workloads that do not fit into a cache.
-PLAIN = tuple(name for name, contender in CONTENDERS.items() if contender.layout in MEMORY)
-PLAIN_FROM = 10_000_000
-# Those that come with all of their steps from this many parameters on, where the others take seconds or the memory.
+BANDWIDTH = tuple(name for name, contender in CONTENDERS.items() if contender.layout in MEMORY)
+BANDWIDTH_FROM = 10_000_000
+# From this many parameters on, only these contenders are run. The others take seconds, or too much memory.
 LARGE_FROM = 50_000_000
 LARGE = (
     "torch, fused",
     "DeepSpeed CPUAdam",
     "optax, jit",
     "fastadam",
+    "fastadam, where they lie",
     *THREADS,
-    *PLAIN,
+    *BANDWIDTH,
     "fastadam, bfloat16 m, v",
     "fastadam, 8-bit m, v",
     "fastadam, bfloat16 p, g, m, v",
     "fastadam, bfloat16 p, g, 8-bit m, v",
+    "fastadam, lazy rows",
+    "fastadam, exact rows",
 )
 # Storage formats are for tables and models, not for what fits into the nearest cache.
 STORED_FROM = 1_000_000
-# Tensors beyond which one is compiled for minutes.
-COMPILED_TO = {"torch, compiled": 200, "optax, jit": 1_000, "Keras": 1_000}
+# The most tensors that a contender is given: it would compile more for minutes, or is not made for more.
+MOST_TENSORS = {
+    "torch, compiled": 200,
+    "optax, jit": 1_000,
+    "Keras": 1_000,
+    "fastadam, adam_step": 10,
+    "kernel alone": 1,
+}
 # Seconds after which a contender has had enough turns in a case.
 PATIENCE = 5.0
 
@@ -70,21 +80,24 @@ class Case(NamedTuple):
 
 
 def quick_cases() -> list[Case]:
-    """Under three minutes on two cores."""
+    """The cases of the quick suite, which takes less than three minutes on two cores."""
     plain = ((flat(100), 51), (MLP, 51), (flat(1_000_000), 31), (flat(10_000_000), 15), (RESNET50, 9))
     cases = [(workload, "plain", rounds) for workload, rounds in plain]
     cases += [(MLP, "full", 51), (flat(10_000_000), "full", 15)]
-    return [_case(workload, kind, (*QUICK, *PLAIN), rounds) for workload, kind, rounds in cases]
+    return [_case(workload, kind, (*QUICK, *BANDWIDTH), rounds) for workload, kind, rounds in cases]
 
 
 def full_cases() -> list[Case]:
     """Every contender on every workload, in every way that it takes."""
-    names = [name for name, contender in CONTENDERS.items() if not contender.is_limit or name in PLAIN]
+    names = [name for name, contender in CONTENDERS.items() if not contender.is_limit or name in BANDWIDTH]
     kinds = {
-        "plain": WORKLOADS.values(),
+        "plain": GENERAL,
         "clip": (MLP, flat(10_000_000), RESNET50),
         "full": (MLP, flat(10_000_000), RESNET50, GPT2),
         "extras": (flat(10_000_000),),
+        "calls": (PAIR, flat(100), MLP, tensors(10_000, 1_000_000)),
+        "groups": GROUPED,
+        "rows": (TABLE,),
     }
     return [
         _case(workload, kind, names, _rounds(workload)) for kind, workloads in kinds.items() for workload in workloads
@@ -98,9 +111,9 @@ def _rounds(workload):
 def _case(workload, kind, names, rounds):
     able = [name for name in names if kind in CONTENDERS[name].kinds]
     if not workload.name.startswith("flat"):
-        able = [name for name in able if name not in (*THREADS, *PLAIN)]
-    if workload.size < PLAIN_FROM:
-        able = [name for name in able if name not in PLAIN]
+        able = [name for name in able if name not in (*THREADS, *BANDWIDTH)]
+    if workload.size < BANDWIDTH_FROM:
+        able = [name for name in able if name not in BANDWIDTH]
     chosen = tuple(name for name in able if _makes_sense(name, workload))
     return Case(workload, kind, chosen, rounds, tuple(name for name in able if name not in chosen))
 
@@ -110,7 +123,7 @@ def _makes_sense(name, workload):
         return False
     if workload.size < STORED_FROM and CONTENDERS[name].rotates:
         return False
-    return len(workload.shapes) <= COMPILED_TO.get(name, len(workload.shapes))
+    return len(workload.shapes) <= MOST_TENSORS.get(name, len(workload.shapes))
 
 
 def memory_needed(contender: Contender, case: Case) -> int:
@@ -119,7 +132,7 @@ def memory_needed(contender: Contender, case: Case) -> int:
 
 
 def memory_reserved(case: Case) -> int:
-    """Bytes that are to be left for a contender that is being built or takes a step with temporaries."""
+    """Bytes to leave for a contender that is being built, or whose step makes temporaries."""
     return 1_000_000_000 + 16 * case.workload.size
 
 
@@ -140,11 +153,11 @@ def run_case(workers: Workers, case: Case, record: Record, progress: Callable[[]
 
 
 def _there(case, record):
-    """The contenders of a case that can take part in it, in its order; `record` is told of the others."""
+    """The contenders of a case that can take part in it, in its order; `record` notes the others."""
     there, free = [], memory_free() - memory_reserved(case)
     if case.left_out:
         record.left_out[case.title] = list(case.left_out)
-    # The limits share one set of buffers, without which the rest says less.
+    # Memory for the limits is set aside first: without them the rest says less. They share one set of buffers.
     free -= max(memory_needed(CONTENDERS[name], case) for name in case.with_limits)
     for name in case.with_limits:
         contender = CONTENDERS[name]

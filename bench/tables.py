@@ -1,21 +1,13 @@
-"""A record as rows: for the terminal, CSV and Markdown."""
+"""A record as rows, and as Markdown."""
 
-import csv
-import io
 from collections.abc import Iterable, Mapping
 
-from fastadam.bench.contenders import BASELINE
+from fastadam.bench.layouts import KINDS
 from fastadam.bench.machine import in_one_line
-from fastadam.bench.marked import markdown_table
 from fastadam.bench.record import WIDE, Record, Result
+from fastadam.bench.registry import BASELINE
 
 COLUMNS = ("contender", "time", "quartiles", "ns/param", "GB/s", "of limit", "x baseline")
-KIND_TITLES = {
-    "plain": "plain step",
-    "clip": "step with clipping by norm",
-    "full": "full step",
-    "extras": "one thing more in the step",
-}
 WIDE_MARK = "~"
 
 
@@ -23,7 +15,7 @@ def title_of(result: Result) -> str:
     """Workload and kind of step."""
     size = f"{result.size:,}"
     workload = result.workload if size in result.workload else f"{result.workload} ({size} parameters)"
-    return f"{workload}, {KIND_TITLES.get(result.kind, result.kind)}"
+    return f"{workload}, {KINDS.get(result.kind, result.kind)}"
 
 
 def case_tables(record: Record, baseline: str = BASELINE) -> Iterable[tuple[str, list[list[str]]]]:
@@ -33,7 +25,7 @@ def case_tables(record: Record, baseline: str = BASELINE) -> Iterable[tuple[str,
 
 
 def row(record: Record, result: Result, baseline: str = BASELINE) -> list[str]:
-    """A result, and what follows from it."""
+    """The cells of a result."""
     low, high = result.quartiles
     unit, factor, digits = unit_of(result.median)
     return [
@@ -48,7 +40,7 @@ def row(record: Record, result: Result, baseline: str = BASELINE) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that suits it."""
+    """A time with the unit that suits it."""
     unit, factor, digits = unit_of(seconds)
     return f"{factor * seconds:.{digits}f} {unit}"
 
@@ -67,7 +59,7 @@ def number(value: float) -> str:
 
 
 def notes(record: Record, baseline: str = BASELINE) -> list[str]:
-    """What is to be said of the tables."""
+    """Where the tables come from, and how to read them."""
     lines = [source(record)]
     if record.bandwidth:
         listed = ", ".join(f"{name} {value:.1f} GB/s" for name, value in record.bandwidth.items())
@@ -104,7 +96,7 @@ def source(record: Record) -> str:
 
 
 def to_markdown(record: Record, baseline: str = BASELINE) -> str:
-    """The whole record."""
+    """The whole record as Markdown."""
     lines = ["# Benchmark of Adam steps", ""]
     for title, rows in case_tables(record, baseline):
         lines += [f"## {title}", "", *markdown_table(COLUMNS, rows), ""]
@@ -112,6 +104,13 @@ def to_markdown(record: Record, baseline: str = BASELINE) -> str:
         lines += [f"## {title}", "", *markdown_table(columns, rows), ""]
     absent = ["", "## Not measured", "", *(f"- {line}" for line in absences(record))] if absences(record) else []
     return "\n".join([*lines, "\n\n".join(notes(record, baseline)), *absent, ""])
+
+
+def markdown_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """The lines of a table whose first column is text and whose others are numbers."""
+    columns = list(columns)
+    cells = [columns, ["---", *["---:"] * (len(columns) - 1)], *map(list, rows)]
+    return ["| " + " | ".join(line) + " |" for line in cells]
 
 
 def other_tables(record: Record) -> Iterable[tuple[str, list[str], list[list[str]]]]:
@@ -126,22 +125,3 @@ def _value(what, value):
     if value is None:
         return "-"
     return f"{value / 1e6:.1f} MB" if what.startswith("memory") else duration(value)
-
-
-CSV_COLUMNS = (
-    "workload,parameters,kind,contender,bytes,rounds,median_s,quartile1_s,quartile3_s,ns_per_parameter,GB_per_s,"
-    "share_of_limit,ratio_to_baseline,baseline"
-)
-
-
-def to_csv(record: Record, baseline: str = BASELINE) -> str:
-    """One line for each result, in plain numbers; empty where there is none."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS.split(","))
-    for result in record.results:
-        names = [result.workload, result.size, result.kind, result.contender, result.bytes, len(result.seconds)]
-        follows = [result.nanoseconds_a_parameter, result.gigabytes_a_second, record.share_of_limit(result)]
-        numbers = [result.median, *result.quartiles, *follows, record.ratio(result, baseline)]
-        writer.writerow([*names, *("" if value != value else f"{value:.6g}" for value in numbers), baseline])
-    return stream.getvalue()

@@ -1,16 +1,19 @@
-"""What is stepped: named sets of parameter shapes, and random values for them."""
+"""The workloads: named sets of parameter shapes, and random values for them."""
 
 from math import prod
 from typing import NamedTuple
 
 import numpy as np
 
+from fastadam.bench.layouts import ROWS
+
 
 class Workload(NamedTuple):
-    """A set of float32 parameters."""
+    """A set of float32 parameters; with `some_rows`, only a part of the rows of each has a gradient."""
 
     name: str
     shapes: dict[str, tuple[int, ...]]
+    some_rows: bool = False
 
     @property
     def size(self) -> int:
@@ -21,20 +24,28 @@ class Workload(NamedTuple):
         rng = np.random.default_rng(seed)
         return {name: rng.standard_normal(shape, np.float32) for name, shape in self.shapes.items()}
 
+    def gradients(self, seed: int) -> dict[str, np.ndarray]:
+        """Random gradients. With `some_rows`, rows at both ends have one, so that they are the same rows in reverse."""
+        arrays = self.random(seed)
+        for array in arrays.values() if self.some_rows else ():
+            side = int(len(array) * ROWS / 2)
+            array[side:-side] = 0.0
+        return arrays
+
 
 def flat(size: int) -> Workload:
     return Workload(f"flat {size:,}", {"flat": (size,)})
 
 
 def tensors(count: int, size: int) -> Workload:
-    """`size` parameters in `count` tensors of one size."""
-    return Workload(
-        f"{count:,} tensors of {size // count:,}", {f"t{index}": (size // count,) for index in range(count)}
-    )
+    """`size` parameters in `count` tensors of one size; the last has what is left over."""
+    sizes = [size // count] * (count - 1) + [size - size // count * (count - 1)]
+    return Workload(f"{count:,} tensors of {size // count:,}", {f"t{i}": (each,) for i, each in enumerate(sizes)})
 
 
 SPLITS = (flat(1_000_000), *(tensors(count, 1_000_000) for count in (10, 100, 1_000, 10_000)))
 
+PAIR = Workload("2 tensors, 11 parameters", {"weights": (4, 2), "bias": (3,)})
 MLP = Workload(
     "MLP, 6 tensors",
     {"w1": (3, 64), "b1": (64,), "w2": (64, 64), "b2": (64,), "w3": (64, 1), "b3": (1,)},
@@ -90,6 +101,11 @@ RECOMMENDER = Workload(
         **{f"{layer}.bias": (size,) for layer, size in enumerate([256, 128, 1])},
     },
 )
+# Twenty groups, and as many as a large network has tensors.
+GROUPED = (tensors(20, 10_000_000), tensors(20, 4_481), tensors(465, 46_500))
+TABLE = Workload("table of 1,000,000 x 64", {"table": (1_000_000, 64)}, some_rows=True)
 MODELS = (MLP, RESNET50, GPT2, RECOMMENDER)
 _FLATS = tuple(flat(10**decade) for decade in range(2, 9))
-WORKLOADS = {workload.name: workload for workload in (*_FLATS, *SPLITS[1:], *MODELS)}
+# The workloads of plain steps, and all workloads.
+GENERAL = (*_FLATS, *SPLITS[1:], *MODELS)
+WORKLOADS = {workload.name: workload for workload in (*GENERAL, PAIR, *GROUPED, TABLE)}

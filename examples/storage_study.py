@@ -1,10 +1,10 @@
 """What storage formats do to training: the same problems in every format, over three seeds.
 
-    python examples/storage_study.py           train, print the table, show the curves in storage-study.png
-    python examples/storage_study.py --docs    and write both into docs/
+    python examples/storage_study.py           train, print the tables, show the curves in storage-study.png
+    python examples/storage_study.py --docs    and save both in docs/, for docs/publish.py to write into docs/storage.md
 
-The losses are those of held-out data, and float32 beside every format starts from the same parameters and sees the same
-batches. It takes about ten minutes on two cores.
+Losses are those of held-out data. Every format starts from the same parameters as float32 and sees the same batches. It
+takes about ten minutes on two cores.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from rich.table import Table
 from storage_models import Problem, characters_problem, digits_problem
 
 import fastadam
-from fastadam.bench.marked import markdown_table, write_between
 
 DOCS = Path(__file__).parent.parent / "docs"
 STEPS, EVERY, SEEDS = 1_500, 20, (0, 1, 2)
@@ -49,14 +48,14 @@ FORMATS = [
 
 
 class Run(NamedTuple):
-    """Losses of one training: along the way, of the batches, and in the end, of held-out data."""
+    """Losses of one training: `curve` along the way, on the batches, and `final` at the end, on held-out data."""
 
     curve: list[float]
     final: float
 
 
 def train(problem: Problem, chosen: Format, seed: int) -> Run:
-    """Train `problem` in a format, from the parameters and through the batches of `seed`."""
+    """Train `problem` in a format, with the starting parameters and the batches of `seed`."""
     rng = np.random.default_rng(seed)
     params = {name: value.astype(chosen.dtype) for name, value in problem.initial(rng).items()}
     schedule = fastadam.schedules.WarmupCosine(problem.lr, 100, STEPS, final_lr=problem.lr / 100)
@@ -76,7 +75,7 @@ def _widened(params):
 
 
 def rows_of(runs: dict[str, list[Run]]) -> list[list[str]]:
-    """Format, losses of the seeds, their mean, and its distance from float32 in terms of the spread of that."""
+    """Rows of format, losses, mean, and the distance of the mean from float32, in spreads of the seeds of float32."""
     plain = [run.final for run in runs["float32"]]
     spread = max(plain) - min(plain)
     rows = []
@@ -89,11 +88,11 @@ def rows_of(runs: dict[str, list[Run]]) -> list[list[str]]:
     return rows
 
 
-COLUMNS = ["stored as", "held-out loss of the seeds", "mean", "from float32, in spreads of its seeds", ""]
+COLUMNS = ["held-out loss of the seeds", "mean", "from float32, in spreads of its seeds", ""]
 
 
 def draw(results: dict[str, dict[str, list[Run]]], path: Path) -> None:
-    """The curves of all formats, and below in terms of float32: means over the seeds, with the range of float32."""
+    """Draw the mean curves of all formats, and below relative to float32; a band shows the range of its seeds."""
     figure, panels = plt.subplots(2, len(results), figsize=(14, 8), layout="constrained", sharex=True)
     for (above, below), (problem, runs) in zip(panels.T, results.items(), strict=True):
         plain = np.mean([run.curve for run in runs["float32"]], axis=0)
@@ -114,21 +113,21 @@ def draw(results: dict[str, dict[str, list[Run]]], path: Path) -> None:
     plt.close(figure)
 
 
-def write_docs(results: dict[str, dict[str, list[Run]]]) -> None:
-    """Write the tables between their marks in docs/storage.md, and the figures behind them beside it."""
-    tables = [markdown_table([f"**{problem}**", *COLUMNS[1:]], rows_of(runs)) for problem, runs in results.items()]
-    write_between(DOCS / "storage.md", {"study": [line for table in tables for line in (*table, "")][:-1]})
-    finals = {
+def save(results: dict[str, dict[str, list[Run]]]) -> None:
+    """Save the tables in docs/, and the losses behind them."""
+    losses = {
         problem: {name: [run.final for run in of_seeds] for name, of_seeds in runs.items()}
         for problem, runs in results.items()
     }
-    (DOCS / "storage-study.json").write_text(json.dumps(finals, indent=1) + "\n", encoding="utf-8")
+    tables = {f"**{problem}**": rows_of(runs) for problem, runs in results.items()}
+    saved = {"losses": losses, "columns": COLUMNS, "tables": tables, "notes": []}
+    (DOCS / "storage-study.json").write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     """Train all, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--docs", action="store_true", help="write tables and picture into docs/")
+    parser.add_argument("--docs", action="store_true", help="save tables and picture in docs/")
     to_docs = parser.parse_args().docs
     console, results = Console(width=150), {}
     for problem in (digits_problem(), characters_problem()):
@@ -137,7 +136,7 @@ def main() -> None:
         for chosen, seed in track(pairs, problem.name, console=console, transient=True):
             runs[chosen.name].append(train(problem, chosen, seed))
         results[problem.name] = runs
-        table = Table(*COLUMNS, title=problem.name, title_justify="left")
+        table = Table("stored as", *COLUMNS, title=problem.name, title_justify="left")
         for row in rows_of(runs):
             table.add_row(*row)
         console.print(table)
@@ -145,7 +144,7 @@ def main() -> None:
     draw(results, picture)
     console.print(f"The curves are in {picture}.")
     if to_docs:
-        write_docs(results)
+        save(results)
 
 
 if __name__ == "__main__":

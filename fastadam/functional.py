@@ -99,7 +99,7 @@ def adam_step(
     lr = nonnegative(lr, "lr")
     settings = (betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay)
     try:
-        chosen = _chosen(settings, tuple(options.items()))
+        chosen = _chosen(*settings, **options)
     except TypeError:  # something that has no hash: a list of betas, an array as a number
         chosen = _checked_settings(settings, options)
     given = {"p": p, "g": g, "m": m, "v": v}
@@ -154,9 +154,9 @@ class Chosen:
     ready: dict[tuple, Ready] = field(default_factory=dict)
 
 
-@lru_cache(maxsize=256)
-def _chosen(settings, options):
-    return _checked_settings(settings, dict(options))
+@lru_cache(maxsize=256, typed=True)  # 1 is no True
+def _chosen(*settings, **options):
+    return _checked_settings(settings, options)
 
 
 def _checked_settings(settings, options):
@@ -234,11 +234,12 @@ def _addresses(arrays):
 def _ready(chosen, formats, p):
     """What is ready for arrays like these; each thread has its own."""
     key = formats, p.size, p.dtype, device(p), get_ident()
-    if key not in chosen.ready:
-        if len(chosen.ready) > 64:
+    ready = chosen.ready.get(key)
+    if ready is None:
+        if len(chosen.ready) > 64:  # another thread may do so at any time
             chosen.ready.clear()
-        chosen.ready[key] = _made_ready(chosen, formats, p)
-    return chosen.ready[key]
+        ready = chosen.ready[key] = _made_ready(chosen, formats, p)
+    return ready
 
 
 def _made_ready(chosen, formats, p):

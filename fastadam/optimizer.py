@@ -29,7 +29,7 @@ from fastadam.settings.groups import ParamGroup
 from fastadam.settings.options import OPTION_NAMES, Options, moment_dtypes
 from fastadam.state import dump_state, load_state, steps_not_taken
 from fastadam.step.engine import Engine
-from fastadam.step.gradients import Collector, Gradients
+from fastadam.step.gradients import Collector
 from fastadam.step.rows import row_indices
 
 
@@ -54,6 +54,7 @@ class Optimizer:
         self._watches: list[Watch] = []
         self._seed = self._options.seed
         self._engine: Engine | None = None
+        self._params = Views({})
         self._add(parse_groups(params), required=True)
 
     def _add(self, groups: list[Group], *, required: bool) -> None:
@@ -116,10 +117,10 @@ class Optimizer:
             for index in members:
                 entry, layout = entries[index], layouts[index]
                 place = random_place(self._seed, entry.name, first + index)
-                packed = self._flat or entry.alone
-                own = None if packed else layout.flat(entry.array)
-                parameters[index] = parameter = Parameter(entry.name, place, layout, own, buffers)
-                if self._flat and not entry.alone:
+                packed = self._flat and not entry.alone
+                own = None if packed or entry.alone else layout.flat(entry.array)
+                parameters[index] = parameter = Parameter(entry.name, place, layout, own, buffers, packed)
+                if packed:
                     view = parameter.view("p")
                     view[...] = entry.array
                     bindings.append((entry.container, entry.key, rebound(view, entry.original, entry.label)))
@@ -135,20 +136,16 @@ class Optimizer:
         kept = bindings or [(entry.container, entry.key, entry.original) for entry in entries]
         self._watches += watches(kept)
         self._members = {parameter.name: member for member, parameter in enumerate(plan.parameters)}
-        shown = [entry.array for entry in entries] if not self._flat else [None] * len(entries)
-        views = [
-            parameter.view("p") if array is None else array
-            for parameter, array in zip(plan.parameters[-len(entries) :], shown, strict=True)
-        ]
-        earlier = dict(self._params) if first else {}
-        self._params = Views({**earlier, **dict(zip((entry.name for entry in entries), views, strict=True))})
-        in_place = [each.view("p") for each in plan.parameters if each.p is not None]
-        self._collector = Collector(
-            plan.parameters, in_place or [views[0]], plan.backend, zeroed=self._options.zero_grad
-        )
-        self._grads: Views | None = None
+        added = {
+            entry.name: parameter.view("p") if self._flat and not entry.alone else entry.array
+            for entry, parameter in zip(entries, plan.parameters[-len(entries) :], strict=True)
+        }
+        self._params = Views({**self._params, **added})
+        lying = [self._params[each.name] for each in plan.parameters if not each.packed]
+        example = next(iter(added.values()))
+        self._collector = Collector(plan.parameters, lying or [example], plan.backend, zeroed=self._options.zero_grad)
         if bindings:
-            del views, kept, bindings
+            del added, example, kept, bindings
             warn_of_copies([entry for entry in entries if not entry.alone])
 
     @property
@@ -161,9 +158,7 @@ class Optimizer:
 
     @property
     def grads(self) -> Views:  # noqa: D102 (described in Adam)
-        if self._grads is None:
-            self._grads = self._collector.views()
-        return self._grads
+        return self._collector.views
 
     @property
     def ema(self) -> Views:
@@ -274,16 +269,8 @@ class Optimizer:
         engine = self._engine
         assert engine is not None
         rates = engine.rates()
-        engine.take_step(self._gradients(grads), rates, grad_scale)
-
-    def _gradients(self, grads: Any) -> Gradients:
-        if grads is None or grads is self._grads:
-            return self._collector.written()
-        if isinstance(grads, Mapping):
-            return self._collector.named(grads)
-        if isinstance(grads, (list, tuple)):
-            return self._collector.listed(grads)
-        return self._collector.flat(grads, self.buffers)
+        gradients = self._collector.collect(grads, lambda: self.buffers)
+        engine.take_step(gradients, rates, grad_scale)
 
     def catch_up(self, name: Hashable = None, indices: Any = None) -> None:
         """With `sparse="exact"`, bring rows up to date that have missed steps for want of a gradient.

@@ -37,7 +37,8 @@ class Tables(Protocol):
     Attributes:
         addresses: int64 (parameters, ADDRESSES), on the host. A row has the address of the gradient (0: there is none),
             of each flat array of the parameter's update, in the order of `update.flats`, and then the place of its
-            random words, an integer below 2**32: that of its first chunk of 128 elements, to be counted on from. An address is that of the parameter's element 0 (of its exponent 0).
+            random words, an integer below 2**32: the number of its first chunk of 128 elements. An address is that of
+            the parameter's element 0 (of its exponent 0).
         hyper: float64 (clocks, HYPER): hyperparameters, in the order of `update.hyper`.
         carried: float64 (clocks, CARRIED): what is carried from step to step, in the order of `update.carried`.
         table: float64 (clocks, SCALARS), the memory of the scalars that the fold writes and elements read, in the order

@@ -6,6 +6,7 @@ the parameters after the last one in the dtype they came in.
 
 import contextlib
 import importlib.util
+import math
 import os
 import warnings
 
@@ -31,22 +32,25 @@ def run_torch(name, params, grads, **settings):
     return _arrays(params, {key: tensor.detach().numpy() for key, tensor in tensors.items()})
 
 
-def run_optax(name, params, grads, lr, betas, eps, weight_decay=0.0, eps_root=0.0):
+def run_optax(name, params, grads, lr, betas, weight_decay=0.0, eps_root=0.0, warmups=None, **settings):
     """`optax.<name>`, jitted; `amsgrad` and `radam`, which Optax has no form with weight decay of, get it chained as in
-    `optax.adamw`. What else an optimizer has no setting for is refused. `lr` may be a schedule."""
+    `optax.adamw`. What else an optimizer has no setting for is refused. `lr` may be a schedule. With `warmups` for
+    alpha and beta3, these are the schedules of AdEMAMix's paper."""
     import jax
     import optax
 
-    settings = {"b1": betas[0], "b2": betas[1], "eps": eps}
+    settings |= {f"b{number}": beta for number, beta in enumerate(betas, 1)}
     if eps_root:
         settings["eps_root"] = eps_root
+    if warmups:
+        settings |= _warm_ups(*warmups, settings["alpha"], betas)
     if name in ("amsgrad", "radam"):
         scale = getattr(optax, f"scale_by_{name}")(**settings)
         optimizer = optax.chain(scale, optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(lr))
     else:
         if weight_decay or name.endswith("w"):
             settings["weight_decay"] = weight_decay
-        optimizer = getattr(optax, name)(lr, **settings)
+        optimizer = getattr(optax if hasattr(optax, name) else optax.contrib, name)(lr, **settings)
 
     @jax.jit
     def step(tree, state, grad):
@@ -59,6 +63,20 @@ def run_optax(name, params, grads, lr, betas, eps, weight_decay=0.0, eps_root=0.
         for grad in grads:
             tree, state = step(tree, state, grad)
     return _arrays(params, tree)
+
+
+def _warm_ups(of_alpha, of_beta3, alpha, betas):
+    """Algorithm 2 of arXiv 2409.03137; Optax counts steps from 0."""
+    from jax.numpy import exp, minimum, where
+
+    first, last = math.log(betas[0]), math.log(betas[2])
+
+    def beta3(count):
+        part = (count + 1).astype(float) / of_beta3
+        ramp = exp(first * last / ((1 - part) * last + part * first))
+        return where(part < 1, minimum(ramp, betas[2]), betas[2])
+
+    return {"alpha": lambda count: alpha * minimum((count + 1).astype(float) / of_alpha, 1.0), "b3": beta3}
 
 
 def run_keras(name, params, grads, **settings):

@@ -99,14 +99,15 @@ def test_flat_gradient_over_stored_arrays(flat_array, flat):
 @pytest.mark.parametrize("name", ["p", "m", "v", "v_max", "ema"])
 def test_flat_gradient_over_a_buffer_that_a_step_writes(name):
     opt = fastadam.Adam(np.ones(20, F4), amsgrad=True, ema_decay=0.5)
-    message = "`grads` must not overlap " + ("a parameter" if name == "p" else f"`buffers.{name}`")
+    message = "`grads` must not " + ("share memory with a parameter" if name == "p" else f"overlap `buffers.{name}`")
     refuses(lambda: opt.step(opt.buffers.flats[name]), ValueError, message, opt)
 
 
 def test_flat_gradient_over_an_array_that_trains_where_it_lies():
     memory = np.ones(40, F4)
     opt = fastadam.Adam([memory[:20]])
-    refuses(lambda: opt.step(memory[10:30]), ValueError, "`grads` must not overlap a parameter", opt, memory[20:])
+    message = "`grads` must not share memory with a parameter"
+    refuses(lambda: opt.step(memory[10:30]), ValueError, message, opt, memory[20:])
 
 
 @both

@@ -4,7 +4,7 @@ import pytest
 
 from fastadam.bench import suite
 from fastadam.bench.command import choose, named
-from fastadam.bench.contenders import BASELINE, CONTENDERS
+from fastadam.bench.registry import BASELINE, CONTENDERS
 from fastadam.bench.suite import full_cases, quick_cases
 from fastadam.bench.workloads import WORKLOADS
 
@@ -42,23 +42,41 @@ def test_names_narrow_the_suite_down():
 def test_what_is_named_is_chosen_where_the_quick_suite_would_do_without():
     assert titles(choose(False, ["fastadam"], ["gpt-2"], ["full"], None)) == ["GPT-2 124M, 148 tensors, full"]
     assert titles(choose(False, [], ["flat 10,000"], [], None)) == ["flat 10,000, plain"]
-    assert {case.kind for case in choose(False, [], [], ["clip", "extras"], None)} == {"clip", "extras"}
+    assert {case.kind for case in choose(False, [], [], ["clip", "ex"], None)} == {"clip", "extras"}
     assert titles(choose(False, ["fastadam, AdamW"], [], [], None)) == ["flat 10,000,000, extras"]
     (case,) = choose(False, ["fastadam, bfloat16 m, v"], ["MLP"], ["plain"], None)
     assert case.contenders == ("fastadam, bfloat16 m, v",)
+
+
+def test_costs_of_calls_groups_and_rows_are_cases():
+    calls = {case.workload.name: case for case in full_cases() if case.kind == "calls"}
+    one, pair, many = (calls[name] for name in ("flat 100", "2 tensors, 11 parameters", "10,000 tensors of 100"))
+    ways = {"fastadam", "fastadam, where they lie", "fastadam, where they lie, new arrays"}
+    assert {*ways, "fastadam, adam_step", "kernel alone", "NumPy, textbook"} <= {*one.contenders}
+    assert "kernel alone" in pair.left_out
+    assert ways <= {*many.contenders}
+    assert {*many.left_out} == {"fastadam, adam_step", "kernel alone"}
+    groups = choose(False, [], ["465"], ["groups"], None)
+    assert [case.contenders for case in groups] == [
+        ("fastadam, one group", "fastadam, a group each", "fastadam, rates assigned")
+    ]
+    (rows,) = choose(False, [], [], ["rows"], None)
+    assert rows.with_limits == (
+        "fastadam", "fastadam, lazy rows", "fastadam, exact rows", "limit, float32", "limit, rows"
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("case", full_cases(), ids=lambda case: case.title)
 def test_the_full_suite_has_or_names_every_contender_of_a_kind(case):
     able = {name for name, each in CONTENDERS.items() if case.kind in each.kinds and not each.is_limit}
     # On flat workloads, and on large ones.
-    apart = {*suite.THREADS, *suite.PLAIN}
+    apart = {*suite.THREADS, *suite.BANDWIDTH}
     assert {*case.contenders, *case.left_out} | apart == able | apart
     assert not {*case.contenders} & {*case.left_out}
 
 
 def test_names_in_the_suite_are_those_of_contenders():
-    assert {*suite.QUICK, *suite.LARGE, *suite.COMPILED_TO, BASELINE} <= CONTENDERS.keys()
+    assert {*suite.QUICK, *suite.LARGE, *suite.MOST_TENSORS, BASELINE} <= CONTENDERS.keys()
 
 
 @pytest.mark.parametrize("cases", [quick_cases(), full_cases()], ids=["quick", "full"])

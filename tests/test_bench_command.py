@@ -8,19 +8,20 @@ import pytest
 from bench_records import run
 from typer.testing import CliRunner
 
-from fastadam import cli
 from fastadam.bench import command
-from fastadam.bench.contenders import CONTENDERS
+from fastadam.bench.layouts import KINDS
 from fastadam.bench.record import read_record
+from fastadam.bench.registry import CONTENDERS
 from fastadam.bench.tables import COLUMNS
 from fastadam.bench.workloads import WORKLOADS
-from fastadam.kernels import cpu
+from fastadam.commands import app
+from fastadam.kernels.cpu import jit as compilation
 
 
 def fastadam(*arguments):
     """Exit status, output and errors of a command, each in one line."""
     runner = CliRunner(env={"FORCE_COLOR": None, "TTY_COMPATIBLE": None})
-    done = runner.invoke(cli.application(), [str(argument) for argument in arguments])
+    done = runner.invoke(app, [str(argument) for argument in arguments])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.exit_code, " ".join(done.stdout.split()), " ".join(done.stderr.split())
@@ -36,7 +37,7 @@ def refused(*arguments):
 @pytest.fixture
 def nothing_runs(monkeypatch):
     """A test in which nothing may be measured."""
-    for name in ("bandwidth", "Workers", "costs", "parts"):
+    for name in ("bandwidth", "Workers", "costs"):
         monkeypatch.setattr(command, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
 
 
@@ -56,7 +57,8 @@ pytestmark = pytest.mark.usefixtures("nothing_runs")
 
 
 @pytest.mark.parametrize(
-    ("option", "known"), [("--contender", CONTENDERS), ("--workload", WORKLOADS), ("--baseline", CONTENDERS)]
+    ("option", "known"),
+    [("--contender", CONTENDERS), ("--workload", WORKLOADS), ("--kind", KINDS), ("--baseline", CONTENDERS)],
 )
 def test_an_unknown_name_is_refused_with_those_that_are_known(option, known):
     errors = refused(option, "fastbdam")
@@ -64,7 +66,7 @@ def test_an_unknown_name_is_refused_with_those_that_are_known(option, known):
     assert all(" ".join(name.split()) in errors for name in known)
 
 
-@pytest.mark.parametrize("arguments", [("--kind", "other"), ("--rounds", "0"), ("--threshold", "1.1"), ("--other",)])
+@pytest.mark.parametrize("arguments", [("--rounds", "0"), ("--threshold", "1.1"), ("--other",)])
 def test_other_values_of_options_are_refused(arguments):
     assert "Usage" in refused(*arguments)
 
@@ -117,7 +119,7 @@ def test_a_saved_run_is_saved_in_every_form(saved, tmp_path):
     record.results += [replace(each, workload="MLP, 6 tensors") for each in record.results]
     folder = tmp_path / "some" / "where"
     status, output, _ = fastadam("bench", "--load", saved(record), "--save", folder)
-    names = ["benchmark.json", "benchmark.csv", "benchmark.md", "benchmark.html", "models.png"]
+    names = ["benchmark.json", "benchmark.md", "benchmark.html", "models.png"]
     assert status == 0
     assert output.endswith(f"{', '.join(names)}.")
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
@@ -192,7 +194,7 @@ def test_info_says_what_is_not_there(monkeypatch):
     needs = ("numpy", "no_such_package")
     monkeypatch.setitem(CONTENDERS, "numexpr", CONTENDERS["numexpr"]._replace(needs=needs))
     monkeypatch.setattr(command, "bandwidth", lambda **_: {"read": 12.34})
-    monkeypatch.setattr(cpu, "twin", lambda *_, **options: SimpleNamespace(_cache=SimpleNamespace()))
+    monkeypatch.setattr(compilation, "jit", lambda *_: SimpleNamespace(_cache=SimpleNamespace()))
     status, output, _ = fastadam("info")
     assert status == 0
     for text in ("contender numexpr", "no_such_package not installed", "nowhere: every process compiles", "12.3 GB/s"):

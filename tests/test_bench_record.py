@@ -1,7 +1,5 @@
-"""Records of runs: what follows from the times, files of JSON and CSV, and comparisons of two runs."""
+"""Records of runs: what follows from the times, files of JSON, and comparisons of two runs."""
 
-import csv
-import io
 import json
 import re
 from math import isnan
@@ -12,7 +10,6 @@ from bench_records import MACHINE, result, rounds, run
 from fastadam.bench import tables
 from fastadam.bench.compare import changes
 from fastadam.bench.record import SCHEMA, Record, RecordError, read_record
-from fastadam.bench.tables import to_csv
 
 
 def test_what_follows_from_the_times_of_a_result():
@@ -80,7 +77,6 @@ RESULT = json.dumps(vars(result("fastadam", [1.0])))
         (b"[1, 2]", "with schema 1, got 'list'"),
         (b"{}", "with schema 1, got None"),
         (b'{"schema": 99, "machine": {}, "results": []}', "with schema 1, got 99"),
-        (b'{"benchmarks": [{"name": "of others", "extra_info": {}}]}', "with schema 1, got None"),
         (b'{"schema": 1, "machine": {}}', "lacks something: 'results'"),
         (b'{"schema": 1, "results": []}', "lacks something: .* 'machine'"),
         (b'{"schema": 1, "machine": {}, "results": [{"workload": "MLP"}]}', "lacks something: .* 'size'"),
@@ -153,19 +149,3 @@ def test_only_what_both_runs_have_with_its_limit_is_compared():
     assert slower(before, after) == ["fastadam, step(grads)"]
     after.results = [each for each in after.results if not each.is_limit]
     assert changes(before, after) == []
-
-
-def test_csv_has_a_line_of_numbers_for_each_result():
-    record = run()
-    record.results.append(result('of "others", 8-bit', [2e-3], kind="clip", moved=16, limit="limit, 8-bit m, v"))
-    *lines, last = csv.DictReader(io.StringIO(to_csv(record, "fastadam")))
-    assert [line["contender"] for line in lines] == [each.contender for each in run().results]
-    line = lines[1]
-    assert (line["workload"], line["kind"], line["baseline"]) == ("flat 10,000", "plain", "fastadam")
-    numbers = ("parameters", "bytes", "rounds", "median_s", "quartile1_s", "quartile3_s", "ns_per_parameter")
-    wanted = (10_000, 28, 5, 5e-6, 4.925e-6, 5.075e-6, 0.5)
-    assert [float(line[name]) for name in numbers] == pytest.approx(wanted, rel=1e-5)
-    numbers = ("GB_per_s", "share_of_limit", "ratio_to_baseline")
-    assert [float(line[name]) for name in numbers] == pytest.approx((56, 0.4, 0.8), rel=1e-5)
-    assert (last["contender"], last["share_of_limit"], last["ratio_to_baseline"]) == ('of "others", 8-bit', "", "")
-    assert None not in last

@@ -8,9 +8,9 @@ import pytest
 
 from fastadam.bench import interleave as interleave_module
 from fastadam.bench import suite, workers
-from fastadam.bench.contenders import CONTENDERS
 from fastadam.bench.interleave import in_turns, interleave, timed
 from fastadam.bench.record import Record
+from fastadam.bench.registry import CONTENDERS
 from fastadam.bench.suite import Case, run_case
 from fastadam.bench.workers import Workers
 from fastadam.bench.workloads import GPT2, MLP, flat
@@ -43,8 +43,8 @@ def clock(monkeypatch):
 
 def test_contenders_take_turns():
     calls = []
-    timings = interleave({name: timed(lambda name=name: calls.append(name)) for name in "ab"}, 3, turn_seconds=0)
-    assert [len(timing.rounds) for timing in timings.values()] == [3, 3]
+    times = interleave({name: timed(lambda name=name: calls.append(name)) for name in "ab"}, 3, turn_seconds=0)
+    assert [len(rounds) for rounds in times.values()] == [3, 3]
     rounds = ["".join(calls[start : start + 4]) for start in range(0, 16, 4)]
     # In an order that changes; each turn has a call to warm up.
     assert rounds[0] == "aabb"

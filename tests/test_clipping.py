@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import systems
 from oracle import bits, memory
-from training import HYPER, LARGE, copies, dtypes, make, ways
+from training import HYPER, LARGE, both, by_mapping, copies, dtypes, make, ways
 
 import fastadam
 
@@ -76,19 +76,28 @@ def test_norm_without_any_element():
 # --- the step is that with the factor as a scale, to the last bit
 
 
-@dtypes
-@ways
-@pytest.mark.parametrize("most", [1e-3, 1e6], ids=["clipped", "not clipped"])
-def test_step_is_one_with_a_gradient_scale(most, way, dtype):
-    clipped, scaled = (
-        fastadam.AdamW(make(SHAPES, dtype=dtype), **HYPER, **options) for options in ({"max_grad_norm": most}, {})
-    )
+def check_step_is_one_with_a_gradient_scale(kind, most, way, dtype, **options):
+    clipped, scaled = (kind(make(SHAPES, dtype=dtype), **options, **more) for more in ({"max_grad_norm": most}, {}))
     for seed, grad_scale in ((1, 1.0), (2, 0.3), (3, 256.0)):
         grads = make(SHAPES, seed, dtype)
         way(clipped, grads, grad_scale=grad_scale)
         scaled.step(grads, grad_scale=grad_scale * factor(clipped.grad_norm, most))
         assert clipped.grad_norm == pytest.approx(exact_norm(grads, grad_scale), rel=1e-12)
     assert memory(clipped) == memory(scaled)
+
+
+@dtypes
+@ways
+@both
+@pytest.mark.parametrize("most", [1e-3, 1e6], ids=["clipped", "not clipped"])
+def test_step_is_one_with_a_gradient_scale(most, way, dtype, flat):
+    check_step_is_one_with_a_gradient_scale(fastadam.AdamW, most, way, dtype, flat=flat, **HYPER)
+
+
+@pytest.mark.parametrize("kind", [fastadam.Lion, fastadam.AdEMAMix])
+@pytest.mark.parametrize("most", [1e-3, 1e6], ids=["clipped", "not clipped"])
+def test_other_members_are_clipped_alike(kind, most):
+    check_step_is_one_with_a_gradient_scale(kind, most, by_mapping, np.float32, weight_decay=0.1)
 
 
 def test_threads_and_groups_change_no_bit():

@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 import pytest
 from ml_dtypes import bfloat16
-from oracle import bits, memory
-from stored_model import raw, values
+from oracle import bits, memory, raw
+from stored_model import values
 from test_state import at, without
 from training import make
 
@@ -84,7 +84,7 @@ def test_converted_moments_are_within_the_error_of_the_format(source, target):
     assert {entry["step"] for entry in new.state_dict()["state"].values()} == {3}
     assert new.param_groups[0]["lr"] == 1e-3
     new.step({name: np.ones(shape, np.float32) for name, shape in SHAPES.items()})
-    assert np.isfinite(new.buffers.p).all()
+    assert all(np.isfinite(view).all() for view in new.params.values())
 
 
 @pairs
@@ -127,7 +127,7 @@ def test_largest_second_moment_and_average_are_converted(target):
     new.load_state_dict(old.state_dict(), convert=True)
     assert bits(new.ema) == bits(old.ema)
     for name in SHAPES:
-        v_max, exact = (opt.buffers.part(name, "v_max") for opt in (new, old))
+        v_max, exact = (raw(opt, name)["v_max"] for opt in (new, old))
         assert v_max.dtype == (bfloat16 if target == "bfloat16" else np.float32)
         assert v_max.tobytes() == exact.astype(v_max.dtype).tobytes()
 
@@ -136,12 +136,9 @@ def test_states_of_float64_and_of_16_bit_parameters_are_converted():
     for source, target in itertools.permutations([np.float64, np.float32, bfloat16, np.float16], 2):
         old, new = train(built(dtype=source), [0]), built(dtype=target)
         new.load_state_dict(old.state_dict(), convert=True)
-        for flat in "mv":
-            expected = getattr(old.buffers, flat).astype(getattr(new.buffers, flat).dtype)
-            for name in SHAPES:
-                np.testing.assert_array_equal(
-                    new.buffers.part(name, flat), old.buffers.segments[name].of(expected), strict=True
-                )
+        for name, flat in itertools.product(SHAPES, "mv"):
+            actual, exact = (raw(opt, name)[flat] for opt in (new, old))
+            np.testing.assert_array_equal(actual, exact.astype(new.buffers.dtype(flat)), strict=True)
 
 
 @pytest.mark.parametrize("member", ["NAdam", "Adamax", "RAdam"])
@@ -156,7 +153,7 @@ def test_other_members_are_converted(member):
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["there", "back"])
-def test_states_with_small_parameters_are_converted_although_their_groups_differ(back):
+def test_states_with_small_parameters_are_converted_although_these_have_no_codes(back):
     shapes = {"large": (64, 65), "small": (7,), "more": (4096,)}
     opts = [fastadam.AdamW(make(shapes), moment_dtype=moment_dtype) for moment_dtype in (None, "float8")]
     old, new = reversed(opts) if back else opts
@@ -183,7 +180,7 @@ def test_moments_of_torch_are_converted():
     for entry in saved["state"].values():
         entry.update({key: torch.tensor(entry[key]).bfloat16() for key in ("exp_avg", "exp_avg_sq")})
     new.load_state_dict(saved, convert=True)
-    assert new.buffers.part("w", "m").tobytes() == old.buffers.part("w", "m").astype(bfloat16).tobytes()
+    assert raw(new, "w")["m"].tobytes() == raw(old, "w")["m"].astype(bfloat16).tobytes()
 
 
 def test_training_goes_on_after_a_conversion_as_before():
@@ -207,7 +204,7 @@ MISFITS = {
     "exponents of another shape": (
         at(*W, "exp_avg_exponent", value=np.zeros(39, np.uint8)),
         ValueError,
-        r"`state_dict\['state'\]\['w'\]\['exp_avg_exponent'\]` must have shape \(40,\), one for each block.*\(39,\)",
+        r"`state_dict\['state'\]\['w'\]\['exp_avg_exponent'\]` must have shape \(40,\), one for each group.*\(39,\)",
     ),
     "exponents of another dtype": (
         at(*W, "exp_avg_sq_exponent", value=np.zeros(40, np.int8)),
@@ -228,9 +225,19 @@ MISFITS = {
     "no codes": (without(*W, "exp_avg"), ValueError, r"must have the keys 'step', 'exp_avg', .*got \['step', "),
     "bad eps": (at("param_groups", 0, "eps", value=-1.0), ValueError, "`eps` must be >= 0, got -1.0"),
     "negative step": (at(*W, "step", value=-1), ValueError, r"\['step'\]` must be >= 0, got -1"),
-    "seed is no integer": (at(*W, "seed", value=0.5), TypeError, r"\['seed'\]` must be an integer, got 0.5"),
-    "seed beyond float32": (at(*W, "seed", value=2**24), ValueError, r"\['seed'\]` must be .*got 16777216"),
-    "negative seed": (at(*W, "seed", value=-3), ValueError, r"\['seed'\]` must be >= 0, got -3"),
+    "seed is no integer": (
+        at(*W, "words_seed", value=0.5),
+        TypeError,
+        r"\['words_seed'\]` must be an integer, got 0.5",
+    ),
+    "no seed": (without(*W, "words_seed"), TypeError, r"\['words_seed'\]` must be an integer, got None"),
+    "negative seed": (at(*W, "words_seed", value=-3), ValueError, r"\['words_seed'\]` must be >= 0, got -3"),
+    "two seeds": (at(*W, "words_seed", value=7), ValueError, r"one seed for all parameters, got \[0, 7\]"),
+    "layout is a number": (at(*W, "layout", value=3), TypeError, r"\['layout'\]` must be a list of integers, got 3"),
+    "layout of strings": (at(*W, "layout", value=["a", "b"]), TypeError, r"must be a list of integers, got \['a', 'b'"),
+    "layout of one axis": (at(*W, "layout", value=[0]), ValueError, r"each axis of shape \(5, 1001\) once.*got \[0\]"),
+    "layout with an axis twice": (at(*W, "layout", value=[0, -1]), ValueError, r"each axis of shape .*got \[0, -1\]"),
+    "layout with a third axis": (at(*W, "layout", value=[1, 2]), ValueError, r"each axis of shape .*got \[1, 2\]"),
     "later name": (
         at("state", "k", "exp_avg_sq", value=np.zeros(5, np.uint8)),
         ValueError,

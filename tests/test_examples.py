@@ -1,7 +1,10 @@
-"""The study of storage formats: its models have right gradients, and its formats train."""
+"""The studies of storage formats: models have right gradients, formats train, and codes keep what is told of them."""
+
+import json
 
 import numpy as np
 import pytest
+import quantisation
 import storage_study
 from storage_models import CHARACTERS, characters_problem, digits_problem, text
 
@@ -53,15 +56,20 @@ def test_results_become_a_table_and_a_picture(tmp_path, monkeypatch):
     storage_study.draw({"one": runs, "other": runs}, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(storage_study, "DOCS", tmp_path)
-    start, end = (
-        "<!-- study: written by `python examples/storage_study.py --docs` -->\n",
-        "<!-- end of study -->\nafter\n",
-    )
-    page = f"before\n{start}old\n{end}"
-    (tmp_path / "storage.md").write_text(page)
-    storage_study.write_docs({"one": runs})
-    written = (tmp_path / "storage.md").read_text()
-    assert "| worse | 3.0000, 3.0000 |" in written
-    assert written.startswith("before\n")
-    assert written.endswith(end)
-    assert "old" not in written
+    storage_study.save({"one": runs})
+    saved = json.loads((tmp_path / "storage-study.json").read_text())
+    assert saved["losses"] == {"one": {"float32": [1.0, 1.5], "worse": [3.0, 3.0]}}
+    assert saved["tables"]["**one**"][1] == ["worse", "3.0000, 3.0000", "3.0000", "+3.50", "**worse**"]
+    assert len(saved["columns"]) == 4
+
+
+def test_what_moments_keep_is_measured_against_float64(monkeypatch):
+    monkeypatch.setattr(quantisation, "STEPS", 30)
+    names = ["fastadam, float32", *list(quantisation.CONTENDERS)[:2]]
+    monkeypatch.setitem(quantisation.CONTENDERS, names[0], quantisation.of_fastadam)
+    exact, codes, bfloat16 = quantisation.measure(quantisation.STREAMS["steady gradients"], names)
+    assert exact[1:] == ["0.0000", "0.000", "+0.000", "0.0%", "0%"]
+    for row in (codes, bfloat16):
+        assert row[4:] == ["0.0%", "0%"]
+    assert 0.3 > float(codes[1]) > float(bfloat16[1]) > 0
+    assert 0.2 > float(codes[2]) > float(bfloat16[2]) > 0

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from oracle import bits, memory
-from training import LARGE, SHAPES, copies, dtypes, make, sizes, ways
+from oracle import bits, memory, raw
+from training import LARGE, SHAPES, both, copies, dtypes, make, sizes, ways
 
 import fastadam
+from fastadam.kernels import cpu
 
 HYPER = {"lr": 0.25, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.05}  # lr: a power of two divides exactly
 EXTRAS = {
@@ -26,24 +27,25 @@ def rounded(array, dtype):
 
 
 def named(opt, flat):
-    return bits(opt.buffers.views(getattr(opt.buffers, flat)))
+    return bits({name: raw(opt, name)[flat] for name in opt.params})
 
 
 # --- the same as around a plain step
 
 
+@both
 @pytest.mark.parametrize(
     ("name", "size", "dtype"), [(name, *SMALL) for name in EXTRAS] + [("clip_value", *WIDE), ("all", *WIDE)]
 )
-def test_extras_are_the_same_as_around_a_plain_step(name, size, dtype):
+def test_extras_are_the_same_as_around_a_plain_step(name, size, dtype, flat):
     options, shapes = EXTRAS[name], {"w": size, "b": (2, 3), "c": ()}
 
     def built(**settings):
-        w, b, c = ({key: array} for key, array in make(shapes, dtype=dtype).items())
-        second = {"params": b, "lr": 0.5, "betas": (0.5, 0.75), "weight_decay": 0.125}
-        return fastadam.AdamW([{"params": w | c}, second], **HYPER, **settings)
+        first = make(shapes, dtype=dtype)
+        second = {"params": {"b": first.pop("b")}, "lr": 0.5, "betas": (0.5, 0.75), "weight_decay": 0.125}
+        return fastadam.AdamW([{"params": first}, second], **HYPER, **settings)
 
-    opt, plain = built(**options), built()
+    opt, plain = built(flat=flat, **options), built()
     if "decouple_lr" in options:
         for group in plain.param_groups:
             group["weight_decay"] /= group["lr"]
@@ -76,7 +78,7 @@ def test_adam_step_has_all_but_the_copy(size, dtype):
         numbers = {"step": step, "grad_scale": 0.3, "decoupled_weight_decay": True, **HYPER}
         fastadam.adam_step(g=g["w"], **flats, **numbers, **options)
         assert not g["w"].any()
-    assert bits(flats) == bits({name: getattr(opt.buffers, name) for name in flats})
+    assert bits(flats) == bits({flat: raw(opt, "w")[flat] for flat in flats})
 
 
 # --- the average
@@ -154,9 +156,10 @@ def layouts():
     return shapes, grads
 
 
-def test_gradients_of_a_mapping_are_zeroed_where_they_lie():
+@both
+def test_gradients_of_a_mapping_are_zeroed_where_they_lie(flat):
     shapes, grads = layouts()
-    opt, plain = fastadam.Adam(make(shapes), zero_grad=True), fastadam.Adam(make(shapes))
+    opt, plain = fastadam.Adam(make(shapes), zero_grad=True, flat=flat), fastadam.Adam(make(shapes))
     plain.step(copies(grads))
     between = grads["strided"].base[1::2].copy()
     opt.step(grads)
@@ -173,29 +176,31 @@ def test_torch_gradients_are_zeroed():
     assert not any(tensor.any() for tensor in tensors.values())
 
 
+@both
 @sizes
-def test_written_and_flat_gradients_are_zeroed(size):
+def test_written_and_flat_gradients_are_zeroed(size, flat):
     shapes = {"w": size, "b": (2, 3)}
-    written, flat, plain = (fastadam.Adam(make(shapes), zero_grad=zeroed) for zeroed in (True, True, False))
-    gradient = np.zeros_like(flat.buffers.p)
+    written, whole, plain = (fastadam.Adam(make(shapes), zero_grad=zeroed, flat=flat) for zeroed in (True, True, False))
+    gradient = np.zeros(whole.buffers.size, np.float32)
     for seed in (1, 2):
         grads = make(shapes, seed)
         plain.step(grads)
         for name in shapes:
             written.grads[name] += grads[name]  # the last ones are gone
-            flat.buffers.views(gradient)[name][...] = grads[name]
+            whole.buffers.views(gradient)[name][...] = grads[name]
         written.step()
-        flat.step(gradient)
+        whole.step(gradient)
         assert not written.buffers.g.any()
         assert not gradient.any()
-    assert memory(written) == memory(flat) == memory(plain)
+    assert memory(written) == memory(whole) == memory(plain)
 
 
+@both
 @sizes
 @pytest.mark.parametrize("take", ["one for all", "swapped", "own"])
-def test_gradients_that_share_memory_are_read_before_they_are_zeroed(take, size):
+def test_gradients_that_share_memory_are_read_before_they_are_zeroed(take, size, flat):
     shapes = {"a": size, "b": size}
-    opt, plain = fastadam.Adam(make(shapes), zero_grad=True), fastadam.Adam(make(shapes))
+    opt, plain = fastadam.Adam(make(shapes), zero_grad=True, flat=flat), fastadam.Adam(make(shapes))
     for name, gradient in make(shapes, 1).items():
         opt.grads[name] = gradient
     grads = dict.fromkeys(shapes, make(shapes, 1)["a"])
@@ -239,40 +244,81 @@ def test_gradient_that_cannot_be_zeroed(name):
 # --- groups
 
 
-def test_twenty_groups_are_one_launch_and_equal_separate_optimizers():
+@both
+def test_twenty_groups_are_one_launch_and_equal_separate_optimizers(flat, monkeypatch):
+    passes, launcher = [], cpu.launcher
+
+    def counted(given, tables, **options):
+        passes.append(len(given))
+        return launcher(given, tables, **options)
+
+    monkeypatch.setattr(cpu, "launcher", counted)
     shapes = {f"p{index}": 7 * index + 1 for index in range(20)}
     own = [{"lr": 1e-3 * k, "betas": (0.9 - 0.01 * k, 0.99), "weight_decay": 0.01 * k} for k in range(20)]
+    arrays = make(shapes)
     opt = fastadam.AdamW(
-        [{"params": {name: array}, **k} for k, (name, array) in zip(own, make(shapes).items(), strict=True)]
+        [{"params": {name: arrays.pop(name)}, **k} for name, k in zip(shapes, own, strict=True)], flat=flat
     )
     alone = [fastadam.AdamW({name: array}, **k) for k, (name, array) in zip(own, make(shapes).items(), strict=True)]
     for seed in (1, 2, 3):
         opt.step(make(shapes, seed))
+    assert passes == [1]
+    for seed in (1, 2, 3):
         for other in alone:
             other.step({name: make(shapes, seed)[name] for name in other.params})
-    assert len(opt._plans) == 1
-    assert len(opt._plans[0].launches(merged=True)) == 1
     assert bits(opt.params) == {name: view for other in alone for name, view in bits(other.params).items()}
     opt.param_groups[3]["amsgrad"] = True
-    assert len(opt._plans[0].launches(merged=True)) == 2
+    passes.clear()
+    opt.step(make(shapes, 4))
+    assert passes == [2]
 
 
-def test_parameters_excluded_from_weight_decay_are_groups_by_hand():
-    params, split = make({"w": (3, 4), "w.bias": 4, "k.bias": 2}), make({"w": (3, 4), "w.bias": 4, "k.bias": 2})
-    w, w_bias, k_bias = ({name: array} for name, array in split.items())
+@both
+def test_parameters_excluded_from_weight_decay_are_stepped_as_groups_by_hand(flat):
+    shapes = {"w": (3, 4), "w.bias": 4, "k.bias": 2}
+    w, w_bias, k_bias = ({name: array} for name, array in make(shapes).items())
     groups = [{"params": w, "lr": 0.5, "label": "head"}, {"params": w_bias, "lr": 0.5, "label": "head"}]
     by_hand = fastadam.AdamW([*groups, {"params": k_bias}], lr=0.25, weight_decay=0.1)
     for group in by_hand.param_groups[1:]:
         group["weight_decay"] = 0.0
+    params = make(shapes)
     first = {name: params.pop(name) for name in ("w", "w.bias")}
     given = [{"params": first, "lr": 0.5, "label": "head"}, {"params": params, "weight_decay": 3.0}]
-    opt = fastadam.AdamW(given, lr=0.25, exclude_from_weight_decay=lambda name: name.endswith("bias"), weight_decay=0.1)
-    assert [dict(group) for group in opt.param_groups] == [dict(group) for group in by_hand.param_groups]
+    options = {"exclude_from_weight_decay": lambda name: name.endswith("bias"), "flat": flat}
+    opt = fastadam.AdamW(given, lr=0.25, weight_decay=0.1, **options)
+    found = [(group["params"], group["lr"], group["weight_decay"], group.get("label")) for group in opt.param_groups]
+    assert found == [(("w", "w.bias"), 0.5, 0.1, "head"), (("k.bias",), 0.25, 3.0, None)]
     for seed in (1, 2):
         for one in (opt, by_hand):
-            one.step(make({"w": (3, 4), "w.bias": 4, "k.bias": 2}, seed))
+            one.step(make(shapes, seed))
     assert bits(opt.params) == bits(by_hand.params)
     assert np.shares_memory(first["w"], opt.params["w"])
+    # Nor is it applied when it is assigned, or is L2.
+    opt.param_groups[0].update({"weight_decay": 0.7, "decoupled_weight_decay": False})
+    by_hand.param_groups[0].update({"weight_decay": 0.7, "decoupled_weight_decay": False})
+    by_hand.param_groups[1]["decoupled_weight_decay"] = False
+    for one in (opt, by_hand):
+        one.step(make(shapes, 3))
+    assert bits(opt.params) == bits(by_hand.params)
+
+
+@both
+def test_setting_a_group_is_one_assignment_whatever_is_stepped_apart_in_it(flat):
+    """Small parameters beside codes, and those without weight decay, are in the user's one group."""
+    shapes = {"large": (65, 70), "large.bias": 5000, "b": 3, "b.bias": 7}
+    options = {"moment_dtype": "float8", "exclude_from_weight_decay": lambda name: name.endswith("bias"), "seed": 3}
+    opt = fastadam.AdamW(make(shapes), weight_decay=0.5, flat=flat, **options)
+    each = [{"params": {name: array}} for name, array in make(shapes).items()]
+    by_hand = fastadam.AdamW(each, weight_decay=0.5, **options)
+    assert [group["params"] for group in opt.param_groups] == [tuple(shapes)]
+    for step in range(4):
+        settings = {"lr": 0.1 / (step + 1), "weight_decay": 0.1 * step, "betas": (0.8, 0.9 + 0.01 * step)}
+        for one in (opt, by_hand):
+            for group in one.param_groups:
+                group["lr"] = settings["lr"]
+                group.update(settings)
+            one.step(make(shapes, step))
+    assert memory(opt) == memory(by_hand)
 
 
 def test_exclusion_that_matches_nothing():
@@ -296,7 +342,7 @@ def test_zeroed_gradient_of_two_parameters_in_buffers_of_their_own(way):
 
 
 def test_gaps_stay_zero_when_eps_becomes_zero():
-    opt = fastadam.Adam({"a": np.ones(3, np.float32), "b": np.ones(5, np.float32)}, ema_decay=0.9)
+    opt = fastadam.Adam({"a": np.ones(3, np.float32), "b": np.ones(5, np.float32)}, ema_decay=0.9, flat=True)
     opt.step({"a": np.ones(3, np.float32), "b": np.ones(5, np.float32)})
     opt.param_groups[0]["eps"] = 0.0
     opt.step({"a": np.ones(3, np.float32), "b": np.ones(5, np.float32)})

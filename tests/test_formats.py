@@ -33,7 +33,7 @@ COMBINED = tuple(STORAGES)[:5]
 # To compile a kernel takes a second, and two with codes: the other members and options are run on these.
 FEW = (COMBINED[0], COMBINED[3], COMBINED[4])
 MEMBERS_OF = {storage: ("AdamW", "Adam") if storage in COMBINED else ("AdamW",) for storage in STORAGES}
-MEMBERS_OF |= dict.fromkeys(FEW, ("AdamW", "Adam", "NAdam", "Adamax", "RAdam"))
+MEMBERS_OF |= dict.fromkeys(FEW, ("AdamW", "Adam", "NAdam", "Adamax", "RAdam", "Lion", "AdEMAMix"))
 combined = pytest.mark.parametrize("storage", COMBINED)
 few = pytest.mark.parametrize("storage", FEW)
 HYPER = {"lr": 0.02, "betas": (0.8, 0.99), "eps": 1e-3, "weight_decay": 0.05}
@@ -51,6 +51,11 @@ def built(storage, shapes=SHAPES, member="AdamW", **options):
     first = make(shapes, dtype=dtype)
     second = {"params": {"last": first.pop("last")}, "lr": 0.005, "betas": (0.5, 0.75), "weight_decay": 0.25}
     options = {**HYPER, **stored, **options}
+    if member == "AdEMAMix":
+        options |= {"betas": (0.8, 0.99, 0.995), "alpha": 3.0, "alpha_warmup": 7, "beta3_warmup": 11}
+        second |= {"betas": (0.5, 0.75, 0.9), "alpha": 2.0, "beta3_warmup": 0}
+    if member == "Lion":
+        del options["eps"]
     opt = getattr(fastadam, member)([{"params": first}, second], **options)
     return Followed(opt, **options)
 

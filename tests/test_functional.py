@@ -1,10 +1,12 @@
 """`fastadam.adam_step`: one pass over four flat arrays of any library."""
 
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from oracle import assert_same_bits, exact_adam, misaligned, random_state
+from refusal import adam_step_refuses
 
 import fastadam
 from fastadam.kernels import cpu
@@ -91,3 +93,69 @@ def test_defaults_are_those_of_the_optimizer():
     ours = {name: parameter.default for name, parameter in inspect.signature(fastadam.adam_step).parameters.items()}
     group = fastadam.Adam(np.ones(1)).param_groups[0]
     assert {key: ours[key] for key in group if key != "params"} == {k: v for k, v in group.items() if k != "params"}
+
+
+FLAGS = ["amsgrad", "maximize", "decoupled_weight_decay", "zero_grad", "decouple_lr"]
+
+
+@pytest.mark.parametrize("key", FLAGS)
+@pytest.mark.parametrize("value", [0, 0.0, np.int8(0), 1, "no"], ids=repr)
+def test_a_flag_is_checked_again_after_one_that_is_equal_to_it(key, value):
+    fastadam.adam_step(*random_state(5), step=1, **{key: False})
+    adam_step_refuses({key: value}, TypeError, f"`{key}` must be True or False")
+
+
+def test_settings_that_have_no_hash_are_taken_too():
+    state, other = random_state(50), random_state(50)
+    fastadam.adam_step(*state, step=1, betas=[0.8, 0.99], eps=np.array(1e-6))
+    fastadam.adam_step(*other, step=1, betas=(0.8, 0.99), eps=1e-6)
+    assert_same_bits((state[0], *state[2:]), (other[0], *other[2:]))
+
+
+def test_calls_of_any_sizes_dtypes_and_settings_do_not_meet():
+    def steps(of):
+        # More sizes than are kept ready, each again after all the others.
+        for step in (1, 2):
+            for size in range(1, 80):
+                for dtype in (np.float32, np.float64):
+                    p, _, m, v = of[size, dtype]
+                    g = random_state(size, dtype, seed=step)[1]
+                    fastadam.adam_step(
+                        p, g, m, v, step=step, lr=size / 1e4, betas=(0.8, 0.9 + size / 1e3), grad_scale=size
+                    )
+
+    mixed = {(size, dtype): random_state(size, dtype) for size in range(1, 80) for dtype in (np.float32, np.float64)}
+    steps(mixed)
+    for (size, dtype), (p, _, m, v) in mixed.items():
+        flat = random_state(size, dtype)[0]
+        optimizer = fastadam.Adam(flat, lr=size / 1e4, betas=(0.8, 0.9 + size / 1e3))
+        optimizer.buffers.m[...], optimizer.buffers.v[...] = random_state(size, dtype)[2:]
+        for step in (1, 2):
+            optimizer.step(random_state(size, dtype, seed=step)[1], grad_scale=size)
+        assert_same_bits((p, m, v), (flat, optimizer.buffers.m, optimizer.buffers.v))
+
+
+def test_threads_that_take_many_sizes_get_what_one_gets():
+    def stepped(seed):
+        states = [random_state(size, seed=seed) for size in range(1, 100)]
+        for step in (1, 2, 3):
+            for state in states:
+                fastadam.adam_step(*state, step=step)
+        return states
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(stepped, range(8)))
+    for seed, states in enumerate(together):
+        for state, other in zip(states, stepped(seed), strict=True):
+            assert_same_bits((state[0], *state[2:]), (other[0], *other[2:]))
+
+
+@pytest.mark.parametrize("options", [{"maximize": True}, {"zero_grad": True}, {"clip_value": 0.5}], ids=str)
+def test_equal_settings_with_other_options_do_not_meet(options):
+    plain, other = random_state(50), random_state(50)
+    fastadam.adam_step(*plain, step=1)
+    fastadam.adam_step(*other, step=1, **options)
+    again = random_state(50)
+    fastadam.adam_step(*again, step=1)
+    assert_same_bits((again[0], *again[2:]), (plain[0], *plain[2:]))
+    assert not np.array_equal(other[0], plain[0]) or not other[1].any()

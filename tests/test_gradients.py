@@ -205,6 +205,50 @@ def test_large_gradient_over_the_place_where_a_small_one_is_gathered(flat):
     assert_same_bits(pmv(aliased), pmv(copied))
 
 
+# --- gradients in a list, and on demand
+
+
+@both
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_list_of_gradients_is_a_mapping_of_them(kind, flat):
+    listed, named = (fastadam.Adam(make(SHAPES), **HYPER, flat=flat) for _ in range(2))
+    for seed in (1, 2):
+        grads = make(SHAPES, seed)
+        listed.step(kind(grads.values()), grad_scale=0.5)
+        named.step(grads, grad_scale=0.5)
+    assert_same_bits(pmv(listed), pmv(named))
+
+
+@both
+def test_none_in_a_list_leaves_a_parameter_and_its_count_alone(flat):
+    opt = fastadam.Adam(make({"a": 3, "b": 4}), flat=flat)
+    before = copies(opt.params)
+    for _ in range(2):
+        opt.step([None, np.ones(4, np.float32)])
+    np.testing.assert_array_equal(opt.params["a"], before["a"])
+    assert [entry["step"] for entry in opt.state_dict()["state"].values()] == [0, 2]
+
+
+@both
+def test_lists_follow_the_order_of_groups(flat):
+    opt = fastadam.Adam([{"params": make({"a": 3})}, {"params": [np.ones(2, np.float32)]}], lr=0.5, flat=flat)
+    opt.add_param_group({"params": {"z": np.ones(1, np.float32)}})
+    opt.step([np.ones(3, np.float32), np.ones(2, np.float32), np.ones(1, np.float32)])
+    np.testing.assert_allclose(opt.params["z"], [0.5], rtol=1e-6)
+    assert list(opt.params) == ["a", 0, "z"]
+
+
+def test_gradient_views_are_made_once_and_anew_for_an_added_group():
+    opt = fastadam.Adam(make({"a": 3}))
+    views = opt.grads
+    assert opt.grads is views
+    opt.grads["a"] = 2.0
+    opt.add_param_group({"params": make({"b": 2})})
+    assert list(opt.grads) == ["a", "b"]
+    np.testing.assert_array_equal(opt.grads["a"], [2.0, 2.0, 2.0])
+    assert np.shares_memory(opt.grads["a"], views["a"])
+
+
 # --- any set of shapes
 
 

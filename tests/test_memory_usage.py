@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from ml_dtypes import bfloat16
-from training import make
+from training import both, make
 
 import fastadam
 
@@ -36,17 +36,19 @@ def test_bytes_a_parameter(dtype, options, expected):
     assert [buffer.name for buffer in usage.buffers] == ["p", "g", "m", "v"]
 
 
-def test_bytes_are_those_of_the_arrays():
+@both
+def test_bytes_are_those_of_the_arrays(flat):
     options = {**MASTERS, "amsgrad": True, "ema_decay": 0.9}
     shapes = {"large": (100, 77), "small": (3,), "b": (), "more": (64, 65)}
-    opt = fastadam.Adam(make(shapes, dtype=bfloat16), **options)
+    opt = fastadam.Adam(make(shapes, dtype=bfloat16), flat=flat, **options)
     opt.step(dict(opt.grads))
     usage, stored = opt.memory_usage(), {}
     for buffers in opt.all_buffers:
-        for name, array in vars(buffers).items():
-            if isinstance(array, np.ndarray):
-                buffer = {"remainder": "p"}.get(name, name.removesuffix("_exponent"))
-                stored[buffer] = stored.get(buffer, 0) + array.nbytes
+        for name, array in buffers.flats.items():
+            buffer = {"remainder": "p"}.get(name, name.removesuffix("_exponent"))
+            stored[buffer] = stored.get(buffer, 0) + array.nbytes
+    if not flat:
+        stored["p"] += sum(view.nbytes for view in opt.params.values())
     assert {buffer.name: buffer.nbytes for buffer in usage.buffers} == stored
     assert usage.nbytes == sum(stored.values())
     assert usage.parameters == 7700 + 3 + 1 + 4160
@@ -61,12 +63,40 @@ def test_bytes_are_those_of_the_arrays():
     }
 
 
+@pytest.mark.parametrize(
+    ("member", "options", "expected"),
+    [
+        ("Lion", {}, {"p": 4.0, "g": 4.0, "m": 4.0}),
+        ("Lion", {"moment_dtype": "float8"}, {"p": 4.0, "g": 4.0, "m": 1 + 1 / 128}),
+        ("AdEMAMix", {}, {"p": 4.0, "g": 4.0, "m": 4.0, "m_slow": 4.0, "v": 4.0}),
+        (
+            "AdEMAMix",
+            {"moment_dtype": ("float8", "bfloat16")},
+            {"p": 4.0, "g": 4.0, "m": 1 + 1 / 128, "m_slow": 1 + 1 / 128, "v": 2.0},
+        ),
+        ("Adamax", {"moment_dtype": "bfloat16"}, {"p": 4.0, "g": 4.0, "m": 2.0, "v": 2.0}),
+    ],
+)
+def test_members_have_what_they_keep(member, options, expected):
+    usage = getattr(fastadam, member)({"w": np.zeros(SIZE, np.float32)}, **options).memory_usage()
+    assert {buffer.name: buffer.nbytes / SIZE for buffer in usage.buffers} == pytest.approx(expected, abs=1e-4)
+    assert list(expected) == [buffer.name for buffer in usage.buffers]
+
+
+def test_dtypes_of_several_parameters_are_listed():
+    opt = fastadam.Adam({"w": np.zeros(SIZE, np.float32), "k": np.zeros(SIZE, np.float64)}, ema_decay=0.5)
+    assert {buffer.name: buffer.dtypes for buffer in opt.memory_usage().buffers} == dict.fromkeys(
+        ("p", "g", "m", "v", "ema"), "float32, float64"
+    )
+    assert opt.memory_usage().nbytes == opt.memory_usage().plain_nbytes == 5 * 12 * SIZE
+
+
 def test_gradients_count_wherever_they_lie():
     flat = np.zeros(SIZE, np.float32)
     opt = fastadam.AdamW(flat, grad_dtype="bfloat16")
     before = opt.memory_usage()
     opt.step(np.zeros(SIZE, bfloat16))
-    assert "g" not in vars(opt.buffers)
+    assert "g" not in opt.buffers.flats
     assert opt.memory_usage() == before
 
 

@@ -83,7 +83,7 @@ def test_skipped_step_zeroes_gradients_all_the_same(position):
     assert memory(opt) == memory(clean)
 
 
-@pytest.mark.parametrize("kind", [fastadam.NAdam, fastadam.Adamax, fastadam.RAdam])
+@pytest.mark.parametrize("kind", [fastadam.NAdam, fastadam.Adamax, fastadam.RAdam, fastadam.Lion, fastadam.AdEMAMix])
 def test_every_member_skips(kind):
     opt, clean = (kind(make({"w": 5}), nonfinite=policy) for policy in ("skip", "propagate"))
     opt.step({"w": np.full(5, np.nan, np.float32)})

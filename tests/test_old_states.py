@@ -1,4 +1,4 @@
-"""States that fastadam 0.1 saved load, and their runs go on bit for bit; `data/states_0_1.npz` has what came of them."""
+"""States of fastadam 0.1 load, and their runs go on bit for bit; `data/states_0_1.npz` has what came of them."""
 
 import json
 from pathlib import Path
@@ -84,3 +84,38 @@ def test_a_state_with_stochastic_rounding_is_refused_unless_it_is_converted():
         np.testing.assert_array_equal(state[key], arrays("stochastic_codes", "state")[f"k/{key}"])
     opt.step(gradients("stochastic_codes", 6, params))
     assert opt.state_dict()["state"]["k"]["step"] == 6
+
+
+# --- groups that version 0.1 had made of one
+
+
+def saved_in_two_groups(**changed):
+    """A state of weights and a bias, as version 0.1 had those that are excluded from weight decay."""
+    opt = fastadam.AdamW({"w": np.ones(5), "b": np.ones(3)}, lr=0.25, weight_decay=0.5)
+    opt.step({"w": np.full(5, 2.0), "b": np.full(3, 2.0)})
+    state = opt.state_dict()
+    (group,) = state["param_groups"]
+    excluded = {**group, "params": ["b"], "weight_decay": 0.0, **changed}
+    return {**state, "param_groups": [{**group, "params": ["w"]}, excluded]}
+
+
+def excluding(*groups):
+    return fastadam.AdamW(list(groups), exclude_from_weight_decay=lambda name: name == "b")
+
+
+def test_what_is_excluded_from_weight_decay_may_be_a_group_in_an_older_state():
+    opt = excluding({"params": {"w": np.ones(5), "b": np.ones(3)}})
+    opt.load_state_dict(saved_in_two_groups())
+    assert (opt.param_groups[0]["lr"], opt.param_groups[0]["weight_decay"]) == (0.25, 0.5)
+    with pytest.raises(ValueError, match=r"one set of settings, got .*0\.125.* for \['w', 'b'\]"):
+        opt.load_state_dict(saved_in_two_groups(lr=0.125))
+    # Without the option, weight decay is what the groups say.
+    plain = fastadam.AdamW({"w": np.ones(5), "b": np.ones(3)})
+    with pytest.raises(ValueError, match="one set of settings"):
+        plain.load_state_dict(saved_in_two_groups())
+
+
+def test_a_group_of_what_is_excluded_alone_keeps_its_settings():
+    opt = excluding({"params": {"w": np.ones(5)}}, {"params": {"b": np.ones(3)}})
+    opt.load_state_dict(saved_in_two_groups(lr=0.125))
+    assert [(group["lr"], group["weight_decay"]) for group in opt.param_groups] == [(0.25, 0.5), (0.125, 0.0)]

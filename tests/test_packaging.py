@@ -45,11 +45,30 @@ def test_kernels_is_no_top_level_module():
     assert subprocess.run([sys.executable, "-c", "import kernels"], cwd="/", capture_output=True).returncode != 0
 
 
+# What type checkers make of calls: a mistake that is not found is an unused comment, which is an error too.
+USE = """
+import fastadam
+import numpy as np
+
+arrays = {"w": np.ones(3)}
+opt = fastadam.AdamW(arrays, lr=0.1, flat=True, moment_dtype=("float8", None), exclude_from_weight_decay=bool)
+fastadam.Lion(arrays, betas=(0.9, 0.99), max_grad_norm=1.0)
+fastadam.AdEMAMix(arrays, betas=(0.9, 0.99, 0.999), seed=1)
+fastadam.Adam(arrays, max_grad_nrom=1.0)  # type: ignore[call-arg]
+fastadam.NAdam(arrays, amsgrad=True)  # type: ignore[call-arg]
+fastadam.RAdam(arrays, seed="one")  # type: ignore[arg-type]
+opt.step([np.ones(3)], grad_scale=0.5)
+opt.step(grad_scal=0.5)  # type: ignore[call-arg]
+norm: float | None = opt.grad_norm
+"""
+
+
 def test_types(tmp_path):
     # As installed: kernels and bench inside fastadam.
     shutil.copytree(ROOT / "fastadam", tmp_path / "fastadam")
     for folder in ("kernels", "bench"):
         shutil.copytree(ROOT / folder, tmp_path / "fastadam" / folder)
+    (tmp_path / "fastadam" / "use.py").write_text(USE)
     command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml")]
     checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout

@@ -11,6 +11,9 @@ import pytest
 
 import fastadam.kernels
 
+# Processes that are timed or forked, or whose memory is measured: one at a time.
+pytestmark = pytest.mark.xdist_group("processes")
+
 LONG_STEP = """
 import numpy as np, fastadam
 def step(size=200_000, count=1):
@@ -49,13 +52,16 @@ def copy(tmp_path):
 
 def test_an_edited_update_text_never_meets_a_stale_cache(tmp_path, copy):
     package, beginning = copy
-    text = package / "kernels" / "texts" / "update.py"
+    text = package / "kernels" / "texts" / "shared.py"
     code = f"""
 {beginning}
-import numpy as np, fastadam.kernels.cpu as cpu, fastadam.kernels.texts.update as update
+import numpy as np
+from fastadam.kernels.cpu.jit import leaf
+from fastadam.kernels.cpu.loop import loop_of
+from fastadam.kernels.texts.update import Recipe, update_of
 p, g, m, v = np.zeros(4), np.ones(4), np.zeros(4), np.zeros(4)
 fastadam.adam_step(p, g, m, v, step=1)
-print(m[0], len(cpu.twins(update.ADAM)[0].stats.cache_hits))
+print(m[0], leaf(loop_of(update_of(Recipe()), p.dtype)).cache_hits)
 """
     environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
     assert run(code, **environment) == "0.09999999999999998 0"
@@ -149,21 +155,15 @@ def test_torch_keeps_its_thread_count():
 
 def test_updates_that_are_loaded_from_the_cache_do_not_meet_each_others_code(tmp_path):
     # Numba links by name: the second process loads machine code that several processes compiled, each on its own.
-    code = """
+    code = f"""
 import sys, numpy as np
-from fastadam.kernels import cpu, reference
-from fastadam.kernels.texts import fold
-from fastadam.kernels.texts.update import Recipe, update_of
-recipes = [Recipe(), Recipe(decay="coupled"), Recipe(amsgrad=True), Recipe(member="nadam"), Recipe(clip_value=True)]
-for recipe in [recipes[int(index)] for index in sys.argv[1:]]:
-    update, results = update_of(recipe), []
-    for kernels in (reference, cpu):
-        flats, gradient = tuple(np.full(50, 0.5) for _ in update.flats), np.full(50, 2.0)
-        hyper = np.array([{"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "sign": 1.0}.get(name, 0.25) for name in fold.HYPER])
-        kernels.launch_flat(update, flats, gradient, hyper, np.array(fold.FIRST_CARRIED), 1.0)
-        results.append(np.array(flats))
-    np.testing.assert_array_equal(*results)
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import members
+for name in sys.argv[1:]:
+    update = members.MEMBERS[name]
+    members.check(members.launch_of(update, members.random_flats(update, np.float64, 50)), members.by_cpu(False), name)
 """
+    names = ["adam", "adam_l2", "amsgrad", "nadam", "clip_value"]
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    for indices in ("0", "1", "2", "3", "4", "01234", "43210"):
-        subprocess.run([sys.executable, "-c", code, *indices], env=environment, check=True)
+    for order in (*([name] for name in names), names, names[::-1]):
+        subprocess.run([sys.executable, "-c", code, *order], env=environment, check=True)

@@ -34,9 +34,9 @@ def test_lazy_is_torch_sparse_adam(dtype):
 
 
 @dtypes
-@pytest.mark.parametrize("cls", [fastadam.AdamW, fastadam.NAdam, fastadam.Adamax, fastadam.RAdam])
-def test_lazy_rows_are_stepped_like_a_dense_parameter_of_these_rows(dtype, cls):
-    params = model(dtype)
+@pytest.mark.parametrize("name", ["AdamW", "NAdam", "Adamax", "RAdam", "Lion", "AdEMAMix"])
+def test_lazy_rows_are_stepped_like_a_dense_parameter_of_these_rows(dtype, name):
+    params, cls = model(dtype), getattr(fastadam, name)
     whole = cls({"table": params["table"].copy()}, weight_decay=0.1)
     indices = np.array([3, 59, 17])
     part = cls({"rows": params["table"][indices].copy()}, weight_decay=0.1)

@@ -3,6 +3,7 @@
 from functools import partial
 
 from fastadam.bench.contender import Built, Contender, limit_name
+from fastadam.bench.contenders.fastadam_adam import packed
 from fastadam.bench.contenders.torch_adam import values, waiting, with_gradients
 from fastadam.bench.layouts import moves
 
@@ -10,10 +11,8 @@ from fastadam.bench.layouts import moves
 def of_fastadam(params, grads, kind):
     import cupy
 
-    import fastadam
-
     held = {name: cupy.asarray(p) for name, p in params.items()}
-    optimizer = fastadam.Adam(held)
+    optimizer = packed(held)
 
     def feed(others):
         for name, grad in others.items():

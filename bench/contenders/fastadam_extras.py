@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import fastadam
 from fastadam.bench.contender import (
     CLIP_VALUE,
     EMA_DECAY,
@@ -14,12 +13,12 @@ from fastadam.bench.contender import (
     Formula,
     with_averages,
 )
-from fastadam.bench.contenders.fastadam_adam import fill
+from fastadam.bench.contenders.fastadam_adam import fill, packed
 
 
-def build(params, grads, kind, optimizer="Adam", **options):
-    """`step()` on gradients that have been written, and are restored if it zeroes them."""
-    optimizer = fill(getattr(fastadam, optimizer)(params, lr=LR, **options), grads)
+def build(params, grads, kind, member="Adam", **options):
+    """`step()` on gradients in `opt.grads`, which are restored if it zeroes them."""
+    optimizer = fill(packed(params, member, lr=LR, **options), grads)
 
     def values():
         return with_averages(params, dict(optimizer.ema)) if "ema_decay" in options else params
@@ -36,11 +35,11 @@ def _contender(name, formula, layout="float32", steps=3, **options):
 
 _ADAM, _CLIPPED = Formula(), Formula(clip_norm=True)
 CONTENDERS = (
-    _contender("AdamW", Formula("AdamW"), optimizer="AdamW", weight_decay=WEIGHT_DECAY),
-    _contender("NAdam", Formula("NAdam"), optimizer="NAdam"),
-    _contender("Adamax", Formula("Adamax"), optimizer="Adamax"),
-    # Its root is used from the sixth step on.
-    _contender("RAdam", Formula("RAdam"), optimizer="RAdam", steps=7),
+    _contender("AdamW", Formula("AdamW"), member="AdamW", weight_decay=WEIGHT_DECAY),
+    _contender("NAdam", Formula("NAdam"), member="NAdam"),
+    _contender("Adamax", Formula("Adamax"), member="Adamax"),
+    # RAdam takes a root from its sixth step on.
+    _contender("RAdam", Formula("RAdam"), member="RAdam", steps=7),
     _contender("AMSGrad", Formula("AMSGrad"), "one buffer more", amsgrad=True),
     _contender("clip by value", Formula(clip_value=True), clip_value=CLIP_VALUE),
     _contender("zero the gradients", _ADAM, "g zeroed", zero_grad=True),
@@ -54,7 +53,7 @@ CONTENDERS = (
         "all of it, AdamW",
         Formula("AdamW", clip_norm=True, average=True),
         "all",
-        optimizer="AdamW",
+        member="AdamW",
         weight_decay=WEIGHT_DECAY,
         max_grad_norm=MAX_NORM,
         nonfinite="skip",

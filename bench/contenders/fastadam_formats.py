@@ -5,13 +5,12 @@ from itertools import cycle
 
 import numpy as np
 
-import fastadam
 from fastadam.bench.contender import MAX_NORM, Arrays, Built, Contender, in_rotation, with_averages
-from fastadam.bench.contenders.fastadam_adam import fill, full_step
+from fastadam.bench.contenders.fastadam_adam import ALL, fill, full_step, packed
 
 
 def build(params, grads, kind, dtype="float32", **options):
-    """`step(grads)` with gradients in rotation, in the format of the parameters; the full step on written ones."""
+    """`step(grads)` with gradients in rotation, in the dtype of the parameters; the full step reads `opt.grads`."""
     stored = np.dtype(np.float32)
     if dtype == "bfloat16":
         from ml_dtypes import bfloat16
@@ -23,7 +22,7 @@ def build(params, grads, kind, dtype="float32", **options):
     if kind == "full":
         optimizer, step = full_step(params, **options)
     else:
-        optimizer = fastadam.Adam(params, max_grad_norm=MAX_NORM if kind == "clip" else None, **options)
+        optimizer = packed(params, max_grad_norm=MAX_NORM if kind == "clip" else None, **options)
 
         def step():
             optimizer.step(current)
@@ -42,7 +41,7 @@ def build(params, grads, kind, dtype="float32", **options):
     return Built(step, values, feed, lambda: feed(next(turns)))
 
 
-def _contender(layout, tolerance, kinds=("plain", "clip", "full"), strays=0.0, **options):
+def _contender(layout, tolerance, kinds=ALL, strays=0.0, **options):
     needs = ("ml_dtypes",) if options.get("dtype") == "bfloat16" else ()
     made = partial(build, **options)
     return Contender(f"fastadam, {layout}", made, needs, kinds, layout, tolerance, strays, rotates=True)

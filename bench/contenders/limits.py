@@ -1,15 +1,16 @@
 """No Adam: the loads and stores of a step with trivial arithmetic, in loops like those of the kernels."""
 
 from functools import partial
+from itertools import cycle
 from weakref import WeakValueDictionary
 
 import numpy as np
 from numba import prange, set_num_threads
 
-from fastadam.bench.bandwidth import MAKERS, reader, touched
+from fastadam.bench.bandwidth import BLOCK, MAKERS, reader, touched
 from fastadam.bench.contender import Built, Contender, fewer_threads, limit_name
-from fastadam.bench.layouts import EXTRAS, FORMATS, KINDS, MEMORY, moves
-from fastadam.kernels.cpu import BLOCK
+from fastadam.bench.contenders.fastadam_adam import ALL
+from fastadam.bench.layouts import EXTRAS, FORMATS, KINDS, MEMORY, SPARSE, moves
 from fastadam.kernels.cpu.jit import jit
 from fastadam.kernels.cpu.threads import PARALLEL_FROM
 from fastadam.kernels.texts.text import block, function
@@ -26,9 +27,11 @@ def build(params, grads, kind, layout, threads=None):
     arrays = [_memory(index, size * each).view(f"u{each}") for index, each in enumerate(sizes)]
     template = _touch(len(moved.read), len(moved.updated), len(moved.written))
     touch = jit(template, f"touch_{'parallel' if parallel else 'serial'}", template.__name__, parallel=parallel)
-    # Where the step zeroes its gradients, they have been restored just before: so it is done here.
+    # A step that zeroes its gradients has them restored just before, so the limit does that too.
     gradients = arrays[0] if moved.read else arrays[len(moved.updated) - 2]
     restore = None if moved.read else partial(gradients.fill, 1)
+    if moved.part < 1:
+        return Built(_part_by_part(touch, arrays, int(size * moved.part)), dict, dict)
     if not moved.first:
         return Built(partial(touch, *arrays), dict, dict, restore)
     read = reader(gradients, parallel=parallel)
@@ -38,6 +41,13 @@ def build(params, grads, kind, layout, threads=None):
         touch(*arrays)
 
     return Built(step, dict, dict, restore)
+
+
+def _part_by_part(touch, arrays, count):
+    """A step over the next `count` elements each time, because rows of a table are not in a cache."""
+    starts = range(0, arrays[0].size - count + 1, count)
+    turns = cycle([[array[start : start + count] for array in arrays] for start in starts])
+    return lambda: touch(*next(turns))
 
 
 def of_memory(params, grads, kind, what):
@@ -80,18 +90,15 @@ def _touch(read, updated, written):
     return function(source, prange=prange)
 
 
+def _contender(layout, kinds, count=None):
+    made = partial(build, layout=layout, threads=count)
+    return Contender(limit_name(layout, count=count), made, (), kinds, layout, thread_count=count)
+
+
 CONTENDERS = (
-    *(Contender(limit_name(layout), partial(build, layout=layout), (), KINDS, layout) for layout in FORMATS),
-    *(Contender(limit_name(layout), partial(build, layout=layout), (), ("extras",), layout) for layout in EXTRAS),
-    *(
-        Contender(
-            limit_name("float32", count=count),
-            partial(build, layout="float32", threads=count),
-            (),
-            KINDS,
-            thread_count=count,
-        )
-        for count in fewer_threads()
-    ),
+    *(_contender(layout, tuple(KINDS) if layout == "float32" else ALL) for layout in FORMATS),
+    *(_contender(layout, ("extras",)) for layout in EXTRAS),
+    *(_contender(layout, ("rows",)) for layout in SPARSE),
+    *(_contender("float32", ("plain",), count) for count in fewer_threads()),
     *(Contender(limit_name(what), partial(of_memory, what=what), layout=what) for what in MEMORY),
 )

@@ -177,6 +177,36 @@ def array_dtype(name: str, device_of: Any) -> np.dtype:
     return np.dtype(name)
 
 
+def as_gradient(value: Any, shape: tuple[int, ...], dtype: np.dtype, device_of: Any, label: str, wanted: str) -> Any:
+    """`value` as an array of this shape and dtype, on the device of an array; `wanted` says what for."""
+    array = as_array(value, label)
+    if array.dtype != dtype:
+        raise TypeError(f"`{label}` must be {dtype} like {wanted}, got {array.dtype}")
+    check_native(array, label)
+    if array.shape != shape:
+        raise ValueError(f"`{label}` must have shape {shape} like {wanted}, got {array.shape}")
+    check_device(array, device_of, label, "the parameters")
+    return array
+
+
+def as_indices(value: Any, label: str) -> np.ndarray:
+    """`value` as 1-D integers, int64, on the host."""
+    array = on_host(as_array(value if hasattr(value, "__dlpack__") else np.asarray(value), label))
+    if array.size == 0 and array.dtype == np.float64:  # an empty list
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"`{label}` must be integers, got {array.dtype}")
+    if array.ndim != 1:
+        raise ValueError(f"`{label}` must be 1-D, got shape {array.shape}")
+    return array.astype(np.int64, copy=False)
+
+
+def contiguous(array: Any) -> Any:
+    """`array`, or a copy of it that is C-contiguous and aligned."""
+    array = namespace(array).ascontiguousarray(array)
+    return array.copy() if isinstance(array, np.ndarray) and not array.flags.aligned else array
+
+
 def check_flat(array: Any, label: str, *, written: bool = True) -> None:
     """Raise unless `array` is a 1-D, contiguous, aligned and, if it is to be `written`, writable array."""
     if array.ndim != 1:
@@ -223,13 +253,3 @@ def check_disjoint(named: dict[str, Any]) -> None:
         for other in labels[:position]:
             if namespace(named[label]).may_share_memory(named[label], named[other]):
                 raise ValueError(f"`{label}` must not overlap `{other}`, got arrays that share memory")
-
-
-def bounds(array: Any) -> tuple[int, int]:
-    """Addresses of the first byte of `array` and of the first one after it."""
-    start = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
-    reach = [stride * (length - 1) for stride, length in zip(array.strides, array.shape, strict=True)]
-    return (
-        start + sum(extent for extent in reach if extent < 0),
-        start + sum(extent for extent in reach if extent > 0) + array.itemsize,
-    )

@@ -8,7 +8,7 @@ import numpy as np
 from fastadam.kernels import Backend
 from fastadam.memory.parameters import Parameter
 from fastadam.settings.options import Options
-from fastadam.step.gradients import Gradients
+from fastadam.step.gather import Gradients
 from fastadam.step.history import History
 from fastadam.step.plan import Plan
 from fastadam.step.reduction import Reduction, not_finite_error
@@ -68,24 +68,25 @@ class Engine:
             plan.use(grad_scale)
         else:
             self.reduction.clip(prepared, grad_scale)
-            if self._is_refused(gradients):
+            if self._is_refused(self.reduction, gradients):
                 return False
         for group, lr in rates:
             plan.set_lr(group, lr)
         if history is not None:
-            history.before_step(gradients.rows, prepared.clocks)
+            history.before_step(prepared.rows, prepared.clocks)
         prepared.launch()
         plan.asked += 1
         if history is not None:
-            history.after_step(gradients.rows, prepared.clocks)
+            history.after_step(prepared.rows, prepared.clocks)
         if self._options.zero_grad:
             # Where the kernel read a gradient, it has zeroed it.
-            _zero(gradients.copied)
+            for array in gradients.copied:
+                array[...] = 0.0
         return True
 
-    def _is_refused(self, gradients):
+    def _is_refused(self, reduction, gradients):
         """Whether this step is not taken, for a gradient that is not finite; raise if that is the policy."""
-        policy, reduction = self._options.nonfinite, self.reduction
+        policy = self._options.nonfinite
         if policy == "propagate" or self._skipped_by_kernels or reduction.taken:
             return False
         if policy == "raise":
@@ -95,7 +96,9 @@ class Engine:
             raise not_finite_error(named, reduction.norm)
         self.plan.asked += 1
         if self._options.zero_grad:
-            _zero([*gradients.held, *gradients.copied])
+            for array in (*gradients.held, *gradients.copied):
+                if array is not None and not isinstance(array, Rows):
+                    array[...] = 0.0
         return True
 
     def catch_up(self, members: Sequence[int], rows: np.ndarray | None = None) -> None:
@@ -119,9 +122,3 @@ class Engine:
         kind = self._options.copy_dtype
         if kind is not None:
             self.plan.backend.copy_out(parameter.flat("p"), parameter.flat("copy"), kind)
-
-
-def _zero(arrays):
-    for array in arrays:
-        if array is not None and not isinstance(array, Rows):
-            array[...] = 0.0

@@ -1,13 +1,15 @@
 """What exact sparse rows have missed, and how it is made up for."""
 
 from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
 
 import numpy as np
 
-from fastadam.kernels.cpu.rows import catch_up_table
 from fastadam.kernels.texts import catch_up
+from fastadam.step.duplicates import distinct
 from fastadam.step.plan import Plan
-from fastadam.step.rows import Rows, distinct
+from fastadam.step.rows import Rows
 
 
 class History:
@@ -75,6 +77,9 @@ class History:
         if not late.any():
             return
         behind, steps = (indices, steps) if late.all() else (indices[late], steps[late])
+        # Not before it is needed: `import fastadam` loads no Numba, which takes 0.2 s.
+        from fastadam.kernels.cpu.rows import catch_up_table
+
         lasts, slots = distinct(steps)
         parameter, backend = plan.parameters[member], plan.backend
         dtype = parameter.arithmetic
@@ -94,11 +99,15 @@ class History:
             self._last[member] = np.full(self._plan.parameters[member].shape[0], self._steps[clock])
 
     def _split(self, old, new):
-        for kept in (self._steps, self._history, self._totals):
+        """Give the new clock a copy of what is kept of the old one; clocks whose parameters have no rows need none."""
+        clocks = {int(self._plan.clock_of[member]) for member in self._last}
+        everything: tuple[dict[int, Any], ...] = self._steps, self._history, self._totals
+        for kept in everything:
             kept.pop(new, None)
-        if old in self._steps:
-            self._steps[new] = self._steps[old]
-            self._history[new], self._totals[new] = self._history[old].copy(), self._totals[old].copy()
+            if old in kept and new in clocks:
+                kept[new] = deepcopy(kept[old])
+            if old not in clocks:
+                kept.pop(old, None)
 
     def _note(self, clock):
         plan = self._plan

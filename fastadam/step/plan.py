@@ -17,7 +17,7 @@ from fastadam.kernels.texts.update import Update, update_of
 from fastadam.memory.parameters import Parameter
 from fastadam.settings.options import Options
 from fastadam.settings.recipes import LR, STEP, hyper_of, recipe_of
-from fastadam.step.gradients import Gradients
+from fastadam.step.gather import Gradients
 from fastadam.step.rows import Rows
 
 
@@ -51,12 +51,14 @@ class Prepared(NamedTuple):
         launch: Runs them.
         pieces: The gradients as pieces, in the order of the parameters, for the norm.
         clocks: Those that go on.
+        rows: Position of a parameter -> its gradient, for those with a gradient of rows only.
         lanes: What the reduction keeps for these pieces, once it has been asked.
     """
 
     launch: Callable[[], None]
     pieces: np.ndarray
     clocks: np.ndarray
+    rows: dict[int, Rows]
     lanes: list[Any]
 
 
@@ -280,6 +282,8 @@ class Plan:
         """The launches of a step on the parameters that have a gradient: all that can fail happens here."""
         column, prepared = self._column
         if column is not gradients.addresses or prepared is None:
+            # Whatever fails from here on, the earlier launches no longer find their gradients.
+            self._column = None, None
             self.tables.addresses[:, GRADIENT] = gradients.addresses
             prepared = self._prepare(gradients)
             self._column = (None, None) if gradients.rows else (gradients.addresses, prepared)
@@ -304,7 +308,7 @@ class Plan:
                 whole[whole[:, 0] == member, 3] = rows.size
         clocks = np.unique(self.clock_of[present])
         launch = self.backend.launcher(self._passes(pieces, clocks), self.tables, guarded=self._guarded)
-        prepared = Prepared(launch, whole, clocks, [])
+        prepared = Prepared(launch, whole, clocks, gradients.rows, [])
         if not gradients.rows:
             if len(self._prepared) > 64:
                 self._prepared.clear()

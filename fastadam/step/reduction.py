@@ -1,7 +1,7 @@
 """The norm of all gradients, which clipping and the policy for non-finite gradients need: one read of the gradients."""
 
 from collections.abc import Hashable, Mapping
-from itertools import groupby
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -44,12 +44,13 @@ class Reduction:
         parameters, backend, blocks = self._plan.parameters, self._plan.backend, cut(pieces)
         # Without any gradient, the norm is that of a block of zeros.
         lanes = zeros(max(1, len(blocks)) * norm.LANES, np.float64, self._device_of).reshape(-1, norm.LANES)
-        launches, start = [], 0
-        kinds = [(parameters[member].arithmetic, parameters[member].formats["g"]) for member in blocks[:, PARAMETER]]
-        for (dtype, format), run in groupby(kinds):
-            stop = start + sum(1 for _ in run)
+        kinds: dict[tuple[np.dtype, str], int] = {}
+        numbers = [kinds.setdefault((each.arithmetic, each.formats["g"]), len(kinds)) for each in parameters]
+        of_blocks, launches = np.array(numbers)[blocks[:, PARAMETER]], []
+        starts = np.flatnonzero(np.diff(of_blocks, prepend=-1)).tolist()
+        for start, stop in pairwise([*starts, len(blocks)]):
+            dtype, format = list(kinds)[of_blocks[start]]
             launches.append(backend.squares(dtype, format, blocks[start:stop], self._plan.tables, lanes[start:stop]))
-            start = stop
         return lanes, launches
 
     @property

@@ -80,7 +80,8 @@ def spread_at(_, first, index):
             builder, "spread", ir.Constant(ir.ArrayType(ir.IntType(32), len(_SPREAD)), _SPREAD)
         )
         first, index = (
-            context.cast(builder, value, kind, types.int64) for value, kind in zip(arguments, signature.args)
+            context.cast(builder, value, kind, types.int64)
+            for value, kind in zip(arguments, signature.args, strict=True)
         )
         place = builder.gep(table, [ir.IntType(64)(0), builder.add(first, index, flags=["nsw"])], inbounds=True)
         return builder.load(place)

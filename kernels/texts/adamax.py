@@ -55,6 +55,7 @@ MEMBER = Member(
     element=element,
     fold=fold,
     conventions=CONVENTIONS,
+    lr=2e-3,
     small_betas=(1,),
     has_root=False,
 )

@@ -72,7 +72,7 @@ MEMBER = Member(
     small_betas=(1, 2, 3),
     hyper={
         "alpha": Hyper(5.0),
-        "alpha_warmup": Hyper(0.0, steps=True),
-        "beta3_warmup": Hyper(0.0, steps=True),
+        "alpha_warmup": Hyper(0.0, unbounded=True),
+        "beta3_warmup": Hyper(0.0, unbounded=True),
     },
 )

@@ -44,10 +44,10 @@ class Carried(NamedTuple):
 
 
 class Hyper(NamedTuple):
-    """A hyperparameter of a member alone, from 0 to infinity: its default, and whether it is a number of steps."""
+    """A hyperparameter of a member alone, 0 or greater: its default, and whether it may be infinite."""
 
     default: float
-    steps: bool = False
+    unbounded: bool = False
 
 
 class Convention(NamedTuple):

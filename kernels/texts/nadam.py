@@ -48,7 +48,8 @@ MEMBER = Member(
     element=element,
     fold=fold,
     conventions=CONVENTIONS,
-    hyper={"momentum_decay": Hyper(4e-3)},
+    lr=2e-3,
+    hyper={"momentum_decay": Hyper(4e-3, unbounded=True)},
     # The product of the momenta so far.
     carried={"momentum_product": Carried(1.0, "mu_product")},
     exact_rows=True,

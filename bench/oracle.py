@@ -15,6 +15,7 @@ from fastadam.bench.contender import (
     WEIGHT_DECAY,
     Arrays,
     Formula,
+    rate,
     with_averages,
 )
 
@@ -22,12 +23,12 @@ BETA1, BETA2 = BETAS
 
 
 def expected(formula: Formula, params: Arrays, gradients: list[Arrays], factors: list[float]) -> Arrays:
-    """The parameters after a step with each of `gradients`, times its factor, and averages of them."""
+    """The parameters after one step for each of `gradients`, times its factor; and their averages, if any."""
     values, averages = {}, {}
-    for name, start in params.items():
+    for index, (name, start) in enumerate(params.items()):
         p = start.astype(np.float64)
         averages[name] = p.copy()
-        update = _MEMBERS[formula.member](p)
+        update = _MEMBERS[formula.member](p, rate(index) if formula.rates else LR)
         for step, (factor, grads) in enumerate(zip(factors, gradients, strict=True), start=1):
             g = factor * grads[name].astype(np.float64)
             update(step, np.clip(g, -CLIP_VALUE, CLIP_VALUE) if formula.clip_value else g)
@@ -44,21 +45,21 @@ def gradient_factor(formula: Formula, grads: Arrays) -> float:
     return formula.scale * min(1.0, MAX_NORM / (formula.scale * total**0.5 + 1e-6))
 
 
-def _adam(p, decay=0.0, amsgrad=False):
+def _adam(p, lr, decay=0.0, amsgrad=False):
     m, v, largest = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
 
     def update(step, g):
-        p[...] *= 1 - LR * decay
+        p[...] *= 1 - lr * decay
         m[...] += (1 - BETA1) * (g - m)
         v[...] += (1 - BETA2) * (g * g - v)
         np.maximum(largest, v, out=largest)
         root = np.sqrt((largest if amsgrad else v) / (1 - BETA2**step))
-        p[...] -= LR * m / (1 - BETA1**step) / (root + EPS)
+        p[...] -= lr * m / (1 - BETA1**step) / (root + EPS)
 
     return update
 
 
-def _nadam(p):
+def _nadam(p, lr):
     m, v, product = np.zeros_like(p), np.zeros_like(p), 1.0
 
     def update(step, g):
@@ -68,23 +69,23 @@ def _nadam(p):
         m[...] += (1 - BETA1) * (g - m)
         v[...] += (1 - BETA2) * (g * g - v)
         ahead = (1 - now) / (1 - product) * g + after / (1 - product * after) * m
-        p[...] -= LR * ahead / (np.sqrt(v / (1 - BETA2**step)) + EPS)
+        p[...] -= lr * ahead / (np.sqrt(v / (1 - BETA2**step)) + EPS)
 
     return update
 
 
-def _adamax(p):
+def _adamax(p, lr):
     m, largest = np.zeros_like(p), np.zeros_like(p)
 
     def update(step, g):
         m[...] += (1 - BETA1) * (g - m)
         largest[...] = np.maximum(BETA2 * largest, np.abs(g) + EPS)
-        p[...] -= LR / (1 - BETA1**step) * m / largest
+        p[...] -= lr / (1 - BETA1**step) * m / largest
 
     return update
 
 
-def _radam(p):
+def _radam(p, lr):
     m, v = np.zeros_like(p), np.zeros_like(p)
     most = 2 / (1 - BETA2) - 1
 
@@ -96,7 +97,7 @@ def _radam(p):
         if length > 5:
             factor = (length - 4) * (length - 2) * most / ((most - 4) * (most - 2) * length)
             direction = direction * np.sqrt(factor * (1 - BETA2**step)) / (np.sqrt(v) + EPS)
-        p[...] -= LR * direction
+        p[...] -= lr * direction
 
     return update
 

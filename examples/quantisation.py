@@ -1,15 +1,16 @@
 """What 8-bit moments keep of m and v: fastadam beside bitsandbytes and torchao, on the same gradients.
 
-    python -m fastadam.bench.quantisation           print the table
-    python -m fastadam.bench.quantisation --docs    and write it into docs/storage.md
+    python examples/quantisation.py           print the tables
+    python examples/quantisation.py --docs    and save them in docs/, for docs/publish.py to write into docs/storage.md
 
-`pip install bitsandbytes torchao` for the other two, which are listed as missing otherwise. Every contender steps its
-own optimizer; the truth is float64. Of 16,384 elements, every eighth has no gradient at all.
+`pip install bitsandbytes torchao` gets the other two, which are listed as missing otherwise. Every contender steps its
+own optimizer; the truth is float64. Every eighth of the 16,384 elements has no gradient at all.
 """
 
 import argparse
 import importlib.metadata
 import importlib.util
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,14 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 import fastadam
-from fastadam.bench.marked import markdown_table, write_between
 
-PAGE = Path(__file__).parent.parent / "docs" / "storage.md"
+SAVED = Path(__file__).parent.parent / "docs" / "quantisation.json"
 SIZE, STEPS, BETAS = 16_384, 2_000, (0.9, 0.999)
 
 
 class State(NamedTuple):
-    """What an optimizer has of p, m and v, as float64."""
+    """p, m and v of an optimizer, as float64."""
 
     p: np.ndarray
     m: np.ndarray
@@ -38,8 +38,15 @@ Contender = tuple[Callable[[np.ndarray], None], Callable[[], State]]
 
 
 def of_fastadam(**options) -> Contender:
-    optimizer = fastadam.Adam(np.zeros(SIZE, np.float32), betas=BETAS, **options)
-    return optimizer.step, lambda: State(*(optimizer.buffers.values(name).astype(float) for name in "pmv"))
+    p = np.zeros(SIZE, np.float32)
+    optimizer = fastadam.Adam(p, betas=BETAS, **options)
+
+    def state():
+        plain = fastadam.Adam(np.zeros_like(p), betas=BETAS)
+        plain.load_state_dict(optimizer.state_dict(), convert=True)
+        return State(*(array.astype(float) for array in (p, plain.buffers.m, plain.buffers.v)))
+
+    return optimizer.step, state
 
 
 def of_bitsandbytes() -> Contender:
@@ -101,7 +108,6 @@ STREAMS = {
     ),
 }
 COLUMNS = [
-    "moments stored by",
     "m: rms error, of sqrt(v)",
     "sqrt(v): rms error of its logarithm",
     "mean error",
@@ -111,7 +117,7 @@ COLUMNS = [
 
 
 def measure(scale: Callable, names: list[str]) -> list[list[str]]:
-    """A row for each contender after `STEPS` steps of gradients of very different sizes in every block."""
+    """A row for each contender, after `STEPS` steps with gradients of very different sizes in every exponent group."""
     rng = np.random.default_rng(0)
     sizes, fades = np.exp(2 * rng.standard_normal(SIZE)), np.arange(SIZE) % 2 == 0
     silent = np.arange(SIZE) % 8 == 0
@@ -143,25 +149,26 @@ def _figures(state, m, v, silent):
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--docs", action="store_true", help="write the tables into docs/storage.md")
+    parser.add_argument("--docs", action="store_true", help="save the tables in docs/")
     to_docs = parser.parse_args().docs
-    console, lines = Console(width=150), []
+    console, tables = Console(width=150), {}
     missing = {name: package for name, package in PACKAGES.items() if importlib.util.find_spec(package) is None}
     names = [name for name in CONTENDERS if name not in missing]
     for stream, scale in STREAMS.items():
-        rows = measure(scale, names)
-        table = Table(*COLUMNS, title=stream, title_justify="left")
-        lines += [*markdown_table([f"{COLUMNS[0]}; {stream}", *COLUMNS[1:]], rows), ""]
+        title, rows = f"moments stored by; {stream}", measure(scale, names)
+        tables[title] = rows
+        shown = Table("", *COLUMNS, title=title, title_justify="left")
         for row in rows:
-            table.add_row(*row)
-        console.print(table)
+            shown.add_row(*row)
+        console.print(shown)
     versions = [
         f"{package} {importlib.metadata.version(package)}" for name, package in PACKAGES.items() if name in names
     ]
-    lines += [f"{STEPS:,} steps, {SIZE:,} elements; fastadam {fastadam.__version__}, {', '.join(versions)}."]
-    console.print(lines[-1], *(f"Not installed: {package}." for package in missing.values()))
+    note = f"{STEPS:,} steps, {SIZE:,} elements; {', '.join([f'fastadam {fastadam.__version__}', *versions])}."
+    console.print(note, *(f"Not installed: {package}." for package in missing.values()))
     if to_docs:
-        write_between(PAGE, {"quantisation": lines})
+        saved = {"columns": COLUMNS, "tables": tables, "notes": [note]}
+        SAVED.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The truth that contenders are held to, against PyTorch in float64."""
+"""The oracle that contenders are held to, against PyTorch in float64."""
 
 from itertools import pairwise
 
@@ -17,8 +17,9 @@ from fastadam.bench.contender import (
     WEIGHT_DECAY,
     Formula,
     in_rotation,
+    rate,
 )
-from fastadam.bench.truth import expected, gradient_factor
+from fastadam.bench.oracle import expected, gradient_factor
 from fastadam.bench.workloads import MLP, flat
 
 
@@ -38,7 +39,7 @@ def values(count, seed=0):
         ("RAdam", "RAdam", {}),
     ],
 )
-def test_the_truth_is_what_torch_computes_in_float64(member, name, settings):
+def test_the_oracle_is_what_torch_computes_in_float64(member, name, settings):
     pytest.importorskip("torch")
     (params,), gradients = values(1), values(3, seed=1)
     # Larger gradients first: the largest second moment is not the last.
@@ -51,7 +52,18 @@ def test_the_truth_is_what_torch_computes_in_float64(member, name, settings):
         np.testing.assert_allclose(found[key], value, rtol=1e-12, atol=1e-14, err_msg=key)
 
 
-def test_the_truth_clips_by_value_and_averages():
+def test_each_parameter_may_have_a_rate_of_its_own():
+    (params,), gradients = values(1), values(3, seed=1)
+    found = expected(Formula("AdamW", rates=True), params, gradients, [1.0] * 3)
+    assert rate(0) != rate(1)
+    for index, (key, value) in enumerate(found.items()):
+        each = [{key: gradient[key]} for gradient in gradients]
+        options = {"lr": rate(index), "betas": BETAS, "eps": EPS, "weight_decay": WEIGHT_DECAY}
+        wanted = run_torch("AdamW", {key: params[key]}, each, **options)
+        np.testing.assert_allclose(value, wanted[key], rtol=1e-12, atol=1e-14, err_msg=key)
+
+
+def test_the_oracle_clips_by_value_and_averages():
     torch = pytest.importorskip("torch")
     (params,), (grads,) = values(1), values(1, seed=1)
     found = expected(Formula(clip_value=True, average=True), params, [grads] * 4, [1.0] * 4)

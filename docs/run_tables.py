@@ -1,57 +1,14 @@
-"""Write README's tables, and tables and pictures of docs/, from a saved run.
+"""The tables of a saved run, as lines of Markdown."""
 
-    python -m fastadam.bench.publish docs/benchmark.json
+from promises import FUSED, LOOP, MAPPING, OURS
 
-Prints what is promised of the speed, and what the run has measured of it; the exit status is 1 if a promise is broken.
-"""
+from fastadam.bench.layouts import FORMATS, KINDS
+from fastadam.bench.record import Record, RecordError, Result
+from fastadam.bench.tables import duration, markdown_table, number, other_tables
+from fastadam.bench.workloads import GPT2, SPLITS, flat
 
-import argparse
-from pathlib import Path
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from fastadam.bench import costs, parts, promises
-from fastadam.bench.layouts import FORMATS
-from fastadam.bench.marked import between, markdown_table
-from fastadam.bench.pictures import pictures
-from fastadam.bench.record import Record, RecordError, Result, read_record
-from fastadam.bench.tables import duration, notes, number, other_tables, source
-from fastadam.bench.workloads import GPT2, MLP, RECOMMENDER, RESNET50, SPLITS, flat
-
-ROOT = Path(__file__).parent.parent
-OURS = "fastadam"
-FLOAT32 = (promises.MAPPING, OURS, "limit, float32")
-
-
-def pages(record: Record) -> dict[str, str]:
-    """Path, from the root of the repository -> its text with the tables of a record."""
-    blocks = {
-        "README.md": {
-            "benchmark": [*compared(record, "plain", (MLP, flat(10_000_000), RESNET50, GPT2)), "", source(record)],
-            "full step": compared(record, "full", (MLP, flat(10_000_000), RESNET50, GPT2)),
-            "passes": extras(record),
-            "formats": formats(record),
-            "promises": markdown_table(promises.COLUMNS, [each.row() for each in promises.promises(record)]),
-        },
-        "docs/storage.md": {"formats": [*formats(record), "", source(record)]},
-        "docs/benchmarks.md": {
-            "machine": [line for note in notes(record) for line in (note, "")][:-1],
-            "models": compared(record, "plain", (MLP, RESNET50, GPT2, RECOMMENDER)),
-            "growth": growth(record),
-            "splits": splits(record),
-            "costs": _other(record, costs.TITLE)[:-1],
-            "parts": [line for title in (parts.GROUPS, parts.ROWS, parts.CALLS) for line in _other(record, title)][:-1],
-            "predictions": predictions(record),
-        },
-    }
-    texts = {}
-    for name, of_page in blocks.items():
-        texts[name] = (ROOT / name).read_text(encoding="utf-8")
-        for block, lines in of_page.items():
-            texts[name] = between(texts[name], block, lines)
-    return texts
+LYING = "fastadam, where they lie"
+FLOAT32 = (MAPPING, OURS, f"{LYING}, step(grads)", LYING, "limit, float32")
 
 
 def compared(record: Record, kind: str, workloads) -> list[str]:
@@ -80,8 +37,24 @@ def _result(record, *names) -> Result:
     return result
 
 
+def calls(record: Record, kind: str) -> list[str]:
+    """A row for each contender of a kind of cases about fastadam: the time of a step of each workload."""
+    cases = [{result.contender: result for result in case} for case in record.cases() if case[0].kind == kind]
+    names = dict.fromkeys(name for case in cases for name in case if not name.startswith("limit"))
+    rows = [[name, *(duration(case[name].median) if name in case else "-" for case in cases)] for name in names]
+    return markdown_table([KINDS[kind], *(next(iter(case.values())).workload for case in cases)], rows)
+
+
+def other(record: Record, title: str) -> list[str]:
+    """One of `Record.tables`."""
+    for found, columns, rows in other_tables(record):
+        if found == title:
+            return markdown_table([title, *columns[1:]], rows)
+    raise RecordError(f"the record must be one of the full suite, but has no {title}")
+
+
 def extras(record: Record) -> list[str]:
-    """What one thing more in the step costs."""
+    """What it costs to have one thing more in the step."""
     workload = flat(10_000_000).name
     plain = _result(record, workload, "extras", OURS)
     results = next(case for case in record.cases() if (case[0].workload, case[0].kind) == (workload, "extras"))
@@ -103,10 +76,8 @@ def extras(record: Record) -> list[str]:
 def formats(record: Record) -> list[str]:
     """What a step takes in each storage format."""
     workload = flat(100_000_000).name
-    torch = _result(record, workload, "plain", promises.FUSED)
-    rows = [
-        [f"{promises.FUSED}, float32", "28", "16", duration(torch.median), "1.00", number(record.share_of_limit(torch))]
-    ]
+    torch = _result(record, workload, "plain", FUSED)
+    rows = [[f"{FUSED}, float32", "28", "16", duration(torch.median), "1.00", number(record.share_of_limit(torch))]]
     for layout, stored in FORMATS.items():
         result = record.find(workload, "plain", OURS if layout == "float32" else f"fastadam, {layout}")
         if result:
@@ -120,7 +91,7 @@ def formats(record: Record) -> list[str]:
 
 def growth(record: Record) -> list[str]:
     """Nanoseconds a parameter by size."""
-    names = ["limit, float32", OURS, "fastadam, 1 thread", promises.FUSED, "optax, jit"]
+    names = ["limit, float32", OURS, "fastadam, 1 thread", FUSED, "optax, jit"]
     rows = []
     for size in (10**decade for decade in range(2, 9)):
         results = [record.find(flat(size).name, "plain", name) for name in names]
@@ -131,22 +102,13 @@ def growth(record: Record) -> list[str]:
 
 
 def splits(record: Record) -> list[str]:
-    """Microseconds a step of 1,000,000 parameters in more and more tensors."""
-    names = [OURS, "fastadam, step(grads)", promises.FUSED, promises.LOOP, "optax, jit"]
+    """The time of a step of 1,000,000 parameters in more and more tensors."""
+    names = [OURS, "fastadam, step(grads)", FUSED, LOOP, "optax, jit"]
     rows = []
     for workload in SPLITS:
         results = [record.find(workload.name, "plain", name) for name in names]
         rows.append([f"{len(workload.shapes):,}", *(duration(result.median) if result else "-" for result in results)])
     return markdown_table(["tensors", *names], rows)
-
-
-def _other(record, title):
-    return [
-        line
-        for found, columns, rows in other_tables(record)
-        if found == title
-        for line in [*markdown_table([title, *columns[1:]], rows), ""]
-    ]
 
 
 # Peak bandwidth by the data sheets, GB/s.
@@ -159,7 +121,7 @@ MACHINES = {
 
 
 def predictions(record: Record) -> list[str]:
-    """What other machines should take, from bytes and bandwidth, below what this one was measured to take."""
+    """The time that other machines should take, by bytes and bandwidth, below the measured time of this one."""
     sizes = {"GPT-2, 28 bytes": 28 * GPT2.size, "GPT-2, 10 bytes": 10 * GPT2.size, "1e9 parameters, 28 bytes": 28e9}
     here = _result(record, GPT2.name, "plain", "limit, float32").gigabytes_a_second
     found = [_result(record, GPT2.name, "plain", name) for name in (OURS, "fastadam, bfloat16 p, g, 8-bit m, v")]
@@ -174,27 +136,3 @@ def predictions(record: Record) -> list[str]:
 
 def _times(sizes, bandwidth):
     return [duration(moved / bandwidth / 1e9) for moved in sizes.values()]
-
-
-def main() -> int:
-    """Write pages and pictures, and print the promises."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("record", type=Path, help="the JSON of a run: fastadam bench --full --save DIR")
-    try:
-        record = read_record(parser.parse_args().record)
-        texts = pages(record)
-    except RecordError as error:
-        parser.error(str(error))
-    for name, text in texts.items():
-        (ROOT / name).write_text(text, encoding="utf-8")
-    for name, _, png in pictures(record):
-        (ROOT / "docs" / f"benchmark-{name}").write_bytes(png)
-    table = Table(*promises.COLUMNS, title="Promises", title_justify="left", box=box.SIMPLE_HEAD)
-    for each in promises.promises(record):
-        table.add_row(*each.row())
-    Console().print(table)
-    return int(any(each.verdict == "BROKEN" for each in promises.promises(record)))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,0 +1,96 @@
+"""Write the tables of README and docs/, and the pictures of docs/, from what was measured and saved there.
+
+    python docs/publish.py
+
+The run is docs/benchmark.json, which `fastadam bench --full --save DIR` makes; the studies are what those of examples/
+save with `--docs`. It prints what is promised about the speed and what the run has measured. The exit status is 1 if a
+promise is broken.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import run_tables as tables
+from promises import COLUMNS, PROMISES
+from rich.console import Console
+
+from fastadam.bench import costs, report
+from fastadam.bench.pictures import pictures
+from fastadam.bench.record import Record, RecordError, read_record
+from fastadam.bench.tables import markdown_table, notes, source
+from fastadam.bench.workloads import GPT2, MLP, RECOMMENDER, RESNET50, flat
+
+DOCS = Path(__file__).parent
+FIRST = (MLP, flat(10_000_000), RESNET50, GPT2)
+
+
+def pages(record: Record) -> dict[str, str]:
+    """Path, from the root of the repository -> its text with the tables of a record and of the studies."""
+    blocks = {
+        "README.md": {
+            "benchmark": [*tables.compared(record, "plain", FIRST), "", source(record)],
+            "full step": tables.compared(record, "full", FIRST),
+            "passes": tables.extras(record),
+            "formats": tables.formats(record),
+            "promises": markdown_table(COLUMNS, [promise.row(record) for promise in PROMISES]),
+        },
+        "docs/storage.md": {
+            "formats": [*tables.formats(record), "", source(record)],
+            "study": study("storage-study"),
+            "quantisation": study("quantisation"),
+        },
+        "docs/benchmarks.md": {
+            "machine": [line for note in notes(record) for line in (note, "")][:-1],
+            "models": tables.compared(record, "plain", (MLP, RESNET50, GPT2, RECOMMENDER)),
+            "growth": tables.growth(record),
+            "splits": tables.splits(record),
+            "costs": tables.other(record, costs.TITLE),
+            "calls": [line for kind in ("calls", "groups", "rows") for line in (*tables.calls(record, kind), "")][:-1],
+            "predictions": tables.predictions(record),
+        },
+    }
+    texts = {}
+    for name, of_page in blocks.items():
+        texts[name] = (DOCS.parent / name).read_text(encoding="utf-8")
+        for block, lines in of_page.items():
+            texts[name] = between(texts[name], block, lines)
+    return texts
+
+
+def study(name: str) -> list[str]:
+    """The tables that a study has saved, and its notes on them."""
+    saved = json.loads((DOCS / f"{name}.json").read_text(encoding="utf-8"))
+    lines = []
+    for title, rows in saved["tables"].items():
+        lines += [*markdown_table([title, *saved["columns"]], rows), ""]
+    return [*lines, *saved["notes"]] if saved["notes"] else lines[:-1]
+
+
+def between(text: str, name: str, lines: Iterable[str]) -> str:
+    """`text` with lines between the marks of a block, `<!-- name: ... -->` and `<!-- end of name -->`."""
+    marks = re.compile(rf"(<!-- {re.escape(name)}: [^\n]* -->\n).*?(<!-- end of {re.escape(name)} -->)", re.DOTALL)
+    if len(marks.findall(text)) != 1:
+        raise ValueError(f"the page must have the marks of {name!r} once, has them {len(marks.findall(text))} times")
+    return marks.sub(lambda found: "\n".join([found[1], *lines, "", found[2]]), text)
+
+
+def main() -> int:
+    """Write pages and pictures, and print the promises."""
+    try:
+        record = read_record(DOCS / "benchmark.json")
+        texts = pages(record)
+    except RecordError as error:
+        raise SystemExit(str(error)) from None
+    for name, text in texts.items():
+        (DOCS.parent / name).write_text(text, encoding="utf-8")
+    for name, _, png in pictures(record):
+        (DOCS / f"benchmark-{name}").write_bytes(png)
+    rows = [promise.row(record) for promise in PROMISES]
+    Console().print(report.table("Promises", COLUMNS, rows))
+    return int(any(row[-1] == "BROKEN" for row in rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
