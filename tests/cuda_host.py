@@ -113,7 +113,9 @@ static void restore(unsigned long long mode) { __builtin_aarch64_set_fpcr64(mode
 static unsigned flush() { unsigned mode = _mm_getcsr(); _mm_setcsr(mode | 0x8040); return mode; }
 static void restore(unsigned mode) { _mm_setcsr(mode); }
 #endif
-static const char* launch_blocks(void (*kernel)(), bool together, bool flushed, ptrdiff_t count, const ptrdiff_t* order) {
+static const char* launch_blocks(
+    void (*kernel)(), bool together, bool flushed, ptrdiff_t count, const ptrdiff_t* order
+) {
   kernel_of_block = kernel; failure = 0;
   const auto mode = flush();
   if (!flushed) restore(mode);
