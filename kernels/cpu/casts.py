@@ -9,6 +9,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
+from fastadam.kernels.cpu.pointers import CONSTANTS, mark
 from fastadam.kernels.texts.casts import CASTS, CHUNK, spread
 from fastadam.kernels.texts.formats import EXPONENT_GROUP
 from fastadam.kernels.texts.text import function
@@ -84,7 +85,7 @@ def spread_at(_, first, index):
             for value, kind in zip(arguments, signature.args, strict=True)
         )
         place = builder.gep(table, [ir.IntType(64)(0), builder.add(first, index, flags=["nsw"])], inbounds=True)
-        return builder.load(place)
+        return mark(builder, builder.load(place), CONSTANTS)
 
     return types.uint32(first, index), generate
 

@@ -12,7 +12,7 @@ from numba.extending import register_jitable
 
 from fastadam.kernels import ADDRESSES, GRADIENT, SCALARS
 from fastadam.kernels.cpu.casts import COMPILED, SOURCES, group_floats, signum, spread_at
-from fastadam.kernels.cpu.pointers import view
+from fastadam.kernels.cpu.pointers import ACCESSES, view
 from fastadam.kernels.cpu.prefetch import fetch_to_read, fetch_to_write
 from fastadam.kernels.texts.casts import CHUNK
 from fastadam.kernels.texts.formats import EXPONENT_GROUP, Formats
@@ -22,6 +22,7 @@ from fastadam.kernels.texts.update import Update
 # What the generated functions call.
 NAMES = {
     **COMPILED,
+    **ACCESSES,
     "int64": np.int64,
     "float64": np.float64,
     "carray": carray,
@@ -125,9 +126,7 @@ def _chunked_body(update, dtype, ahead):
     A group is encoded with the exponent of the last step. Where that has changed, which is seldom, the codes are made
     once more, from values that are in the cache.
     """
-    storage = update.storage
-    arrays = [name for name in ("g", *update.flats) if not name.endswith("_exponent")]
-    likes = {name: number_like(storage, name, dtype) for name in arrays if name != "g" or "g" in update.buffers}
+    storage, flats = update.storage, _stepped(update)
     kept = [
         line
         for name in storage.blocked
@@ -139,33 +138,56 @@ def _chunked_body(update, dtype, ahead):
             f"for chunk in range(start // {CHUNK}, (stop + {CHUNK - 1}) // {CHUNK}):",
             f"begin = max({CHUNK} * chunk, start) - start",
             f"count = min({CHUNK} * chunk + {CHUNK}, stop) - start - begin",
-            *(f"{name}_part = view({name}.ctypes.data, begin, count, {like})" for name, like in likes.items()),
-            *(_fetch(update, dtype, name, ahead) for name in likes if ahead),
+            *(f"{flat}_at = {flat}.ctypes.data + {itemsize_of(storage, flat, dtype)} * begin" for flat in flats),
+            *(_fetch(update, dtype, flat, ahead) for flat in flats if ahead),
             *_first_word(storage),
             *(f"{name}_first = first_code({name}_exponent[{_group()}])" for name in storage.blocked),
             *(f"{name}_largest = uint32(0)" for name in storage.blocked),
             block(
                 "for i in range(count):",
                 *_word(storage),
-                _element_call(update, "{}_part[i]"),
-                *_stores(update, "{}_part[i]"),
+                *(f"{flat}_i = {_read(update, dtype, flat)}" for flat in flats),
+                _element_call(update, "{}_i"),
+                *(
+                    _written(update, dtype, flat, stored)
+                    for name in update.written
+                    for flat, stored in storage.stores(name, f"{name}_")
+                ),
                 *kept,
             ),
-            *(line for name in storage.blocked for line in _encoded_again(update, name)),
+            *(line for name in storage.blocked for line in _encoded_again(update, dtype, name)),
         ),
     ]
+
+
+def _stepped(update):
+    """Names of the flat arrays that have something for each element."""
+    own = ("g",) if "g" in update.buffers else ()
+    return [*own, *(flat for flat in update.flats if not flat.endswith("_exponent"))]
+
+
+def _column(update, flat):
+    return GRADIENT if flat == "g" else GRADIENT + 1 + update.flats.index(flat)
+
+
+def _read(update, dtype, flat):
+    return f"read_{_column(update, flat)}({flat}_at, i, {number_like(update.storage, flat, dtype)})"
+
+
+def _written(update, dtype, flat, value):
+    return f"write_{_column(update, flat)}({flat}_at, i, {number_like(update.storage, flat, dtype)}, {value})"
 
 
 def _fetch(update, dtype, flat, ahead):
     """The fetch of a chunk of a flat array, `ahead` elements on."""
     itemsize, kept = itemsize_of(update.storage, flat, dtype), flat == "g" and "g" not in update.written
     fetch = "fetch_to_read" if kept else "fetch_to_write"
-    return f"{fetch}({flat}_part.ctypes.data + {ahead * itemsize}, {CHUNK * itemsize})"
+    return f"{fetch}({flat}_at + {ahead * itemsize}, {CHUNK * itemsize})"
 
 
-def _encoded_again(update, name):
+def _encoded_again(update, dtype, name):
     storage = update.storage
-    codes = [f"{flat}_part[i] = {code}" for flat, code in storage.stores(name, f"new_{name}[i]")]
+    codes = [_written(update, dtype, flat, code) for flat, code in storage.stores(name, f"new_{name}[i]")]
     return [
         f"exponent = shared_exponent({name}_largest, uint32({storage.codes(name).octaves}))",
         block(

@@ -71,7 +71,7 @@ def squares_of(dtype: np.dtype, format: str, ahead: int = 0) -> Callable:
     Memory is fetched so many bytes `ahead`, unless that is 0.
     """
     formats = Formats(g=format)
-    size = LANES * itemsize_of(formats, "g", dtype)
+    like, size = number_like(formats, "g", dtype), LANES * itemsize_of(formats, "g", dtype)
     fetched = [f"fetch_to_read(gradient.ctypes.data + {size} * line + {ahead}, {TOGETHER * size})"] if ahead else []
     values = [
         line
@@ -85,13 +85,13 @@ def squares_of(dtype: np.dtype, format: str, ahead: int = 0) -> Callable:
         "def squares(lanes_row, address_row, start, stop, first):",
         f"sums = view(lanes_row, 0, {LANES}, float64(0))",
         f"address = view(address_row, {GRADIENT}, 1, int64(0))[0]",
-        f"gradient = view(address, first, stop - start, {number_like(formats, 'g', dtype)})",
+        f"gradient = view(address, first, stop - start, {like})",
         "sums[:] = 0.0",
         f"whole = (stop - start) // {TOGETHER * LANES} * {TOGETHER}",
         # Their sums stay in registers for so many lines, each added in its turn.
         block(
             f"for line in range(0, whole, {TOGETHER}):",
-            f"part = view(gradient.ctypes.data, {LANES} * line, {TOGETHER * LANES}, {number_like(formats, 'g', dtype)})",
+            f"part = view(gradient.ctypes.data, {LANES} * line, {TOGETHER * LANES}, {like})",
             *fetched,
             block(f"for lane in range({LANES}):", "total = sums[lane]", *values, "sums[lane] = total"),
         ),

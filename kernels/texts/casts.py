@@ -166,7 +166,8 @@ def decode_unsigned(code, first):
 
 
 def decode_signed(code, first):
-    sign = uint32(uint32(uint32(code) & 0x80) << 24)
+    # Masked after the shift: as a byte, compilers would widen it once more.
+    sign = uint32(uint32(uint32(code) << 24) & 0x80000000)
     return float_of(uint32(bits_of(decode_unsigned(uint32(uint32(code) & 0x7F), first)) | sign))
 
 
