@@ -276,3 +276,12 @@ def test_without_a_place_for_a_cache_everything_is_compiled(empty_cache, monkeyp
     monkeypatch.undo()
     by_cpu(False)(expected)
     np.testing.assert_array_equal(launch.flats["p"], expected.flats["p"])
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_no_loop_finds_out_at_run_time_whether_arrays_overlap(name):
+    for ahead in (0, 512):
+        text = jit.leaf(loop_of(MEMBERS[name], F4, ahead))._library.get_llvm_str()
+        assert re.search(r"<\d+ x float>", text)
+        # So LLVM calls what such a check finds.
+        assert "found.conflict" not in text

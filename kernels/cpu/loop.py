@@ -56,7 +56,7 @@ def loop_of(update: Update, dtype: np.dtype, ahead: int = 0) -> Callable:
     if update.storage.blocked or update.storage.dithers or ahead:
         body = _chunked_body(update, dtype, ahead)
     else:
-        body = _plain_body(update)
+        body = _plain_body(update, dtype)
     return _leaf(
         update,
         f"def {update.name}(table_row, address_row, start, stop, first):",
@@ -78,7 +78,7 @@ def repeated_loop_of(update: Update, dtype: np.dtype) -> Callable:
         block(
             "for row in range(count):",
             *_scalars(update, dtype, f"{len(update.scalars)} * row"),
-            *_plain_body(update),
+            *_plain_body(update, dtype),
         ),
     )
 
@@ -115,9 +115,11 @@ def _scalars(update, dtype, row):
     return lines
 
 
-def _plain_body(update):
-    lines = [_element_call(update, "{}[i]"), *_stores(update, "{}[i]")]
-    return [block("for i in range(stop - start):", *lines)]
+def _plain_body(update, dtype):
+    return [
+        *(f"{flat}_at = {flat}.ctypes.data" for flat in _stepped(update)),
+        block("for i in range(stop - start):", *_element(update, dtype)),
+    ]
 
 
 def _chunked_body(update, dtype, ahead):
@@ -146,13 +148,7 @@ def _chunked_body(update, dtype, ahead):
             block(
                 "for i in range(count):",
                 *_word(storage),
-                *(f"{flat}_i = {_read(update, dtype, flat)}" for flat in flats),
-                _element_call(update, "{}_i"),
-                *(
-                    _written(update, dtype, flat, stored)
-                    for name in update.written
-                    for flat, stored in storage.stores(name, f"{name}_")
-                ),
+                *_element(update, dtype),
                 *kept,
             ),
             *(line for name in storage.blocked for line in _encoded_again(update, dtype, name)),
@@ -222,15 +218,16 @@ def _word(storage):
     return ["word = uint32(chunk_word + spread_at(place, i))"] if storage.dithers else []
 
 
-def _element_call(update, place):
-    values = [update.storage.load(name, place) for name in update.buffers]
+def _element(update, dtype):
+    """Element `i` of what begins at the addresses `{flat}_at`."""
+    values = ", ".join((*(update.storage.load(name, "{}_i") for name in update.buffers), *update.scalars))
     results = ", ".join(f"{name}_" for name in update.written)
-    return f"{results} = element({', '.join((*values, *update.scalars))})"
-
-
-def _stores(update, place):
     return [
-        f"{place.format(flat)} = {stored}"
-        for name in update.written
-        for flat, stored in update.storage.stores(name, f"{name}_")
+        *(f"{flat}_i = {_read(update, dtype, flat)}" for flat in _stepped(update)),
+        f"{results} = element({values})",
+        *(
+            _written(update, dtype, flat, stored)
+            for name in update.written
+            for flat, stored in update.storage.stores(name, f"{name}_")
+        ),
     ]
