@@ -64,14 +64,15 @@ class Watch:
         self._keys = [key for key, _ in entries]
         self._arrays = [array for _, array in entries]
         self._plain = type(container) is list or (type(container) is dict and self._keys == list(container))
+        # Equality of lists looks at identity first; an array of one element could be equal to another one.
+        self._comparable = all(type(array) is np.ndarray and array.size != 1 for array in self._arrays)
 
     def check(self) -> None:
         """Raise if an array has been replaced, or is gone."""
         container = self._container
         if self._plain and len(container) == len(self._arrays):
-            # A tenth of a microsecond for two arrays, 0.2 ms for 10,000.
-            values = container if type(container) is list else container.values()
-            if all(map(is_, values, self._arrays)):
+            values = container if type(container) is list else list(container.values())
+            if self._are_same(values):
                 return
         for key, array in zip(self._keys, self._arrays, strict=True):
             try:
@@ -83,6 +84,15 @@ class Watch:
                     f"`params[{key!r}]` must stay the array that this optimizer trains, got another object or none: "
                     f"write into it in place, `params[{key!r}][...] = x`"
                 )
+
+    def _are_same(self, values):
+        if not self._comparable:
+            return all(map(is_, values, self._arrays))
+        try:
+            # A quarter of the time of `is`, one by one, for 10,000 arrays.
+            return values == self._arrays
+        except Exception:  # the truth of an array of comparisons
+            return False
 
 
 def watches(entries: Iterable[tuple[Any, Hashable, Any]]) -> list[Watch]:

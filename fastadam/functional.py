@@ -61,7 +61,7 @@ def adam_step(
 
     Args:
         p: Parameters, shape (n,), in place.
-        g: Gradients, shape (n,), only read, but for `zero_grad`.
+        g: Gradients, shape (n,); they are only read, unless `zero_grad` is given.
         m: First moment (torch: `exp_avg`), shape (n,), in place; zeros before the first step.
         v: Second moment (torch: `exp_avg_sq`), shape (n,), in place; zeros before the first step.
         step: Number of this step, an integer from 1 on; the bias corrections depend on it.

@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Mapping
 from functools import partial
 from math import inf
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ class Optimizer:
         self._watches: list[Watch] = []
         self._seed = self._options.seed
         self._engine: Engine | None = None
+        self._one_step = RLock()
         self._params = Views({})
         self._add(parse_groups(params), required=True)
 
@@ -62,8 +64,9 @@ class Optimizer:
         options, entries = self._options, [entry for entries, _ in groups for entry in entries]
         excluded = excluded_names(groups, options.exclude_from_weight_decay, required=required)
         existing = [] if self._engine is None else self._engine.plan.parameters
-        occupied = [parameter.view("p") for parameter in existing]
-        check_together(entries, [each.name for each in existing], occupied[0] if occupied else None, occupied)
+        occupied = [parameter.p for parameter in existing if parameter.p is not None]
+        occupied += [flat for buffers in all_buffers(existing) for flat in buffers.flats.values()]
+        check_together(entries, [each.name for each in existing], occupied)
         backend = backend_of(entries[0].array, entries[0].label)
         # An array that tells the device, and keeps no parameter alive.
         device_of = zeros(0, np.uint8, entries[0].array)
@@ -133,7 +136,7 @@ class Optimizer:
         for index, group in enumerate(groups, first):
             group.changed = partial(plan.refresh, index)
             group.lr_changed = partial(plan.set_lr, index)
-        kept = bindings or [(entry.container, entry.key, entry.original) for entry in entries]
+        kept = bindings or [entry.watched or (entry.container, entry.key, entry.original) for entry in entries]
         self._watches += watches(kept)
         self._members = {parameter.name: member for member, parameter in enumerate(plan.parameters)}
         added = {
@@ -269,8 +272,10 @@ class Optimizer:
         engine = self._engine
         assert engine is not None
         rates = engine.rates()
-        gradients = self._collector.collect(grads, lambda: self.buffers)
-        engine.take_step(gradients, rates, grad_scale)
+        # Another thread's step would put the addresses of its gradients into the table of this one's launch.
+        with self._one_step:
+            gradients = self._collector.collect(grads, lambda: self.buffers)
+            engine.take_step(gradients, rates, grad_scale)
 
     def catch_up(self, name: Hashable = None, indices: Any = None) -> None:
         """With `sparse="exact"`, bring rows up to date that have missed steps for want of a gradient.

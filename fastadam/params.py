@@ -24,6 +24,7 @@ class Entry(NamedTuple):
         key: Its key or index in `container`.
         alone: Whether it is the one flat array of a group.
         references: How many references to `original` `array` needs.
+        watched: (container, key, object) that must stay as it is, where that is not the array: a (name, array) pair.
     """
 
     name: Hashable
@@ -34,6 +35,7 @@ class Entry(NamedTuple):
     key: Hashable = None
     alone: bool = False
     references: int = 0
+    watched: tuple[Any, Hashable, Any] | None = None
 
 
 Group = tuple[list[Entry], dict[str, Any]]
@@ -83,7 +85,7 @@ def _entries(params, label, first_unnamed):
     if isinstance(params, Sequence) and not isinstance(params, (str, bytes)):
         container = params if isinstance(params, MutableSequence) else None
         return [
-            _entry(original[0], f"{label}[{index}][1]", original[1])
+            _entry(original[0], f"{label}[{index}][1]", original[1])._replace(watched=(container, index, original))
             if isinstance(original, tuple) and len(original) == 2 and isinstance(original[0], str)
             else _entry(first_unnamed + index, f"{label}[{index}]", original, container, index)
             for index, original in enumerate(params)
@@ -123,18 +125,17 @@ def excluded_names(groups: list[Group], predicate: Callable[[Hashable], Any] | N
     return excluded
 
 
-def check_together(entries: list[Entry], names: Iterable[Hashable], existing: Any, occupied: list[Any]) -> None:
+def check_together(entries: list[Entry], names: Iterable[Hashable], occupied: list[Any]) -> None:
     """Raise unless `entries` can train together, and beside the earlier parameters, which have these `names`.
 
-    `existing` is an array of the optimizer, which tells its device; it is None before there is one. `occupied` are the
-    arrays of all earlier parameters.
+    `occupied` are the arrays of all earlier parameters, and all buffers.
     """
     seen = set(names)
     for entry in entries:
         if entry.name in seen:
             raise ValueError(f"`{entry.label}` must have a name of its own, got {entry.name!r} twice")
         seen.add(entry.name)
-    devices = [] if existing is None else [(existing, "the other parameters")]
+    devices = [(array, "the other parameters") for array in occupied[:1]]
     devices += [(entry.array, f"`{entry.label}`") for entry in entries]
     for array, label in devices[1:]:
         if device(array) != device(devices[0][0]):
@@ -142,7 +143,7 @@ def check_together(entries: list[Entry], names: Iterable[Hashable], existing: An
                 f"{label} must be on {device(devices[0][0])} like {devices[0][1]}, got {device(array)}: "
                 "one optimizer works on one device"
             )
-    labelled = [("the parameters of this optimizer", array) for array in occupied]
+    labelled = [("the parameters and buffers of this optimizer", array) for array in occupied]
     _check_no_shared_memory(labelled + [(f"`{entry.label}`", entry.array) for entry in entries])
 
 

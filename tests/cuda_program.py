@@ -59,5 +59,5 @@ def _code(kernel, dtype):
 
 
 def compiler_options():
-    """The options with which CuPy compiles `source`, but for the architecture."""
+    """The options with which CuPy compiles `source`, without the architecture."""
     return (*core.assemble_cupy_compiler_options(OPTIONS), "-ftz=true")

@@ -41,7 +41,9 @@ def test_added_group_over_memory_that_trains_already(flat):
     params = {"w": np.ones(4, F4)}
     opt = fastadam.Adam(params, flat=flat)
     group = {"params": {"again": params["w"]}}
-    message = r"`param_group\['params'\]\['again'\]` must not share memory with the parameters of this optimizer"
+    message = (
+        r"`param_group\['params'\]\['again'\]` must not share memory with the parameters and buffers of this optimizer"
+    )
     refuses(lambda: opt.add_param_group(group), ValueError, message, opt, params)
     refuses(lambda: opt.add_param_group({"params": params["w"][1:]}), ValueError, "must not share memory", opt, params)
 

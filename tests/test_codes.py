@@ -361,7 +361,7 @@ def test_no_step_is_much_longer_than_the_learning_rate(signs):
         launch.flats["g"][...] = sizes * (rng.choice([-1.0, 1.0], size) if signs == "random" else 1.0)
         by_reference(launch)
         longest = max(longest, np.abs(launch.flats["p"] - before).max())
-    # With constant signs a step is the learning rate but for errors of the roundings, with others it is no longer. Of
+    # With constant signs a step is the learning rate, to errors of the roundings, with others it is no longer. Of
     # m, with a standard deviation of 1/16 of it at most (half of a step of 1/8) at each, these add up to
     # beta1 / sqrt(1 - beta1**2) / 16 = 0.129. v grows by 1/t at step t, so that it is rounded up with a probability of
     # 8/t: a variance of 8/t / 64 at step s, (s/t)**2 of which is left at step t. They add up to 1/16, or to a standard

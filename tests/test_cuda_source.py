@@ -74,7 +74,7 @@ def steps_of(name, dtype, architecture="sm_90"):
 
 
 def accesses(text, operation):
-    """How many loads ("ld") or stores ("st") of each number of bytes are in the PTX `text`, but for tables."""
+    """How many loads ("ld") or stores ("st") of each number of bytes are in the PTX `text`, without tables."""
     found = re.findall(rf"\b{operation}\.global\.(?:v(\d)\.)?[fubs](\d+)\b", text)
     return Counter(int(count or 1) * int(bits) // 8 for count, bits in found)
 

@@ -87,7 +87,7 @@ def require_cupy(label: str) -> ModuleType:
 
 def namespace(array: Any) -> ModuleType:
     """The library of `array`: `numpy` or `cupy`."""
-    return np if isinstance(array, np.ndarray) else sys.modules["cupy"]
+    return np if isinstance(array, (np.ndarray, np.generic)) else sys.modules["cupy"]
 
 
 def device(array: Any) -> str:
@@ -220,13 +220,6 @@ def check_flat(array: Any, label: str, *, written: bool = True) -> None:
             raise ValueError(f"`{label}` must be aligned to {array.itemsize} bytes, got an unaligned array")
 
 
-def check_like(array: Any, other: Any, label: str, other_label: str) -> None:
-    """Raise unless `array` has the dtype, shape and device of `other`."""
-    if array.dtype != other.dtype:
-        raise TypeError(f"`{label}` must be {other.dtype} like {other_label}, got {array.dtype}")
-    check_place(array, other, label, other_label)
-
-
 def check_place(array: Any, other: Any, label: str, other_label: str) -> None:
     """Raise unless `array` has the shape and device of `other`."""
     if array.shape != other.shape:
@@ -244,12 +237,3 @@ def check_device(array: Any, other: Any, label: str, other_label: str) -> None:
     """Raise unless `array` is on the device of `other`."""
     if type(array) is not type(other) or device(array) != device(other):
         raise ValueError(f"`{label}` must be on {device(other)} like {other_label}, got {device(array)}")
-
-
-def check_disjoint(named: dict[str, Any]) -> None:
-    """Raise if two of the contiguous arrays in `named` share memory."""
-    labels = list(named)
-    for position, label in enumerate(labels):
-        for other in labels[:position]:
-            if namespace(named[label]).may_share_memory(named[label], named[other]):
-                raise ValueError(f"`{label}` must not overlap `{other}`, got arrays that share memory")

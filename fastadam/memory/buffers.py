@@ -79,7 +79,7 @@ class Buffers:
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if value is not getattr(self, name, None):  # what `buffers.g *= 2` assigns
+        if name not in self.flats or value is not self.flats[name]:  # but what `buffers.g *= 2` assigns
             raise AttributeError(f"`buffers.{name}` cannot be replaced: write into it, `buffers.{name}[...] = x`")
 
     def __dir__(self):

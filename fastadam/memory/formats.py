@@ -11,7 +11,7 @@ from fastadam.kernels.texts.formats import Formats
 from fastadam.memory.arrays import dtype_name, on_host, widened
 from fastadam.settings.options import Options
 
-# With "float8", parameters of fewer elements keep moments in float32. There is little memory to gain in them, and they
+# Parameters of fewer elements keep moments in float32 with "float8". There is little memory to gain in them, and they
 # are often biases or scales of norms, which suffer from codes.
 SMALL = 4_096
 # Half of the distance from a number to the next one is at least this part of the number.

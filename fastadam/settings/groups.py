@@ -82,8 +82,13 @@ class ParamGroup(MutableMapping):
 
     def update(self, settings: Any = (), **more: Any) -> None:  # type: ignore[override]
         """Assign several values at once, or none of them if one is bad or they do not go together."""
-        self._values.update(self.check({**dict(settings), **more}))
-        self.changed()
+        before = self._values
+        self._values = {**before, **self.check({**dict(settings), **more})}
+        try:
+            self.changed()
+        except BaseException:  # there is no memory for what a setting needs, say
+            self._values = before
+            raise
 
     def __delitem__(self, key: str) -> None:
         if key in ("params", "moment_dtype") or key in self._checks:

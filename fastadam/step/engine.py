@@ -34,12 +34,17 @@ class Engine:
 
     def add(self, groups: Sequence[tuple[Sequence[Parameter], Mapping[str, Any], set]]) -> None:
         """Add groups: their parameters, settings, and the names to which weight decay does not apply."""
-        first = len(self.plan.parameters)
-        self.plan.add(groups)
-        for member, parameter in enumerate(self.plan.parameters[first:], first):
-            if "ema" in self.plan.update_of(member).flats:
-                parameter.start_average()
-            self._copy_out(parameter)
+        plan, before = self.plan, dict(vars(self.plan))
+        vars(plan).update({name: list(value) for name, value in before.items() if isinstance(value, list)})
+        try:
+            plan.add(groups)
+            for member in range(len(before["parameters"]), len(plan.parameters)):
+                if "ema" in plan.update_of(member).flats:
+                    plan.parameters[member].start_average()
+                self._copy_out(plan.parameters[member])
+        except BaseException:  # there is no more memory, say
+            vars(plan).update(before)
+            raise
 
     def rates(self) -> list[tuple[int, float]]:
         """The learning rates of the next step, (group, rate), of groups that have a schedule.
@@ -62,7 +67,7 @@ class Engine:
             FloatingPointError: a gradient is not finite, with `nonfinite="raise"`. Nothing has been written then.
         """
         plan, history = self.plan, self._history
-        # All that can fail comes before the first launch: what is compiled, and what is allocated.
+        # What can fail comes first: what is compiled, and what the launches need of memory.
         prepared = plan.prepare(gradients)
         if self.reduction is None:
             plan.use(grad_scale)
@@ -74,14 +79,16 @@ class Engine:
             plan.set_lr(group, lr)
         if history is not None:
             history.before_step(prepared.rows, prepared.clocks)
-        prepared.launch()
         plan.asked += 1
-        if history is not None:
-            history.after_step(prepared.rows, prepared.clocks)
-        if self._options.zero_grad:
-            # Where the kernel read a gradient, it has zeroed it.
-            for array in gradients.copied:
-                array[...] = 0.0
+        try:
+            prepared.launch()
+        finally:  # Ctrl-C comes during the launch and is raised after it, when the step has been taken
+            if history is not None:
+                history.after_step(prepared.rows, prepared.clocks)
+            if self._options.zero_grad:
+                # Where the kernel read a gradient, it has zeroed it.
+                for array in gradients.copied:
+                    array[...] = 0.0
         return True
 
     def _is_refused(self, reduction, gradients):

@@ -21,12 +21,14 @@ class Gradients(NamedTuple):
         held: The gradient of each parameter as it was handed over, None where there is none; what the addresses point
             into lives as long as this.
         copied: Those that were copied, and so are not zeroed by the kernel.
+        in_buffers: Whether all lie in the buffers of gradients, which stay where they are.
     """
 
     addresses: np.ndarray
     rows: dict[int, Rows]
     held: Sequence[Any]
     copied: Sequence[Any] = ()
+    in_buffers: bool = False
 
 
 class Gather:
@@ -36,7 +38,7 @@ class Gather:
     those that come again are read where they lie, and so are large ones.
 
     Attributes:
-        seen: The small gradients of the last step, as they were handed over; None for others.
+        seen: The gradients of the last step as they were handed over, None for those that are not small.
         found: Where they were, if all of them were read where they lie.
     """
 
@@ -56,7 +58,7 @@ class Gather:
         if self._written is None:
             addresses = [self._backend.address(each.flat("g")) or 1 for each in self._parameters]
             self._places = [each.view("g") for each in self._parameters]
-            self._written = Gradients(np.array(addresses, np.int64), {}, self._places)
+            self._written = Gradients(np.array(addresses, np.int64), {}, self._places, in_buffers=True)
         return self._places
 
     def located(

@@ -84,6 +84,8 @@ class Collector:
         return given
 
     def _by_position(self, grads):
+        if isinstance(grads, SparseRows):
+            raise TypeError("`grads` must be a mapping or a list of gradients, got SparseRows: pass {name: SparseRows}")
         if len(grads) != len(self._parameters):
             count = len(self._parameters)
             raise ValueError(f"`grads` must have {count} entries, one for each parameter, got {len(grads)}")
@@ -103,7 +105,7 @@ class Collector:
                 type(gradient) is not usual
                 or gradient.dtype is not each.dtype
                 or gradient.shape != each.shape
-                or gradient.base is not None
+                or not gradient.flags.owndata
                 or self._owners.may_hold(gradient)
                 or (foreign is not None and type(gradient.data.mem) is foreign)
                 or self._zeroed

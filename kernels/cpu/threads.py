@@ -12,7 +12,7 @@ import numba
 from fastadam.kernels.callers import levels_to_caller
 
 # Elements from which the parallel kernel is as fast as the serial one: its launch costs a few us more, which two
-# threads win back at 16,000 to 40,000 elements (bench/constants.py).
+# threads win back at 16,000 to 40,000 elements (bench/tuning.py).
 PARALLEL_FROM = 32_768
 
 # One launch at a time: the workqueue layer aborts the process when two Python threads enter parallel kernels, and on

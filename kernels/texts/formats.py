@@ -11,7 +11,7 @@ import numpy as np
 
 # Elements that share an exponent, in 8-bit moments: an exponent group. They are those of one parameter, counted from
 # its first. With 64, 128 and 256 of them a step in the cache takes 0.42, 0.42 and 0.39 ns an element on one thread
-# (bench/constants.py), and sqrt(v) is off by 9.2%, 9.5% and 10.1% (bench/quantisation.py).
+# (bench/tuning.py), and sqrt(v) is off by 9.2%, 9.5% and 10.1% (examples/quantisation.py).
 EXPONENT_GROUP = 128
 
 
