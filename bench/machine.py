@@ -14,7 +14,7 @@ import psutil
 
 import fastadam
 from fastadam.bench.contender import no_cuda
-from fastadam.kernels.subnormals import flushes
+from fastadam.kernels.switches import flushes
 
 PACKAGES = (
     "numpy",

@@ -14,9 +14,10 @@ from members import MEMBERS, by_cpu, by_cuda_host, by_reference, has_cuda_host, 
 from norm_kernels import blocks_of
 
 from fastadam.bench import machine
-from fastadam.kernels import GRADIENT, NORM, cpu, norm, reference, stored, subnormals
+from fastadam.kernels import GRADIENT, NORM, cpu, norm, reference, stored, switches
 from fastadam.kernels.cpu import threads
-from fastadam.kernels.subnormals import flush, flushed, flushes, register_of, restore
+from fastadam.kernels.subnormals import flushed
+from fastadam.kernels.switches import flush, flushes, register_of, restore
 from fastadam.kernels.texts.catch_up import COLUMNS
 
 TINY = np.float32(1e-40)
@@ -244,8 +245,8 @@ def listing(triple):
     register = register_of(triple)
     function = ir.Function(module, ir.FunctionType(number, []), "switch")
     builder = ir.IRBuilder(function.append_basic_block())
-    mode = subnormals.read_mode(builder, register)
-    subnormals.write_mode(builder, register, builder.or_(mode, mode.type(register.flush)))
+    mode = switches.read_mode(builder, register)
+    switches.write_mode(builder, register, builder.or_(mode, mode.type(register.flush)))
     builder.ret(mode if mode.type == number else builder.zext(mode, number))
     machine = llvm.Target.from_triple(triple).create_target_machine()
     return machine.emit_assembly(llvm.parse_assembly(str(module)))
@@ -267,7 +268,7 @@ def test_switches_of_x86():
 @pytest.mark.parametrize("triple", ["powerpc64le-unknown-linux-gnu", "riscv64-unknown-linux-gnu", ""])
 def test_other_processors_have_no_mode(triple):
     assert register_of(triple) is None
-    with mock.patch.object(subnormals, "_triple", return_value=triple):
+    with mock.patch.object(switches, "_triple", return_value=triple):
         assert not flushes()
         assert machine.subnormals() == "kept: this processor has no mode for it"
         with flushed():

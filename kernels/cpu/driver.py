@@ -22,7 +22,7 @@ from fastadam.kernels.cpu import threads
 from fastadam.kernels.cpu.jit import jit
 from fastadam.kernels.cpu.pointers import call, view
 from fastadam.kernels.cpu.prefetch import fetch
-from fastadam.kernels.subnormals import flush, restore
+from fastadam.kernels.switches import flush, restore
 
 # While block i is stepped, the first FETCHED elements of block i + AHEAD are prefetched, if it lies far from the one
 # before it: more than NEAR elements away. On rows of 256 bytes all over a table, 10,000 rows take 0.48 ms in place of

@@ -22,9 +22,10 @@ from fastadam.kernels.cuda.source import (
     step_name,
 )
 from fastadam.kernels.texts.casts import CHUNK
-from fastadam.kernels.texts.formats import EXPONENT_GROUP
+from fastadam.kernels.texts.formats import EXPONENT_GROUP, FORMATS
 from fastadam.kernels.texts.update import Update
 
+assert CHUNK == EXPONENT_GROUP
 # Elements that a CUDA block steps: without codes, with codes and fewer elements than MANY, with codes and more. On an
 # H200, ps an element with 2,048 and with 4,096: float32 6.7 and 6.9, bfloat16 moments 4.8 and 4.9; 8-bit moments 4.7
 # and 4.4 at 1e8 elements, 5.6 and 5.4 at 1e7, 7.2 and 9.8 at 1e6.
@@ -84,14 +85,16 @@ def _pointers(update):
 
 
 def _scalars(update):
-    """The scalars of the clock, and the place of the parameter's random words."""
+    """The scalars of the clock, and the chunk of the entry's first random word."""
     lines = [
         f"const {'T' if name in update.scalars else 'uint32'} {name} = __ldg(&scalars[{index}]);"
         for index, name in enumerate(update.columns)
     ]
     if update.storage.dithers:
         place = f"__ldg(&row[{GRADIENT + 1 + len(update.flats)}])"
-        lines += [f"const uint32 random_place = (uint32){place};"]
+        lines += [f"const uint32 random_place = (uint32){place} + (uint32)(start / {CHUNK});"]
+        if not update.storage.blocked:
+            lines += [f"const uint32 random_index = start % {CHUNK};"]
     return lines
 
 
@@ -113,7 +116,7 @@ def _loop(update):
         "const bool whole = aligned && count >= 4;",
         *(f"Four<{_kind(update, flat)}> {flat}_four;" for flat in flats),
         _both([("load", flat) for flat in read]),
-        *_chunk(update),
+        *([] if blocked else _chunk(update)),
         *_exponent_loads(update),
         "#pragma unroll",
         "for (int j = 0; j < 4; ++j) {",
@@ -134,7 +137,9 @@ def _both(accesses):
 
 def _element(update):
     """The text on element `j` of the four."""
-    storage, lines = update.storage, _word(update)
+    storage, lines = update.storage, []
+    if any(FORMATS[storage[name]].dithers for name in update.written if name not in storage.blocked):
+        lines += [*(_chunk(update) if storage.blocked else []), *_word(update)]
     for name in update.buffers:
         lines += ["T copy;" if name == "copy" else f"T {name} = {storage.load(name, '{}_four.of[j]')};"]
     lines += [declarations("T", [name for name in update.text.locals if name not in update.buffers])]
@@ -172,7 +177,7 @@ def _encode(update):
             f"if (threadIdx.x % 32 == 0) {name}_exponent_at[first / {EXPONENT_GROUP}] = {name}_exponent;",
         ]
     codes = [code for name in storage.blocked for code in storage.stores(name, f"new_{name}[j]")]
-    lines += ["#pragma unroll", "for (int j = 0; j < 4; ++j) {", *_word(update)]
+    lines += [*_chunk(update), "#pragma unroll", "for (int j = 0; j < 4; ++j) {", *_word(update)]
     return [*lines, *(f"{flat}_four.of[j] = {code};" for flat, code in codes), "}"]
 
 
@@ -180,9 +185,15 @@ def _chunk(update):
     """The hash that the random words of the four share, or of those of them that lie in the chunk of the first."""
     if not update.storage.dithers:
         return []
+    if update.storage.blocked:
+        # The four lie in an exponent group, which is a chunk: two registers in place of four.
+        return [
+            f"const uint32 chunk_word = hashed(random_place + (uint32)first / {CHUNK}u);",
+            "const uint32 index_spread = 4u * (threadIdx.x % 32) + first_spread(chunk_word);",
+        ]
     return [
-        f"const uint32 chunk = random_place + (uint32)((start + place) / {CHUNK});",
-        f"const uint32 index = (uint32)((start + place) % {CHUNK});",
+        "const uint32 at = random_index + (uint32)place;",
+        f"const uint32 chunk = random_place + at / {CHUNK}u, index = at % {CHUNK}u;",
         "const uint32 chunk_word = hashed(chunk), index_spread = index + first_spread(chunk_word);",
     ]
 
@@ -191,6 +202,8 @@ def _word(update):
     """The random word of element `j` of the four."""
     if not update.storage.dithers:
         return []
+    if update.storage.blocked:
+        return ["const uint32 word = chunk_word + spread(index_spread + (uint32)j);"]
     return [
         f"const uint32 word = index + j < {CHUNK} ? chunk_word + spread(index_spread + (uint32)j)",
         f"  : random_word(chunk + 1u, index + (uint32)j - {CHUNK}u);",
