@@ -25,7 +25,7 @@ class Owners:
     """Where parameters and what is kept of them lie."""
 
     def __init__(self, parameters: Sequence[Parameter], arrays: Sequence[Any]):
-        self._parameters, self._arrays = parameters, arrays
+        self._buffers, self._arrays = tuple(dict.fromkeys(each.buffers for each in parameters)), arrays
         # An array without a base shares memory with a parameter only if it is that array, or owns its memory.
         self._bases: set[int] = set()
         for array in arrays:
@@ -41,16 +41,28 @@ class Owners:
         """Whether `array`, which has no base, may share memory with a parameter."""
         return id(array) in self._bases
 
-    def of(self, arrays: Sequence[Any]) -> list[str | None]:
-        """What each of `arrays` shares memory with, a buffer by its name; None for no array or nothing."""
+    @property
+    def count(self) -> int:
+        """How many buffers there are by now: each is allocated when it is first needed."""
+        return sum(len(each.flats) for each in self._buffers)
+
+    def touched(self, lows: np.ndarray, highs: np.ndarray) -> np.ndarray:
+        """Which of the spans of addresses from `lows` to `highs` share memory with any of it."""
         self._take_note()
         if not self._labels:
-            return [None] * len(arrays)
-        spans = [(0, 0) if array is None or not array.size else bounds(array) for array in arrays]
-        lows, highs = np.array(spans, np.int64).reshape(-1, 2).T
+            return np.zeros(len(lows), bool)
         # Spans do not overlap one another: the last one that begins below the end decides whether there is any.
         last = np.searchsorted(self._lows, highs) - 1
-        overlaps = (last >= 0) & (self._highs[last] > lows)
+        return (last >= 0) & (self._highs[last] > lows)
+
+    def of(self, arrays: Sequence[Any]) -> list[str | None]:
+        """What each of `arrays` shares memory with, a buffer by its name; None for no array or nothing."""
+        spans = [(0, 0) if array is None or not array.size else bounds(array) for array in arrays]
+        lows, highs = np.array(spans, np.int64).reshape(-1, 2).T
+        overlaps = self.touched(lows, highs)
+        if not overlaps.any():
+            return [None] * len(arrays)
+        last = np.searchsorted(self._lows, highs) - 1
         first = np.searchsorted(self._highs, lows, "right")
         return [
             self._label(array, low, high) if overlap else None
@@ -69,14 +81,13 @@ class Owners:
 
     def _take_note(self):
         """Take note of buffers that have been allocated since."""
-        buffers = dict.fromkeys(parameter.buffers for parameter in self._parameters)
-        known = sum(len(each.flats) for each in buffers)
+        known = self.count
         if known == self._known:
             return
         held = [(PARAMETER, array) for array in self._arrays]
         held += [
             ({"p": PARAMETER, "g": GRADIENTS}.get(name, f"`buffers.{name}`"), flat)
-            for each in buffers
+            for each in self._buffers
             for name, flat in each.flats.items()
         ]
         held = sorted((pair for pair in held if pair[1].size), key=lambda pair: bounds(pair[1]))

@@ -74,15 +74,20 @@ class ParamGroup(MutableMapping):
     def __setitem__(self, key: str, value: Any) -> None:
         if key == "lr" and type(value) is float and 0.0 <= value < inf and not callable(self._values["lr"]):
             # What every scheduler assigns at every step.
-            self._values["lr"] = value
             self.lr_changed(value)
+            self._values["lr"] = value
             return
         self.update({key: value})
 
     def update(self, settings: Any = (), **more: Any) -> None:  # type: ignore[override]
         """Assign several values at once: all of them, or none if one is bad or they do not go together."""
+        before = dict(self._values)
         self._values.update(self.check({**dict(settings), **more}))
-        self.changed()
+        try:
+            self.changed()
+        except BaseException:  # a CUDA graph is being captured
+            self._values = before
+            raise
 
     def __delitem__(self, key: str) -> None:
         if key in ("params", "moment_dtype") or key in self._checks:

@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastadam.memory.arrays import namespace
+from fastadam.memory.arrays import assign, zeros
 from fastadam.memory.buffers import Buffers
 from fastadam.memory.parameters import Parameter
 from fastadam.step.rows import Rows
+
+# The address of a gradient that is still to be found.
+UNKNOWN = -1
 
 
 class Gradients(NamedTuple):
@@ -60,29 +63,38 @@ class Gather:
         return self._places
 
     def located(
-        self, given: Sequence[Any], checked: list[Any] | None, copied: list[Any], shared: Collection[int]
+        self,
+        given: Sequence[Any],
+        checked: list[Any] | None,
+        copied: list[Any],
+        shared: Collection[int],
+        places: np.ndarray | None = None,
     ) -> Gradients:
         """The gradients `checked`, which were `given`; without them, those that have been written into the buffer.
 
         `copied` are those of which a copy has been made already, and the `id` of those that must be is in `shared`.
+        With `places`, only those are looked for whose place is UNKNOWN.
         """
-        places = self.places if checked is None or self._all_small else []
+        buffered = self.places if checked is None or self._all_small else []
         if checked is None:
             assert self._written is not None
             return self._written
         if self._all_small and not any(map(is_, given, self.seen)) and not any(map(_is_special, checked)):
-            for place, gradient in zip(places, checked, strict=True):
+            for place, gradient in zip(buffered, checked, strict=True):
                 place[...] = gradient
             self.seen, self.found = list(given), None
             assert self._written is not None
             return self._written._replace(held=checked, copied=[*checked, *copied])
-        return self._one_by_one(given, checked, copied, shared)
+        addresses = np.full(len(checked), UNKNOWN, np.int64) if places is None else places
+        return self._one_by_one(given, checked, copied, shared, addresses)
 
-    def _one_by_one(self, given, checked, copied, shared):
-        addresses, rows = np.full(len(checked), 0, np.int64), {}
-        held, seen, repeatable = list(checked), [None] * len(checked), True
-        for index, gradient in enumerate(checked):
+    def _one_by_one(self, given, checked, copied, shared, addresses):
+        rows: dict[int, Rows] = {}
+        held, seen, repeatable = list(checked), [None] * len(checked), self._smallest > 0
+        for index in np.flatnonzero(addresses == UNKNOWN).tolist():
+            gradient = checked[index]
             if gradient is None:
+                addresses[index] = 0
                 continue
             small = self._sizes[index] < self._smallest
             if isinstance(gradient, Rows):
@@ -117,8 +129,8 @@ class Gather:
         """Where a copy of `gradient` lies, and what keeps it alive."""
         if self._smallest == 0:
             # On a GPU few gradients are copied: an array of its own takes less memory than the buffer of all.
-            place = namespace(gradient).empty(gradient.size, gradient.dtype)
-            self._parameters[index].layout.view(place)[...] = gradient
+            place = zeros(gradient.size, gradient.dtype, gradient)
+            assign(self._parameters[index].layout.view(place), gradient)
             return self._backend.address(place), place
         self.places[index][...] = gradient
         assert self._written is not None

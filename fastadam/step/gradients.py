@@ -10,7 +10,7 @@ from fastadam.memory.arrays import as_gradient, as_indices, check_flat, contiguo
 from fastadam.memory.buffers import Buffers, Views, stored_dtype
 from fastadam.memory.owners import GRADIENTS, PARAMETER, Owners, bounds, overlapping
 from fastadam.memory.parameters import Parameter
-from fastadam.step.gather import Gather, Gradients
+from fastadam.step.gather import UNKNOWN, Gather, Gradients
 from fastadam.step.rows import Rows, SparseRows, ordered_rows
 
 
@@ -33,24 +33,31 @@ class Collector:
 
     def __init__(self, parameters: Sequence[Parameter], arrays: Sequence[Any], backend: Any, *, zeroed: bool):
         self._parameters, self._zeroed, self._example = parameters, zeroed, arrays[0]
-        self._usual = type(arrays[0])
-        self._foreign = None if isinstance(arrays[0], np.ndarray) else _foreign_memory()
-        self._expected = [self._expected_of(each) for each in parameters]
+        self._expected, self._names = (
+            [self._expected_of(each) for each in parameters],
+            [each.name for each in parameters],
+        )
         self._owners, self._gather = Owners(parameters, arrays), Gather(parameters, backend)
+        self._direct = None if isinstance(arrays[0], np.ndarray) else self._on_device(arrays[0].device.id)
         self._views: Views | None = None
 
     def _expected_of(self, parameter):
         dtype = stored_dtype(parameter.formats["g"], parameter.arithmetic, self._example)
-        takes_scalars = not parameter.shape and self._usual is np.ndarray and not self._zeroed
+        takes_scalars = not parameter.shape and isinstance(self._example, np.ndarray) and not self._zeroed
         label, scalar = f"grads[{parameter.name!r}]", dtype.type if takes_scalars else None
         return Expected(label, parameter.shape, dtype, parameter=parameter, scalar=scalar)
+
+    def _on_device(self, device):
+        """What knows the short way for arrays on a GPU, which needs CuPy."""
+        from fastadam.step.direct import Direct
+
+        return Direct(self._parameters, [each.dtype for each in self._expected], self._owners, device)
 
     @property
     def views(self) -> Views:
         """Name -> view of the gradient buffer."""
         if self._views is None:
-            names = [each.name for each in self._parameters]
-            self._views = Views(dict(zip(names, self._gather.places, strict=True)))
+            self._views = Views(dict(zip(self._names, self._gather.places, strict=True)))
         return self._views
 
     def collect(self, grads: Any, buffers: Callable[[], Buffers]) -> Gradients:
@@ -66,6 +73,8 @@ class Collector:
             flat, given = buffers(), [grads]
         if given is not None and gather.found is not None and flat is None and all(map(is_, given, gather.seen)):
             return gather.found
+        if self._direct is not None and given is not None and flat is None:
+            return self._direct.again(given) or self._directly(given)
         checked, copied = self._checked(given, flat)
         if flat is not None:
             return gather.flat(checked[0], flat)
@@ -73,12 +82,12 @@ class Collector:
 
     def _by_name(self, grads):
         try:
-            given = [grads[each.name] for each in self._parameters]
+            given = [grads[name] for name in self._names]
         except KeyError:
-            missing = next(each.name for each in self._parameters if each.name not in grads)
+            missing = next(name for name in self._names if name not in grads)
             raise ValueError(f"`grads` must have an entry for every parameter, got none for {missing!r}") from None
         if len(grads) != len(given):
-            names = {each.name for each in self._parameters}
+            names = set(self._names)
             unknown = [name for name in grads if name not in names]
             raise ValueError(f"`grads` must have an entry for every parameter and no other, got {unknown}")
         return given
@@ -89,23 +98,36 @@ class Collector:
             raise ValueError(f"`grads` must have {count} entries, one for each parameter, got {len(grads)}")
         return list(grads)
 
+    def _directly(self, given):
+        """The gradients `given` on a GPU: only those are checked and located one by one that the short way leaves."""
+        assert self._direct is not None
+        places = self._direct.places(given, zeroed=self._zeroed)
+        unknown = np.flatnonzero(places == UNKNOWN).tolist()
+        if not unknown:
+            return Gradients(places, {}, given)
+        checked = list(given)
+        for index in unknown:
+            checked[index] = self._one(given[index], self._expected[index])
+        copied = self._set_apart(checked, unknown, self._expected)
+        shared = overlapping(checked) if self._zeroed else ()
+        return self._gather.located(given, checked, copied, shared, places)
+
     def _checked(self, given, flat):
         """The gradients as arrays, and those of which a copy was made; all is checked before anything is written."""
         if given is None:
             return None, []
         expected = self._expected if flat is None else [_expected_flat(flat)]
-        usual, foreign, checked, unusual = self._usual, self._foreign, [], []
+        checked, unusual = [], []
         for index, (gradient, each) in enumerate(zip(given, expected, strict=True)):
             # The usual cases first: the checks below take longer than a small step.
             if type(gradient) is each.scalar:
                 pass
             elif (
-                type(gradient) is not usual
+                type(gradient) is not np.ndarray
                 or gradient.dtype is not each.dtype
                 or gradient.shape != each.shape
                 or gradient.base is not None
                 or self._owners.may_hold(gradient)
-                or (foreign is not None and type(gradient.data.mem) is foreign)
                 or self._zeroed
                 or flat is not None
             ):
@@ -173,10 +195,3 @@ def _is_place(array, parameter):
 
 def _is_writable(array):
     return not isinstance(array, np.ndarray) or array.flags.writeable
-
-
-def _foreign_memory():
-    """The type of CuPy's memory that belongs to another library, and may be that of any array."""
-    from cupy.cuda import UnownedMemory
-
-    return UnownedMemory
