@@ -177,7 +177,7 @@ def layout_in_place(entry: Entry) -> Layout:
             f"`{entry.label}` must be dense to be stepped where it lies, got strides {entry.array.strides} for shape "
             f"{entry.array.shape} of {entry.array.dtype}{remedy}"
         )
-    check_aligned(entry.array, entry.label, remedy)
+    check_aligned(entry.array, entry.label, " to be stepped where it lies", remedy)
     return layout
 
 

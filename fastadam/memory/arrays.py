@@ -229,13 +229,15 @@ def check_flat(array: Any, label: str, *, written: bool = True) -> None:
     check_aligned(array, label)
 
 
-def check_aligned(array: Any, label: str, remedy: str = "") -> None:
+def check_aligned(array: Any, label: str, purpose: str = "", remedy: str = "") -> None:
     """Raise unless `array` begins at a multiple of the size of its elements.
 
     On a GPU the first access of an element that does not ends all work of the process there.
     """
     if not (array.flags.aligned if isinstance(array, np.ndarray) else array.data.ptr % array.itemsize == 0):
-        raise ValueError(f"`{label}` must be aligned to {array.itemsize} bytes, got an unaligned array{remedy}")
+        raise ValueError(
+            f"`{label}` must be aligned to {array.itemsize} bytes{purpose}, got an unaligned array{remedy}"
+        )
 
 
 def check_like(array: Any, other: Any, label: str, other_label: str) -> None:

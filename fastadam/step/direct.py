@@ -43,8 +43,10 @@ class Form(NamedTuple):
 class Direct:
     """Finds out where gradients lie that need no copy."""
 
-    def __init__(self, parameters: Sequence[Parameter], dtypes: Sequence[np.dtype], owners: Owners, device: int):
-        self._owners, self._device = owners, device
+    def __init__(
+        self, parameters: Sequence[Parameter], dtypes: Sequence[np.dtype], owners: Owners, device: int, *, zeroed: bool
+    ):
+        self._owners, self._device, self._zeroed = owners, device, zeroed
         self._forms = [
             Form(each.shape, dtype, strides_of(each.layout, dtype.itemsize), each.layout.plain)
             for each, dtype in zip(parameters, dtypes, strict=True)
@@ -66,15 +68,15 @@ class Direct:
             return None
         return self._found._replace(held=given)
 
-    def places(self, given: Sequence[Any], *, zeroed: bool) -> np.ndarray:
+    def places(self, given: Sequence[Any]) -> np.ndarray:
         """Where each of the gradients `given` begins: 0 where there is none, UNKNOWN where the short way does not do.
 
-        If they are to be `zeroed`, all are UNKNOWN unless none shares memory with another one.
+        If they are to be zeroed, all are UNKNOWN unless none shares memory with another one.
         """
         looked, is_of_cupy = self._look(given)
         if looked == self._looked and self._owners.count == self._count and self._found is not None:
             return self._found.addresses
-        addresses = self._apart(np.array(looked, np.int64), zeroed)
+        addresses = self._apart(np.array(looked, np.int64))
         self._found, self._seen = None, []
         if addresses.all() and (addresses != UNKNOWN).all():
             self._looked, self._count = looked, self._owners.count
@@ -135,14 +137,14 @@ class Direct:
         except RuntimeError:  # a tensor without memory of its own, of a transformation of functions
             return UNKNOWN
 
-    def _apart(self, addresses, zeroed):
+    def _apart(self, addresses):
         """The lowest address of each; UNKNOWN where that is not aligned, or what begins there shares memory."""
         known = addresses > 1
         addresses = np.where(known, addresses - self._below, addresses)
         lows = np.where(known, addresses, 0)
         highs = np.where(known, addresses + self._sizes, 0)
         odd = known & (lows % self._itemsizes != 0) | self._owners.touched(lows, highs)
-        if zeroed:
+        if self._zeroed:
             order = np.argsort(lows, kind="stable")
             if odd.any() or (addresses == UNKNOWN).any() or (highs[order][:-1] > lows[order][1:]).any():
                 odd = addresses != 0

@@ -33,10 +33,8 @@ class Collector:
 
     def __init__(self, parameters: Sequence[Parameter], arrays: Sequence[Any], backend: Any, *, zeroed: bool):
         self._parameters, self._zeroed, self._example = parameters, zeroed, arrays[0]
-        self._expected, self._names = (
-            [self._expected_of(each) for each in parameters],
-            [each.name for each in parameters],
-        )
+        self._expected = [self._expected_of(each) for each in parameters]
+        self._names = [each.name for each in parameters]
         self._owners, self._gather = Owners(parameters, arrays), Gather(parameters, backend)
         self._direct = None if isinstance(arrays[0], np.ndarray) else self._on_device(arrays[0].device.id)
         self._views: Views | None = None
@@ -51,7 +49,8 @@ class Collector:
         """What knows the short way for arrays on a GPU, which needs CuPy."""
         from fastadam.step.direct import Direct
 
-        return Direct(self._parameters, [each.dtype for each in self._expected], self._owners, device)
+        dtypes = [each.dtype for each in self._expected]
+        return Direct(self._parameters, dtypes, self._owners, device, zeroed=self._zeroed)
 
     @property
     def views(self) -> Views:
@@ -101,7 +100,7 @@ class Collector:
     def _directly(self, given):
         """The gradients `given` on a GPU: only those are checked and located one by one that the short way leaves."""
         assert self._direct is not None
-        places = self._direct.places(given, zeroed=self._zeroed)
+        places = self._direct.places(given)
         unknown = np.flatnonzero(places == UNKNOWN).tolist()
         if not unknown:
             return Gradients(places, {}, given)
