@@ -18,6 +18,8 @@ from fastadam.memory.parameters import Parameter
 from fastadam.step import direct as direct_module
 from fastadam.step.direct import Direct, strides_of
 from fastadam.step.gather import UNKNOWN
+from fastadam.step.gradients import Collector
+from fastadam.step.rows import SparseRows
 
 FLOAT32 = np.dtype(np.float32)
 SHAPES = [(3, 4), (5,), (), (0, 3), (2, 1, 6)]
@@ -36,7 +38,7 @@ class Made(SimpleNamespace):
             for name, (layout, array) in enumerate(zip(layouts, arrays, strict=True))
         ]
         owners = Owners(parameters, [cupy_over(array) for array in arrays])
-        super().__init__(arrays=arrays, buffers=buffers)
+        super().__init__(arrays=arrays, buffers=buffers, parameters=parameters)
         self.direct = Direct(parameters, [np.dtype(dtype)] * len(shapes), owners, device, zeroed=zeroed)
 
     def places(self, given):
@@ -131,6 +133,70 @@ def test_gradients_to_be_zeroed_share_no_memory():
     assert read.places(together) == [array.data.ptr for array in together]
     assert zeroed.places(together) == [UNKNOWN] * 3
     assert zeroed.places([None, apart[1], together[2]]) == [0, UNKNOWN, UNKNOWN]
+
+
+# --- gradients of an optimizer on a GPU
+
+
+def collector(zeroed=False):
+    """What finds the gradients of parameters on a GPU, and where one of them is not asked for."""
+    made = Made()
+    backend = SimpleNamespace(DIRECT_FROM=0, address=lambda array: array.data.ptr)
+    example = [cupy_over(array) for array in made.arrays]
+    return made, Collector(made.parameters, example, backend, zeroed=zeroed)
+
+
+def collect(found, grads):
+    return found.collect(grads, lambda: pytest.fail("no flat array was given"))
+
+
+@pytest.mark.parametrize("zeroed", [False, True])
+@pytest.mark.parametrize("way", [dict, list])
+def test_gradients_come_by_name_or_in_order(way, zeroed):
+    (_, found), host = collector(zeroed), ones()
+    arrays = [cupy_over(array) for array in host]
+    grads = dict(enumerate(arrays)) if way is dict else arrays
+    gradients = collect(found, grads)
+    assert gradients.addresses.tolist() == wanted(host)
+    assert (gradients.held, gradients.rows, gradients.copied) == (arrays, {}, ())
+    # Arrays that come again have the same column of addresses, for which the launches are ready.
+    assert collect(found, grads).addresses is gradients.addresses
+
+
+def test_gradients_that_are_none_or_of_rows_are_located_beside_the_others():
+    (_, found), host = collector(), ones()
+    given = [cupy_over(array) for array in host]
+    values = cupy_over(np.ones((2, 4), np.float32))
+    given[0], given[1] = SparseRows(np.array([0, 2]), values), None
+    gradients = collect(found, given)
+    assert gradients.addresses.tolist() == [values.data.ptr, 0, *wanted(host)[2:]]
+    assert gradients.rows[0].indices.tolist() == [0, 2]
+    assert gradients.held[2] is given[2]
+    assert collect(found, [cupy_over(array) for array in host]).addresses.tolist() == wanted(host)
+
+
+BAD = {
+    "device": (lambda host: host, ValueError, "must be on cuda:0 like the parameters, got cpu"),
+    "shape": (lambda host: cupy_over(host.reshape(4, 3)), ValueError, r"must have shape \(3, 4\)"),
+    "dtype": (lambda host: cupy_over(np.ones((3, 4))), TypeError, "must be float32 like its parameter, got float64"),
+    "kind": (lambda host: 1.0, TypeError, "must be a NumPy or CuPy array"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_what_is_no_gradient_is_refused(bad):
+    (_, found), (make, error, message) = collector(), BAD[bad]
+    host = ones()
+    with pytest.raises(error, match=rf"`grads\[0\]` {message}"):
+        collect(found, [make(host[0]), *(cupy_over(array) for array in host[1:])])
+
+
+def test_a_gradient_inside_of_a_parameter_is_refused():
+    (made, found), host = collector(), ones()
+    given = [cupy_over(array) for array in host]
+    given[1] = cupy_over(made.arrays[0][:5])
+    with pytest.raises(ValueError, match=r"`grads\[1\]` must not share memory with a parameter"):
+        collect(found, given)
 
 
 # --- tensors of torch, which are on the host here: its device has the number -1
