@@ -164,6 +164,77 @@ def test_torch_cuda_tensors_through_dlpack():
     assert float(p[0]) < 1.0
 
 
+@pytest.fixture
+def torch():
+    found = pytest.importorskip("torch")
+    if not found.cuda.is_available():
+        pytest.skip("torch is built without CUDA")
+    return found
+
+
+@layouts
+@pytest.mark.parametrize("options", [{}, {"zero_grad": True}], ids=["read", "zeroed"])
+def test_gradients_of_torch_are_read_where_they_lie(torch, options, flat):
+    params, on_device = draw(0), draw(0, cupy)
+    on_cpu, on_gpu = (
+        fastadam.AdamW(params, lr=0.01, **options),
+        fastadam.AdamW(on_device, lr=0.01, flat=flat, **options),
+    )
+    for seed in range(1, 20):
+        grads = draw(seed)
+        tensors = {name: torch.tensor(grad, device="cuda") for name, grad in grads.items()}
+        # Those that the short way does not take go through DLPack, beside the others.
+        tensors["w"] = tensors["w"].T.contiguous().T if seed % 3 == 0 else tensors["w"]
+        if seed % 4 == 0:
+            tensors["b"] = None
+        on_gpu.step(tensors)
+        on_cpu.step({name: None if tensors[name] is None else grad for name, grad in grads.items()})
+        if options and tensors["b"] is not None:
+            assert not tensors["b"].any()
+    assert bits(training(on_gpu)) == bits(training(on_cpu))
+
+
+def test_gradients_on_a_side_stream_of_torch(torch):
+    params, on_device = draw(0), draw(0, cupy)
+    on_cpu, on_gpu = fastadam.Adam(params), fastadam.Adam(on_device)
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream), cupy.cuda.ExternalStream(stream.cuda_stream):
+        for seed in range(1, 20):
+            # Each is gone, and its memory in use again, when the host goes on.
+            on_gpu.step({name: torch.tensor(grad, device="cuda") for name, grad in draw(seed).items()})
+    torch.cuda.synchronize()
+    for seed in range(1, 20):
+        on_cpu.step(draw(seed))
+    assert bits(training(on_gpu)) == bits(training(on_cpu))
+
+
+def test_the_same_arrays_may_change_and_go():
+    params, on_device = draw(0), draw(0, cupy)
+    on_cpu, on_gpu = fastadam.Adam(params), fastadam.Adam(on_device)
+    held = draw(1, cupy)
+    for seed in range(1, 10):
+        grads = draw(seed)
+        if seed == 5:
+            held = draw(seed, cupy)
+        for name, grad in grads.items():
+            held[name][...] = cupy.asarray(grad)
+        on_gpu.step(held)
+        on_cpu.step(grads)
+    assert bits(training(on_gpu)) == bits(training(on_cpu))
+
+
+def test_arrays_that_are_not_aligned_are_refused_and_the_context_lives():
+    unaligned = cupy.zeros(405, np.uint8)[1:].view(np.float32)
+    with pytest.raises(ValueError, match="must be aligned to 4 bytes"):
+        fastadam.Adam({"w": unaligned})
+    optimizer = fastadam.Adam({"w": cupy.ones(101, "f4")})
+    with pytest.raises(ValueError, match=r"`grads\['w'\]` must be aligned to 4 bytes"):
+        optimizer.step({"w": unaligned})
+    optimizer.step({"w": cupy.ones(101, "f4")})
+    assert optimizer.params["w"].get().max() < 1.0
+
+
 def test_arrays_on_the_cpu_and_on_the_gpu_do_not_mix():
     with pytest.raises(ValueError, match="one device"):
         fastadam.Adam({"a": np.ones(3, "f4"), "b": cupy.ones(3, "f4")})
@@ -314,6 +385,55 @@ def test_gradients_that_lie_elsewhere_are_refused_while_a_step_is_captured():
     np.testing.assert_array_equal(cupy.asnumpy(params["w"]), before)
     optimizer.step(other)
     assert {entry["step"] for entry in optimizer.state_dict()["state"].values()} == {2}
+
+
+REFUSED = {
+    "a schedule": ({"lr": lambda step: 0.1}, "`lr` must be a number while a CUDA graph is captured"),
+    "raise": ({"nonfinite": "raise"}, "`nonfinite` must not be 'raise' while"),
+    "exact": ({"sparse": "exact"}, "`sparse` must not be 'exact' while"),
+    "another pattern": ({}, "must have been taken once before it is captured"),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_cannot_be_captured_says_so_and_the_optimizer_goes_on(why):
+    options, message = REFUSED[why]
+    optimizer = fastadam.Adam(draw(0, cupy), **options)
+    grads = draw(1, cupy)
+    optimizer.step(grads)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.Device().synchronize()
+    with stream:
+        stream.begin_capture()
+        with pytest.raises(RuntimeError, match=message):
+            optimizer.step({**grads, "b": None} if why == "another pattern" else grads)
+        stream.end_capture()
+    optimizer.step(grads)
+    assert {entry["step"] for entry in optimizer.state_dict()["state"].values()} == {2}
+
+
+def test_rates_change_between_replays_and_states_count_them():
+    params, on_device = draw(0), draw(0, cupy)
+    on_cpu, on_gpu = fastadam.Adam(params, lr=0.1), fastadam.Adam(on_device, lr=0.1)
+    captured = Captured(on_gpu, draw(1))
+    on_cpu.step(draw(1))
+    with captured.stream, pytest.raises(RuntimeError, match="must not be written while a CUDA graph is captured"):
+        captured.stream.begin_capture()
+        try:
+            on_gpu.param_groups[0]["lr"] = 0.5
+        finally:
+            captured.stream.end_capture()
+    for seed, lr in ((2, 0.1), (3, 0.01), (4, 0.02)):
+        with captured.stream:
+            on_gpu.param_groups[0]["lr"] = lr
+        on_cpu.param_groups[0]["lr"] = lr
+        captured.step(draw(seed))
+        on_cpu.step(draw(seed))
+    ours, theirs = training(on_gpu), training(on_cpu)
+    assert bits(ours) == bits(theirs)
+    again = fastadam.Adam(draw(0))
+    again.load_state_dict(on_gpu.state_dict())
+    assert {entry["step"] for entry in again.state_dict()["state"].values()} == {4}
 
 
 def test_a_captured_step_writes_to_no_memory_but_its_own():
