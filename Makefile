@@ -19,7 +19,7 @@ demo: $(VENV)/ready-demo
 test: $(VENV)/ready-test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses auto --dist loadgroup
 
 # The quick suite: tables, pictures and one HTML page.
 bench: $(VENV)/ready-bench

@@ -21,7 +21,7 @@ def start_threads() -> None:
 
 
 def bandwidth(size: int = SIZE, rounds: int = 9) -> dict[str, float]:
-    """GB/s of each; a copy counts what it reads and what it writes."""
+    """Name -> GB/s; a copy counts both what it reads and what it writes."""
     source, target = (touched(4 * size).view(np.float32) for _ in range(2))
     turns = {name: timed(make(source, target)) for name, make in MAKERS.items()}
     moved = {"read": 4 * size, "copy": 8 * size, "scale": 8 * size}
@@ -29,14 +29,14 @@ def bandwidth(size: int = SIZE, rounds: int = 9) -> dict[str, float]:
 
 
 def touched(count: int) -> np.ndarray:
-    """So many bytes, zeroed by all threads: a page of memory lies near the processor that first writes into it."""
+    """`count` bytes, zeroed by all threads: a page of memory lies near the processor that first writes into it."""
     array = np.empty(count, np.uint8)
     jit(_zero, "zero", parallel=True)(array)
     return array
 
 
 def reader(array: np.ndarray, *, parallel: bool = True) -> Callable[[], None]:
-    """A function that reads an array, all but what is left of its last 8 bytes."""
+    """A function that reads an array in words of 8 bytes; what is left over at its end is not read."""
     words = array.view(np.uint8)[: array.nbytes // 8 * 8].view(np.int64)
     sums = np.zeros(-(-words.size // BLOCK), np.int64)
     return partial(jit(_read, f"read_{'parallel' if parallel else 'serial'}", parallel=parallel), words, sums)
@@ -54,7 +54,7 @@ def _read(words, sums):
     for index in prange(sums.size):
         part = words[index * BLOCK : (index + 1) * BLOCK]
         total = 0
-        # Of 64 bits: to widen 32 would take more time than to load them.
+        # The words have 64 bits, because widening 32 bits would take longer than loading them.
         for i in range(part.size):
             total += part[i]
         sums[index] = total

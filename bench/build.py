@@ -1,4 +1,4 @@
-"""Contenders at work, each built only with a right answer."""
+"""Builds contenders, and compares each with float64 before it may be timed."""
 
 import numpy as np
 
@@ -9,15 +9,15 @@ from fastadam.bench.workloads import Workload
 
 # Elements of each tensor that are compared, at most: float64 of all would take ten times the memory.
 COMPARED = 20_000
-# What the gradients of the steps that are checked are multiplied by, in terms of their norm: of different size and
-# sign, and not all are clipped. With the same gradient at each step Adam would move by lr whatever else it computes.
+# The norms to which gradients are scaled in the steps that are compared. They differ in size and sign, and not all are
+# clipped. With the same gradient at each step Adam would move by lr whatever else it computes.
 NORMS = (None, 0.5, -1.5)
-# Part of the whole movement by which the sum of all may be off; roundings to 16 or 8 bits are even on average.
+# The whole movement may be off by this part of it; roundings to 16 or 8 bits cancel one another on average.
 DRIFT = 0.1
 
 
 def build(name: str, workload: Workload, kind: str) -> Built:
-    """Contender `name` on `workload`, after steps that were compared with float64."""
+    """Contender `name` on `workload`, after steps that were compared with float64; raise if they were wrong."""
     contender = CONTENDERS[name]
     params, grads = workload.random(seed=0), workload.gradients(seed=1)
     if contender.is_limit:
@@ -40,7 +40,7 @@ def build(name: str, workload: Workload, kind: str) -> Built:
 
 
 def _compare(contender, kind, start, found, values):
-    """Raise unless `found` are the values that are expected: one by one, and in the sum of all movements."""
+    """Raise unless `found` are the expected `values`: one by one, and in the sum of all movements."""
     who, (relative, absolute) = f"{contender.name}, {kind}", contender.tolerance
     if found.keys() != values.keys():
         raise AssertionError(f"{who}: {found.keys() ^ values.keys()}")
@@ -58,7 +58,7 @@ def _compare(contender, kind, start, found, values):
 
 
 def _of_norm(grads: Arrays, norm: float | None) -> Arrays:
-    """Gradients in reverse, multiplied so that they have a norm, negative ones with the sign changed; None: as is."""
+    """Gradients in reverse order, scaled to `norm`, with the other sign if it is negative; unchanged if it is None."""
     if norm is None:
         return grads
     total = sum(float(np.vdot(grad, grad)) for grad in grads.values()) ** 0.5

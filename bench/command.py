@@ -31,12 +31,12 @@ class BenchError(Exception):
 def choose(
     full: bool, contenders: Sequence[str], workloads: Sequence[str], kinds: Sequence[str], rounds: int | None
 ) -> list[Case]:
-    """The cases of the quick or the full suite, narrowed down to names or to what names begin with."""
+    """The cases of the quick or the full suite, narrowed down to names or beginnings of names."""
     contenders = named("--contender", contenders, CONTENDERS)
     workloads = named("--workload", workloads, WORKLOADS)
     kinds = named("--kind", kinds, KINDS)
     cases = full_cases()
-    # Whoever names something wants it, also where the quick suite does without.
+    # What somebody names is run, even if the quick suite does not have it.
     if not full and _has_all(quick_cases(), contenders, workloads, kinds):
         cases = quick_cases()
     chosen = []
@@ -64,7 +64,7 @@ def _has_all(cases, contenders, workloads, kinds):
 
 
 def named(option: str, wanted: Iterable[str], known: Iterable[str]) -> list[str]:
-    """Those of `known` that are called so, or else begin so, whatever the case of letters."""
+    """The names in `known` that are one of `wanted`, or else begin with it; upper and lower case are alike."""
     found = []
     for text in wanted:
         exact = [name for name in known if name.casefold() == text.casefold()]
@@ -76,7 +76,7 @@ def named(option: str, wanted: Iterable[str], known: Iterable[str]) -> list[str]
 
 
 def check_writable(folder: Path) -> None:
-    """Raise unless files can be written into `folder`, which is made, and pictures can be drawn."""
+    """Make `folder`, and raise unless files can be written into it and pictures can be drawn."""
     import_module("matplotlib")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def bench(
     all_costs: bool,
     console: Console,
 ) -> int:
-    """Run or load, show, save and compare; the exit status."""
+    """Run or load, show, save and compare; return the exit status."""
     names = named("--baseline", [baseline], CONTENDERS)
     if len(names) > 1:
         raise BenchError(
@@ -132,7 +132,7 @@ def bench(
 
 
 def _measure(cases, record, all_costs, console, save):
-    """Fill `record`, saved after each case; 0, INTERRUPTED if Ctrl-C ended it, or FAILED if something is not there."""
+    """Fill `record` and save it after each case; return 0, INTERRUPTED after Ctrl-C, or FAILED if a part is missing."""
     columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
     turns = sum(case.rounds for case in cases for name in case.with_limits if CONTENDERS[name].missing() is None)
     with Progress(*columns, console=console, transient=True) as progress, Workers() as workers:
@@ -148,14 +148,14 @@ def _measure(cases, record, all_costs, console, save):
         except KeyboardInterrupt:
             return INTERRUPTED
         except Exception:
-            # Nothing that was measured is lost by what came after it.
+            # A later error does not lose what was measured before it.
             console.print_exception(max_frames=4)
             return FAILED
     return FAILED if record.failed or record.skipped else 0
 
 
 def _compared(earlier, record, threshold, console):
-    """Print how shares of the limit have changed; 1 if one has fallen by more than the threshold."""
+    """Print how shares of the limit have changed; return 1 if one has fallen by more than the threshold."""
     found = changes(earlier, record)
     if not found:
         raise BenchError("`--compare` must be a run with results of fastadam that this one has too, got none of them")

@@ -6,7 +6,7 @@ from fastadam.bench.record import Record, Result
 
 
 class Change(NamedTuple):
-    """Shares of the limit of one contender in two runs: of the medians, and of the quartiles that lie nearest."""
+    """One contender in two runs: its shares of the limit by the medians, and by the quartiles that lie nearest."""
 
     workload: str
     kind: str
@@ -18,16 +18,16 @@ class Change(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """The share now, in terms of that before: below 1 it has become slower."""
+        """The share now, divided by the share before: below 1 it has become slower."""
         return self.after / self.before
 
     def is_slower(self, threshold: float) -> bool:
-        """Whether it has lost more than `threshold` of its share, and more than the quartiles of its rounds tell."""
+        """Whether it has lost more than `threshold` of its share, and the quartiles of the two runs lie apart."""
         return self.ratio < 1 - threshold and self.highest_after < self.lowest_before
 
 
 def changes(before: Record, after: Record) -> list[Change]:
-    """Every result of fastadam that both runs have, with its limits."""
+    """The change of every result of fastadam that both runs have, with its limit."""
     found = []
     for result in after.results:
         earlier = before.find(result.workload, result.kind, result.contender)

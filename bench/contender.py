@@ -19,7 +19,7 @@ class Built(NamedTuple):
 
     Attributes:
         step: Takes one step, and returns when it is done.
-        params: Gives the parameters as they are; of a step that averages them, also "average of <name>".
+        params: Returns the parameters as they are. If the step averages them, "average of <name>" is there too.
         feed: `feed(grads)` puts other gradients in the place of those that it was built with.
         prepare: Called, outside of the time taken, before every few steps: restores gradients that a step zeroes, or
             goes on to the next of `in_rotation`.
@@ -38,11 +38,11 @@ class Formula(NamedTuple):
 
     Attributes:
         member: "Adam", "AdamW", "AMSGrad", "NAdam", "Adamax" or "RAdam", all in the form of PyTorch.
-        scale: Of the gradients.
+        scale: The factor on the gradients.
         clip_norm: Whether gradients are clipped by their global norm, at MAX_NORM.
         clip_value: Whether gradients are clipped by value, at CLIP_VALUE.
         average: Whether an average of the parameters is kept.
-        rates: Whether each parameter has a learning rate of its own, that of `rate`.
+        rates: Whether each parameter has a learning rate of its own, which `rate` gives.
     """
 
     member: str = "Adam"
@@ -72,16 +72,16 @@ class Contender(NamedTuple):
         name: For tables and the command line.
         build: `build(params, grads, kind)`, on arrays that it may write into.
         needs: Packages without which it is missing.
-        kinds: Of cases in which it takes part; of `layouts.KINDS`.
+        kinds: The kinds of cases in which it takes part, keys of `layouts.KINDS`.
         layout: A name of `layouts`: the bytes that it has to move.
         tolerance: Relative and absolute distance from float64 that its storage allows.
-        strays: Part of the elements that may be farther off, for want of range: where a gradient was all but zero.
+        strays: Part of the elements that may be farther off: the format has no range for gradients near zero.
         device: "cpu" or "cuda".
         rotates: Whether its gradients change from turn to turn, through those of `in_rotation`.
         formula: What it computes in a case whose kind has none in `FORMULAS`.
-        steps: After how many it is compared.
-        threads: Whose pool of threads it works on. Contenders of one pool share a process.
-        thread_count: On how many threads of that pool, if not on all of them.
+        steps: The number of steps after which it is compared.
+        threads: The library whose pool of threads it works on. Contenders of one pool share a process.
+        thread_count: The number of threads of that pool that it uses; None for all of them.
     """
 
     name: str

@@ -38,10 +38,10 @@ print({what})
 
 
 def costs(measured: dict[str, dict[str, float]], rounds: int = 7) -> None:
-    """Add to `measured`: what -> library -> median seconds, or bytes; libraries take turns. Memory only on Linux."""
+    """Fill `measured`: what -> library -> median seconds, or bytes. Libraries take turns. Memory needs Linux."""
     there = [name for name, (packages, _) in LIBRARIES.items() if _installed(packages)]
     steps = [name for name in there if name != NUMBA]
-    # Once more than is counted: the caches of the disk are to be warm.
+    # The first round is not counted: it warms the caches of the disk.
     measured[IMPORT] = _in_turns(there, _since_start, "imported", rounds + 1)
     measured[FIRST] = _in_turns(steps, _since_start, "first_step({name!r}, imported)", rounds + 1)
     measured[f"{FIRST}, {COLD}"] = _in_turns(steps, _without_cache, "first_step({name!r}, imported)", 1)
@@ -70,7 +70,7 @@ def _printed(name, what, environment=None):
 
 
 def _since_start(name, what, environment=None):
-    # The clock of the two processes is that of the system.
+    # Both processes read the same clock of the system.
     start = perf_counter()
     return _printed(name, what, environment) - start
 
@@ -84,7 +84,7 @@ def _without_cache(name, what):
 
 
 def first_step(name: str, imported: float) -> float:
-    """When a first step of 100 parameters was done, had nothing else been imported."""
+    """The time at which a first step of 100 parameters was done, without what other imports took."""
     _contender(name)
     others = perf_counter() - imported
     _step(name, 100)()

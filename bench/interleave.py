@@ -40,8 +40,8 @@ def in_turns(
 ) -> Iterator[tuple[str, float]]:
     """(name, seconds a call) of turn after turn, as many calls as fill `turn_seconds`, after a `pause`.
 
-    Every round has an order of its own, so that nobody always follows the same neighbour. Who has had five turns and
-    `patience` seconds has no more.
+    Every round has an order of its own, so that no contender always follows the same neighbour. After five turns and
+    `patience` seconds a contender gets no more turns.
     """
     counts = {name: max(1, round(turn_seconds / turn(1))) for name, turn in turns.items()}
     order, names, spent = random.Random(0), list(turns), dict.fromkeys(turns, 0.0)
@@ -58,7 +58,7 @@ def in_turns(
 
 
 def interleave(turns: Mapping[str, Turn], rounds: int, *, turn_seconds=2e-3, pause=0.0) -> dict[str, list[float]]:
-    """Let `turns` take turns for so many rounds; the seconds that a call of each took in them."""
+    """Let `turns` take turns for some rounds; return the seconds that a call of each took in each round."""
     times: dict[str, list[float]] = {name: [] for name in turns}
     for name, seconds in in_turns(turns, rounds, turn_seconds=turn_seconds, pause=pause):
         times[name].append(seconds)

@@ -1,4 +1,4 @@
-"""What a step has to read and write of an element: the bytes of each buffer, for each storage format and extra."""
+"""The bytes of an element that a step has to read and write, for each storage format and extra."""
 
 from typing import NamedTuple
 
@@ -14,15 +14,15 @@ KINDS = {
     "groups": "a group for each tensor",
     "rows": "rows of a table",
 }
-# Part of the rows of a table that has a gradient.
+# The part of the rows of a table that have a gradient.
 ROWS = 0.01
 
 
 class Moves(NamedTuple):
-    """Bytes of an element of each buffer that a step only reads, reads and writes, only writes.
+    """Bytes of an element in each buffer that a step only reads, in each that it updates, in each that it only writes.
 
-    `first` are bytes that it reads in a pass of its own before: gradients, for their norm. `part` is the part of the
-    elements that it touches.
+    `first` are the bytes that a pass before it reads: gradients, for their norm. `part` is the part of the elements
+    that it touches.
     """
 
     read: tuple[int, ...]
@@ -77,7 +77,7 @@ EXTRAS = {
     "all": Moves((), (4, 4, 4, 4, 4), (2,), first=4),
 }
 SPARSE = {"rows": Moves((4,), (4, 4, 4), part=ROWS)}
-# No step, but what the memory does with float32.
+# These are no steps. They tell what the memory does with float32.
 MEMORY = {"read": Moves((4,), ()), "copy": Moves((4,), (), (4,)), "scale": Moves((4,), (), (4,))}
 _OTHERS = EXTRAS | SPARSE | MEMORY
 

@@ -49,7 +49,7 @@ def facts() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Package -> version, of those that are installed."""
+    """Package -> version, for each of `PACKAGES` that is installed."""
     found = {}
     for package in PACKAGES:
         try:
@@ -61,7 +61,7 @@ def versions() -> dict[str, str]:
 
 @cache
 def processor() -> str:
-    """Its name, as far as the system tells it."""
+    """The name of the processor, as far as the system tells it."""
     from cpuinfo import get_cpu_info
 
     return get_cpu_info().get("brand_raw") or platform.processor() or platform.machine()
@@ -109,7 +109,7 @@ def caches() -> str:
 
 
 def kernel_cache() -> str:
-    """Where compiled kernels are kept."""
+    """The folder in which Numba caches compiled kernels."""
     from fastadam.kernels.cpu.jit import jit
 
     path = getattr(jit(_nothing, "nothing")._cache, "cache_path", None)
@@ -117,7 +117,7 @@ def kernel_cache() -> str:
 
 
 def _nothing():
-    """What is compiled to see where it would be kept."""
+    """Compiled only to find out the folder of the cache."""
 
 
 def gpu() -> str:

@@ -23,7 +23,7 @@ BETA1, BETA2 = BETAS
 
 
 def expected(formula: Formula, params: Arrays, gradients: list[Arrays], factors: list[float]) -> Arrays:
-    """The parameters after a step with each of `gradients`, times its factor, and averages of them."""
+    """The parameters after one step for each of `gradients`, times its factor; and their averages, if any."""
     values, averages = {}, {}
     for index, (name, start) in enumerate(params.items()):
         p = start.astype(np.float64)

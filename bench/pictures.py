@@ -16,7 +16,7 @@ from fastadam.bench.registry import CONTENDERS
 from fastadam.bench.workloads import SPLITS
 
 FLAT = "flat"
-# Models beside each other.
+# The number of models in a row.
 PANELS = 3
 
 
@@ -125,7 +125,7 @@ def _models(record):
 
 
 def _storage(record):
-    """Of the largest workload with most formats."""
+    """Draw the largest of the flat workloads that have most formats."""
     flats = [case for case in record.cases() if case[0].kind == "plain" and case[0].workload.startswith(FLAT)]
     if not flats:
         return None
@@ -133,14 +133,14 @@ def _storage(record):
     ours = [r for r in results if r.contender == "fastadam" or (r.contender.startswith("fastadam") and r.bytes != 28)]
     if len({r.bytes for r in ours}) < 3:
         return None
-    # Of one thread, and of memory alone, there are other limits.
+    # The limits of one thread and of memory alone are left out.
     limits = sorted((r for r in results if r.contender in {each.limit for each in ours}), key=lambda r: r.bytes)
     figure, axes = plt.subplots(figsize=(10, 6), layout="constrained")
     axes.plot(*_points(limits), "k_:", markersize=14, label="limit")
     axes.plot(*_points(ours), "o", color=COLORS["fastadam"], markersize=8, label="fastadam")
     for index, result in enumerate(sorted(ours, key=lambda r: r.bytes)):
         name, place = result.limit.removeprefix("limit, "), (result.bytes, 1e3 * result.median)
-        # In turns on the left above and on the right below, where they do not meet.
+        # Names are by turns above on the left and below on the right, where they do not meet.
         side, shift = ("left", (8, -16)) if index % 2 else ("right", (-4, 8))
         axes.annotate(name, place, xytext=shift, textcoords="offset points", fontsize=9, horizontalalignment=side)
     others = [r for r in results if not r.contender.startswith("fastadam") and not r.is_limit]

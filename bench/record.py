@@ -11,7 +11,7 @@ from fastadam.bench.registry import BASELINE
 from fastadam.bench.workloads import Workload
 
 SCHEMA = 1
-# Distance of the quartiles, in medians, from which a result is marked.
+# A result is marked if its quartiles lie farther apart than this part of the median.
 WIDE = 0.2
 
 
@@ -24,8 +24,8 @@ class Result:
     """Seconds a step of a contender on a workload, one for each round.
 
     Attributes:
-        size: Parameters.
-        bytes: That a step has to read and write for each of them.
+        size: The number of parameters.
+        bytes: The bytes that a step has to read and write for each parameter.
         limit: The contender that moves the same bytes with trivial arithmetic.
     """
 
@@ -39,7 +39,7 @@ class Result:
 
     @classmethod
     def of(cls, contender: Contender, workload: Workload, kind: str) -> "Result":
-        """An empty one."""
+        """A result without any rounds."""
         moved = contender.bytes_moved(kind)
         return cls(workload.name, workload.size, kind, contender.name, moved, contender.limit)
 
@@ -67,7 +67,7 @@ class Result:
 
     @property
     def nanoseconds_a_parameter(self) -> float:
-        """Of the median."""
+        """The median time of a step, divided by the number of parameters."""
         return 1e9 * self.median / self.size
 
     @property
@@ -78,15 +78,15 @@ class Result:
 
 @dataclass
 class Record:
-    """All of a run.
+    """Everything that a run has measured.
 
     Attributes:
-        machine: Of `machine.facts`.
-        results: In the order of the cases.
+        machine: What `machine.facts` says.
+        results: The results, in the order of the cases.
         missing: Contender -> why it is not there.
-        skipped: What was asked for and not done, for want of memory.
-        failed: What was asked for and could not be built, was not right, or failed at work.
-        left_out: Case -> contenders that the suite does without there.
+        skipped: What was left out because there was too little memory.
+        failed: What could not be built, gave a wrong answer, or failed at work.
+        left_out: Case -> contenders that the suite does not run in it.
         tables: Title -> what -> who -> seconds; or bytes, where what begins with "memory".
     """
 
@@ -113,7 +113,7 @@ class Record:
         return None
 
     def share_of_limit(self, result: Result) -> float:
-        """The time of the limit of the same loads and stores, in that of `result`; NaN without a limit."""
+        """The time of the limit, divided by that of `result`; NaN without a limit."""
         limit = self.find(result.workload, result.kind, result.limit)
         return limit.median / result.median if limit else float("nan")
 
@@ -130,7 +130,7 @@ class Record:
         return list(cases.values())
 
     def to_json(self) -> str:
-        """One line for each result."""
+        """The record as JSON, with one line for each result."""
         fields = asdict(self)
         results = [
             json.dumps({**each, "seconds": [float(f"{s:.5g}") for s in each["seconds"]]})

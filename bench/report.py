@@ -14,13 +14,13 @@ from fastadam.bench.record import Record
 from fastadam.bench.registry import BASELINE
 from fastadam.bench.tables import COLUMNS, absences, case_tables, notes, other_tables, to_markdown
 
-# Columns of a terminal that hold all of a table, and what is shown in fewer.
+# A terminal of this width shows whole tables, a narrower one these columns.
 WIDE_ENOUGH, NARROW = 104, ("contender", "time", "GB/s", "of limit", "x baseline")
 PAGE_WIDTH = 150
 
 
 def show(record: Record, baseline: str, console: Console) -> None:
-    """Print the tables of a record and what is to be said below them."""
+    """Print the tables of a record, and the notes on them."""
     columns = COLUMNS if console.width >= WIDE_ENOUGH else NARROW
     shown = [COLUMNS.index(column) for column in columns]
     for title, rows in case_tables(record, baseline):
@@ -32,7 +32,7 @@ def show(record: Record, baseline: str, console: Console) -> None:
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[list[str]]) -> Table:
-    """Rows with fastadam's in bold and the limits' dimmed."""
+    """A table with the rows of fastadam in bold, and those of limits dimmed."""
     shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for index, column in enumerate(columns):
         shown.add_column(column, justify="right" if index else "left", no_wrap=index > 0)
@@ -43,7 +43,7 @@ def table(title: str, columns: Iterable[str], rows: Iterable[list[str]]) -> Tabl
 
 
 def to_html(record: Record, images: Iterable[tuple[str, str, bytes]], baseline: str = BASELINE) -> str:
-    """What `show` prints, with the pictures below and inside."""
+    """What `show` prints, as a page that contains the pictures too."""
     console = Console(record=True, width=PAGE_WIDTH, file=io.StringIO())
     show(record, baseline, console)
     lines = []
@@ -54,13 +54,13 @@ def to_html(record: Record, images: Iterable[tuple[str, str, bytes]], baseline: 
 
 
 def keep(record: Record, folder: Path | None) -> None:
-    """Save what cannot be made again."""
+    """Save the measured times, from which all else can be made again."""
     if folder:
         (folder / "benchmark.json").write_text(record.to_json(), encoding="utf-8")
 
 
 def write(record: Record, baseline: str, folder: Path) -> list[str]:
-    """Write the record into `folder` in every form; the names of the files."""
+    """Write the record into `folder` in every form; return the names of the files."""
     from fastadam.bench.pictures import pictures
 
     keep(record, folder)

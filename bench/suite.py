@@ -1,4 +1,4 @@
-"""What is run: cases of a workload, a kind of step and contenders, and the record that they fill."""
+"""The cases that are run, each a workload, a kind of step and contenders, and the record that they fill."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from fastadam.bench.registry import CONTENDERS
 from fastadam.bench.workers import SETTLE, ContenderError, Workers
 from fastadam.bench.workloads import GENERAL, GPT2, GROUPED, MLP, PAIR, RESNET50, TABLE, Workload, flat, tensors
 
-# Of the quick suite: those that people would use.
+# The contenders of the quick suite, which people would use.
 QUICK = (
     "NumPy, textbook",
     "torch, loop",
@@ -24,12 +24,12 @@ QUICK = (
     "fastadam, bfloat16 m, v",
     "fastadam, bfloat16 p, g, 8-bit m, v",
 )
-# On fewer threads than there are.
+# Contenders on fewer threads than there are.
 THREADS = tuple(name for name, contender in CONTENDERS.items() if contender.thread_count and not contender.is_limit)
 # The bandwidth of the memory, on flat workloads that do not fit into a cache.
 BANDWIDTH = tuple(name for name, contender in CONTENDERS.items() if contender.layout in MEMORY)
 BANDWIDTH_FROM = 10_000_000
-# Those that come with all of their steps from this many parameters on, where the others take seconds or the memory.
+# From this many parameters on, only these contenders are run. The others take seconds, or too much memory.
 LARGE_FROM = 50_000_000
 LARGE = (
     "torch, fused",
@@ -48,7 +48,7 @@ LARGE = (
 )
 # Storage formats are for tables and models, not for what fits into the nearest cache.
 STORED_FROM = 1_000_000
-# Tensors beyond which one is compiled for minutes, or is not made for more.
+# The most tensors that a contender is given: it would compile more for minutes, or is not made for more.
 MOST_TENSORS = {
     "torch, compiled": 200,
     "optax, jit": 1_000,
@@ -80,7 +80,7 @@ class Case(NamedTuple):
 
 
 def quick_cases() -> list[Case]:
-    """Under three minutes on two cores."""
+    """The cases of the quick suite, which takes less than three minutes on two cores."""
     plain = ((flat(100), 51), (MLP, 51), (flat(1_000_000), 31), (flat(10_000_000), 15), (RESNET50, 9))
     cases = [(workload, "plain", rounds) for workload, rounds in plain]
     cases += [(MLP, "full", 51), (flat(10_000_000), "full", 15)]
@@ -132,7 +132,7 @@ def memory_needed(contender: Contender, case: Case) -> int:
 
 
 def memory_reserved(case: Case) -> int:
-    """Bytes that are to be left for a contender that is being built or takes a step with temporaries."""
+    """Bytes to leave for a contender that is being built, or whose step makes temporaries."""
     return 1_000_000_000 + 16 * case.workload.size
 
 
@@ -153,11 +153,11 @@ def run_case(workers: Workers, case: Case, record: Record, progress: Callable[[]
 
 
 def _there(case, record):
-    """The contenders of a case that can take part in it, in its order; `record` is told of the others."""
+    """The contenders of a case that can take part in it, in its order; `record` notes the others."""
     there, free = [], memory_free() - memory_reserved(case)
     if case.left_out:
         record.left_out[case.title] = list(case.left_out)
-    # The limits share one set of buffers, without which the rest says less.
+    # Memory for the limits is set aside first: without them the rest says less. They share one set of buffers.
     free -= max(memory_needed(CONTENDERS[name], case) for name in case.with_limits)
     for name in case.with_limits:
         contender = CONTENDERS[name]

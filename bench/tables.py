@@ -25,7 +25,7 @@ def case_tables(record: Record, baseline: str = BASELINE) -> Iterable[tuple[str,
 
 
 def row(record: Record, result: Result, baseline: str = BASELINE) -> list[str]:
-    """A result, and what follows from it."""
+    """The cells of a result."""
     low, high = result.quartiles
     unit, factor, digits = unit_of(result.median)
     return [
@@ -40,7 +40,7 @@ def row(record: Record, result: Result, baseline: str = BASELINE) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that suits it."""
+    """A time with the unit that suits it."""
     unit, factor, digits = unit_of(seconds)
     return f"{factor * seconds:.{digits}f} {unit}"
 
@@ -59,7 +59,7 @@ def number(value: float) -> str:
 
 
 def notes(record: Record, baseline: str = BASELINE) -> list[str]:
-    """What is to be said of the tables."""
+    """Where the tables come from, and how to read them."""
     lines = [source(record)]
     if record.bandwidth:
         listed = ", ".join(f"{name} {value:.1f} GB/s" for name, value in record.bandwidth.items())
@@ -96,7 +96,7 @@ def source(record: Record) -> str:
 
 
 def to_markdown(record: Record, baseline: str = BASELINE) -> str:
-    """The whole record."""
+    """The whole record as Markdown."""
     lines = ["# Benchmark of Adam steps", ""]
     for title, rows in case_tables(record, baseline):
         lines += [f"## {title}", "", *markdown_table(COLUMNS, rows), ""]

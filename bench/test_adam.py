@@ -1,7 +1,8 @@
 """Textbook NumPy, torch's fused step and fastadam on record with pytest-benchmark: `pytest bench`.
 
-Each is held to a float64 Adam before it is timed. They share a process here, in which the idle threads of one pool slow
-the other down; `fastadam bench` gives each its own, takes turns, and has everybody else and the limit.
+Each is compared with a float64 Adam before it is timed. They share a process here, in which the idle threads of one
+pool slow the other down. `fastadam bench` gives each its own process, lets them take turns, and also has the limit and
+all other contenders.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""The measurements behind the constants of the CPU kernel: PARALLEL_FROM, DIRECT_FROM and EXPONENT_BLOCK."""
+"""The measurements behind three constants of the kernels: PARALLEL_FROM, DIRECT_FROM and EXPONENT_GROUP."""
 
 from functools import partial
 from statistics import median
@@ -13,7 +13,7 @@ from fastadam.bench.workloads import flat
 
 
 def crossover() -> None:
-    """Where the parallel kernel overtakes the serial one, and what copying a gradient costs beside a launch."""
+    """Print where the parallel kernel overtakes the serial one, and what it costs to copy a gradient."""
     print(f"{'elements':>10} {'serial us':>10} {'parallel':>10} {'copy':>10}")
     for size in (1_000, 4_000, 8_000, 16_000, 24_000, 32_000, 48_000, 64_000, 128_000, 256_000):
         p, g, m, v, own = (np.ones(size, np.float32) for _ in range(5))
@@ -27,7 +27,7 @@ def crossover() -> None:
 
 
 def in_cache(size: int = 16_384) -> None:
-    """What a step in each storage format takes on one thread where memory does not count."""
+    """Print what a step in each storage format takes on one thread where memory does not count."""
     params, grads = flat(size).random(seed=0), flat(size).random(seed=1)
     turns = {}
     for layout in FORMATS:

@@ -46,7 +46,7 @@ class Workers:
     def at_work(
         self, names: Iterable[str], workload: Workload, kind: str
     ) -> Iterator[tuple[dict[str, Turn], dict[str, str]]]:
-        """The turns of those of `names` that can be built and are right, and why the others cannot or are not."""
+        """The turns of those `names` that can be built and are right; and for the others, what went wrong."""
         homes: dict[str, list[str]] = {}
         for name in names:
             homes.setdefault(CONTENDERS[name].process, []).append(name)
@@ -76,7 +76,7 @@ class Workers:
         return turn
 
     def _drop(self, home, forget):
-        """Let go of what was built, before something else takes the memory; a process that is no more is forgotten."""
+        """Free what was built, before something else takes the memory; forget a process that has ended."""
         if forget:
             self._workers.pop(home).end()
             return
@@ -98,7 +98,7 @@ class _Worker:
         far_end.close()
 
     def send(self, *message):
-        # What there is to say about a process that has ended is said by `receive`.
+        # If the process has ended, `receive` says so.
         with suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send(message)
 
@@ -137,7 +137,7 @@ def _serve(connection):
 
 
 def _build(turns, names, workload, kind):
-    """Add the turns of `names`; why some cannot be built or are not right."""
+    """Add the turns of `names`; return for each that failed what went wrong."""
     failed = {}
     for name in names:
         try:

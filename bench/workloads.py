@@ -1,4 +1,4 @@
-"""What is stepped: named sets of parameter shapes, and random values for them."""
+"""The workloads: named sets of parameter shapes, and random values for them."""
 
 from math import prod
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class Workload(NamedTuple):
         return {name: rng.standard_normal(shape, np.float32) for name, shape in self.shapes.items()}
 
     def gradients(self, seed: int) -> dict[str, np.ndarray]:
-        """The same for gradients. Rows that have one are at both ends, so that they are the same in reverse."""
+        """Random gradients. With `some_rows`, rows at both ends have one, so that they are the same rows in reverse."""
         arrays = self.random(seed)
         for array in arrays.values() if self.some_rows else ():
             side = int(len(array) * ROWS / 2)
@@ -106,6 +106,6 @@ GROUPED = (tensors(20, 10_000_000), tensors(20, 4_481), tensors(465, 46_500))
 TABLE = Workload("table of 1,000,000 x 64", {"table": (1_000_000, 64)}, some_rows=True)
 MODELS = (MLP, RESNET50, GPT2, RECOMMENDER)
 _FLATS = tuple(flat(10**decade) for decade in range(2, 9))
-# Those of plain steps, and all.
+# The workloads of plain steps, and all workloads.
 GENERAL = (*_FLATS, *SPLITS[1:], *MODELS)
 WORKLOADS = {workload.name: workload for workload in (*GENERAL, PAIR, *GROUPED, TABLE)}

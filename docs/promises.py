@@ -1,4 +1,4 @@
-"""What the project promises of its speed, and what a record has measured of it."""
+"""What the project promises about its speed, and what a record has measured."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,7 +14,7 @@ OURS, MAPPING = "fastadam", "fastadam, step(grads)"
 CALL, CACHED, LARGE, LARGEST = (flat(size).name for size in (100, 1_000_000, 10_000_000, 100_000_000))
 COLUMNS = ("figure", "measured", "promised", "")
 NAN = float("nan")
-# A figure of a record; NaN where it was not measured.
+# Computes a figure from a record; NaN if it was not measured.
 Figure = Callable[[Record], float]
 
 
@@ -29,7 +29,7 @@ def share(workload: str, kind: str) -> Figure:
 
 
 def quotient(workload: str, kind: str, above: str, below: str) -> Figure:
-    """The time of one contender in terms of another's."""
+    """The time of contender `above`, divided by that of `below`."""
 
     def figure(record):
         one, other = record.find(workload, kind, above), record.find(workload, kind, below)
@@ -39,7 +39,7 @@ def quotient(workload: str, kind: str, above: str, below: str) -> Figure:
 
 
 def bounded(layout: str) -> Figure:
-    """How near a format comes to what bounds it: its bytes, or its arithmetic, as it is measured in the cache."""
+    """How near a format comes to its bound: to its bytes, or to its arithmetic, which is measured in the cache."""
 
     def figure(record):
         large, cached = (record.find(size, "plain", f"fastadam, {layout}") for size in (LARGEST, CACHED))
@@ -64,12 +64,12 @@ class Promise(NamedTuple):
     bound: float
 
     def row(self, record: Record) -> list[str]:
-        """In the order of `COLUMNS`."""
+        """The cells of a row, in the order of `COLUMNS`."""
         measured = self.figure(record)
         return [self.text, number(measured), f"{self.relation} {self.bound:g}", self.verdict(measured)]
 
     def verdict(self, measured: float) -> str:
-        """Whether it is kept."""
+        """Say whether the promise is kept."""
         if measured != measured:
             return "not measured"
         holds = measured >= self.bound if self.relation == "at least" else measured <= self.bound

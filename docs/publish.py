@@ -3,7 +3,7 @@
     python docs/publish.py
 
 The run is docs/benchmark.json, which `fastadam bench --full --save DIR` makes; the studies are what those of examples/
-save with `--docs`. Prints what is promised of the speed, and what the run has measured of it; the exit status is 1 if a
+save with `--docs`. It prints what is promised about the speed and what the run has measured. The exit status is 1 if a
 promise is broken.
 """
 
@@ -60,7 +60,7 @@ def pages(record: Record) -> dict[str, str]:
 
 
 def study(name: str) -> list[str]:
-    """The tables that a study has saved, and what it says of them."""
+    """The tables that a study has saved, and its notes on them."""
     saved = json.loads((DOCS / f"{name}.json").read_text(encoding="utf-8"))
     lines = []
     for title, rows in saved["tables"].items():

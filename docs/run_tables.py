@@ -54,7 +54,7 @@ def other(record: Record, title: str) -> list[str]:
 
 
 def extras(record: Record) -> list[str]:
-    """What one thing more in the step costs."""
+    """What it costs to have one thing more in the step."""
     workload = flat(10_000_000).name
     plain = _result(record, workload, "extras", OURS)
     results = next(case for case in record.cases() if (case[0].workload, case[0].kind) == (workload, "extras"))
@@ -102,7 +102,7 @@ def growth(record: Record) -> list[str]:
 
 
 def splits(record: Record) -> list[str]:
-    """Microseconds a step of 1,000,000 parameters in more and more tensors."""
+    """The time of a step of 1,000,000 parameters in more and more tensors."""
     names = [OURS, "fastadam, step(grads)", FUSED, LOOP, "optax, jit"]
     rows = []
     for workload in SPLITS:
@@ -121,7 +121,7 @@ MACHINES = {
 
 
 def predictions(record: Record) -> list[str]:
-    """What other machines should take, from bytes and bandwidth, below what this one was measured to take."""
+    """The time that other machines should take, by bytes and bandwidth, below the measured time of this one."""
     sizes = {"GPT-2, 28 bytes": 28 * GPT2.size, "GPT-2, 10 bytes": 10 * GPT2.size, "1e9 parameters, 28 bytes": 28e9}
     here = _result(record, GPT2.name, "plain", "limit, float32").gigabytes_a_second
     found = [_result(record, GPT2.name, "plain", name) for name in (OURS, "fastadam, bfloat16 p, g, 8-bit m, v")]

@@ -3,8 +3,8 @@
     python examples/quantisation.py           print the tables
     python examples/quantisation.py --docs    and save them in docs/, for docs/publish.py to write into docs/storage.md
 
-`pip install bitsandbytes torchao` for the other two, which are listed as missing otherwise. Every contender steps its
-own optimizer; the truth is float64. Of 16,384 elements, every eighth has no gradient at all.
+`pip install bitsandbytes torchao` gets the other two, which are listed as missing otherwise. Every contender steps its
+own optimizer; the truth is float64. Every eighth of the 16,384 elements has no gradient at all.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SIZE, STEPS, BETAS = 16_384, 2_000, (0.9, 0.999)
 
 
 class State(NamedTuple):
-    """What an optimizer has of p, m and v, as float64."""
+    """p, m and v of an optimizer, as float64."""
 
     p: np.ndarray
     m: np.ndarray
@@ -117,7 +117,7 @@ COLUMNS = [
 
 
 def measure(scale: Callable, names: list[str]) -> list[list[str]]:
-    """A row for each contender after `STEPS` steps of gradients of very different sizes in every block."""
+    """A row for each contender, after `STEPS` steps with gradients of very different sizes in every exponent group."""
     rng = np.random.default_rng(0)
     sizes, fades = np.exp(2 * rng.standard_normal(SIZE)), np.arange(SIZE) % 2 == 0
     silent = np.arange(SIZE) % 8 == 0

@@ -3,8 +3,8 @@
     python examples/storage_study.py           train, print the tables, show the curves in storage-study.png
     python examples/storage_study.py --docs    and save both in docs/, for docs/publish.py to write into docs/storage.md
 
-The losses are those of held-out data, and float32 beside every format starts from the same parameters and sees the same
-batches. It takes about ten minutes on two cores.
+Losses are those of held-out data. Every format starts from the same parameters as float32 and sees the same batches. It
+takes about ten minutes on two cores.
 """
 
 import argparse
@@ -48,14 +48,14 @@ FORMATS = [
 
 
 class Run(NamedTuple):
-    """Losses of one training: along the way, of the batches, and in the end, of held-out data."""
+    """Losses of one training: `curve` along the way, on the batches, and `final` at the end, on held-out data."""
 
     curve: list[float]
     final: float
 
 
 def train(problem: Problem, chosen: Format, seed: int) -> Run:
-    """Train `problem` in a format, from the parameters and through the batches of `seed`."""
+    """Train `problem` in a format, with the starting parameters and the batches of `seed`."""
     rng = np.random.default_rng(seed)
     params = {name: value.astype(chosen.dtype) for name, value in problem.initial(rng).items()}
     schedule = fastadam.schedules.WarmupCosine(problem.lr, 100, STEPS, final_lr=problem.lr / 100)
@@ -75,7 +75,7 @@ def _widened(params):
 
 
 def rows_of(runs: dict[str, list[Run]]) -> list[list[str]]:
-    """Format, losses of the seeds, their mean, and its distance from float32 in terms of the spread of that."""
+    """Rows of format, losses, mean, and the distance of the mean from float32, in spreads of the seeds of float32."""
     plain = [run.final for run in runs["float32"]]
     spread = max(plain) - min(plain)
     rows = []
@@ -92,7 +92,7 @@ COLUMNS = ["held-out loss of the seeds", "mean", "from float32, in spreads of it
 
 
 def draw(results: dict[str, dict[str, list[Run]]], path: Path) -> None:
-    """The curves of all formats, and below in terms of float32: means over the seeds, with the range of float32."""
+    """Draw the mean curves of all formats, and below relative to float32; a band shows the range of its seeds."""
     figure, panels = plt.subplots(2, len(results), figsize=(14, 8), layout="constrained", sharex=True)
     for (above, below), (problem, runs) in zip(panels.T, results.items(), strict=True):
         plain = np.mean([run.curve for run in runs["float32"]], axis=0)

@@ -2,7 +2,7 @@
 
 import sys
 
-# Packages of the extras, by the name under which they are imported.
+# Import name -> package, for the packages of the extras.
 _OF_EXTRAS = {
     "typer": "typer",
     "rich": "rich",

@@ -50,7 +50,7 @@ def demo(
 
 
 Names = list[str] | None
-_ONLY = "Only this one, or those that begin so; may be repeated."
+_ONLY = "Only this one, or all that begin like this; may be repeated."
 
 
 @app.command()
@@ -96,7 +96,7 @@ def info() -> None:
 
 
 def _console():
-    """Where there is no terminal, lines may be as long as the tables want."""
+    """A console. Without a terminal it is as wide as the tables need."""
     from rich.console import Console
 
     console = Console()
@@ -104,6 +104,6 @@ def _console():
 
 
 def _refused(error: Exception) -> typer.Exit:
-    """Say why nothing was done."""
+    """Print why nothing was done, and return the exit."""
     print(f"fastadam: {error}", file=sys.stderr)
     return typer.Exit(2)

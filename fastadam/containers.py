@@ -1,4 +1,4 @@
-"""The containers that parameters came in: views are put into them, and what trains must stay there."""
+"""The containers that parameters came in: `flat=True` puts views into them, and each step checks their arrays."""
 
 import sys
 import warnings
@@ -13,9 +13,9 @@ from fastadam.params import Entry
 
 
 def rebind(bindings: list[tuple[Any, Hashable, Any]]) -> Callable[[], None]:
-    """Put each view into its place of (container, key, view), or none if a container refuses one.
+    """Assign the view of each (container, key, view), or none of them if a container refuses one.
 
-    Returns a function that puts back what was there.
+    Returns a function that puts back the earlier entries.
     """
     replaced: list[tuple[Any, Hashable, Any]] = []
 
@@ -35,9 +35,9 @@ def rebind(bindings: list[tuple[Any, Hashable, Any]]) -> Callable[[], None]:
 
 
 def warn_of_copies(entries: list[Entry]) -> None:
-    """Warn of arrays that were packed, and that somebody else still holds, who will not see them train.
+    """Warn if somebody else still holds an array that was packed, because it will not train.
 
-    Called when the containers hold the views.
+    To be called when the containers hold the views.
     """
     held = [entry for entry in entries if not isinstance(entry.original, np.generic) and _is_held(entry)]
     if held:
@@ -51,12 +51,13 @@ def warn_of_copies(entries: list[Entry]) -> None:
 
 
 def _is_held(entry):
-    # Ours are that of the entry, those for its array (a tensor has one more by DLPack), and the argument of the call.
+    # Our own references are that of the entry, those of its array (DLPack takes one more of a tensor), and the argument
+    # of the call.
     return sys.getrefcount(entry.original) > 2 + entry.references
 
 
 class Watch:
-    """The arrays of a container that must stay where they are: what is put in their place would not train."""
+    """Finds out whether an array in a container was replaced: the new array would not train."""
 
     def __init__(self, entries: list[tuple[Hashable, Any]], container: Any):
         self._container = container
@@ -85,7 +86,7 @@ class Watch:
 
 
 def watches(entries: Iterable[tuple[Any, Hashable, Any]]) -> list[Watch]:
-    """A `Watch` for each container of (container, key, array)."""
+    """One `Watch` for each container in `entries`, which are (container, key, array)."""
     containers: dict[int, tuple[Any, list[tuple[Hashable, Any]]]] = {}
     for container, key, array in entries:
         if container is not None:

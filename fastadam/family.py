@@ -52,12 +52,12 @@ class Adam(Optimizer):
             * one flat array: 1-D, contiguous, writable. It is the flat buffer `buffers.p` itself;
             * a list of groups as in torch, `{"params": <one of the above>, "lr": ..., ...}`.
 
-            Arrays are NumPy or CuPy arrays, or of any library that speaks DLPack. They may have several dtypes. Each is
-            **trained where it lies**: nothing is copied, so everybody who holds an array sees it train. It must be
-            dense, in any order of its axes, as a transposed or a Fortran-ordered array is. A dict or list must keep its
-            arrays: write `params["w"][...] = x`, and not `params["w"] = x`, which the next step refuses.
-        lr: Learning rate, >= 0, or a schedule: a callable of the number of steps that were asked of the group before
-            this one, of `fastadam.schedules`, of optax, or your own. Steps that were skipped count.
+            Arrays are NumPy or CuPy arrays, or those of any library that speaks DLPack. They may have several dtypes.
+            Each is **trained where it lies**: nothing is copied, so everybody who holds an array sees it train. It must
+            be dense, in any order of its axes, as a transposed or a Fortran-ordered array is. A dict or list must keep
+            its arrays: write `params["w"][...] = x`, and not `params["w"] = x`, which the next step refuses.
+        lr: Learning rate, >= 0, or a schedule: a callable that takes the number of steps that were asked of the group
+            before this one, skipped steps included. Take one from `fastadam.schedules` or optax, or write your own.
         betas: Decay rates of the first and second moment, each in [0, 1).
         eps: Added to the root of the bias-corrected second moment, >= 0. None: the default of `convention`.
         weight_decay: L2 coefficient, or with `decoupled_weight_decay` that of AdamW, >= 0.
@@ -65,15 +65,15 @@ class Adam(Optimizer):
         maximize: Ascend instead of descend.
         decoupled_weight_decay: Decay the parameters apart from the gradient (AdamW). None: as in `convention`.
         flat: Copy the parameters once into one flat buffer, `buffers.p`, and **re-bind the entries of the dict or list
-            to views of it**: for thousands of small arrays, and to work on all parameters as one array. It warns if an
-            original array is still held elsewhere, because that array will not train. See docs/parameters.md.
+            to views of it**: for thousands of small arrays, and to work on all parameters as one array. It warns if
+            somebody else still holds an original array, because that array will not train. See docs/parameters.md.
         convention: "torch", "optax", "keras", "sklearn" or "apex": see above.
         eps_root: Added inside the root, >= 0, with `convention="optax"`.
         decouple_lr: Do not multiply the decoupled decay by lr.
         clip_value: Clip each element of the scaled gradient to [-clip_value, clip_value], > 0.
         max_grad_norm: Clip the scaled gradients of all groups to this norm, > 0: they are multiplied by
-            clip = min(1, max_grad_norm / (norm + 1e-6)), as `torch.nn.utils.clip_grad_norm_` does. `grad_norm` tells
-            the norm. Costs one read of the gradients; they are not written.
+            clip = min(1, max_grad_norm / (norm + 1e-6)), as `torch.nn.utils.clip_grad_norm_` does. `grad_norm` has
+            the norm. This reads the gradients once more, and does not write to them.
         nonfinite: What to do about a gradient that is not finite, or so large that its squared norm overflows the
             dtype: "propagate" it, "skip" the step (parameters, moments and step counts stay as they are to the last
             bit; `skipped_steps` counts) or "raise" FloatingPointError, which names the parameter. On a GPU, "raise"
@@ -88,17 +88,18 @@ class Adam(Optimizer):
             dtype of the arithmetic. With "float8", parameters of fewer than 4,096 elements keep float32 moments. May be
             given for each group. See docs/storage.md.
         grad_dtype: The dtype of the gradients: "float32", "bfloat16" or "float16". None is that of the parameters.
-        master_weights: Keep what bfloat16 parameters lack of float32 in 16 bits more, so that training equals that of
-            float32 parameters bit for bit; `masters` has them.
+        master_weights: Keep 16 more bits beside each bfloat16 parameter, so that training equals that of float32
+            parameters bit for bit; `masters` has the float32 values.
         rounding: "stochastic" or "nearest": how bfloat16 parameters and bfloat16 second moments are rounded. Stochastic
             rounding depends on the seed, the step, the parameter's name and the element's index alone, and is the same
-            bit for bit for any number of threads. Rounded to nearest, parameters do not move by small steps, and second
+            bit for bit for any number of threads. With "nearest", small steps do not move parameters, and second
             moments do not fade.
         seed: Seed of the stochastic rounding, an integer >= 0.
-        sparse: "lazy" or "exact": whether rows that a `SparseRows` gradient does not name stay as they are, or are
-            brought to where dense Adam would have taken them when they are named again; see `catch_up`.
+        sparse: What happens to rows that a `SparseRows` gradient does not name. With "lazy" they stay as they are. With
+            "exact" they are brought to where dense Adam would have taken them, when they are named again; see
+            `catch_up`.
         exclude_from_weight_decay: A function of a parameter's name: weight decay does not apply to the parameters for
-            which it is true. `lambda name: name.endswith("bias")`, say.
+            which it is true. An example: `lambda name: name.endswith("bias")`.
 
     Attributes:
         param_groups: One `ParamGroup` for each group that was given, in torch's keys; assign
@@ -106,8 +107,8 @@ class Adam(Optimizer):
         params: name -> the parameter as an array: the one that was given, or with `flat` a view of `buffers.p`.
         grads: name -> view of the gradient, of the shape of its parameter; write into it and call `step()`. Their
             buffer is allocated when it is first needed.
-        buffers: `Buffers`, which has the flat arrays of everything that is kept beside the parameters, `m` and `v`
-            among them; `p` only with `flat` and for one flat array.
+        buffers: `Buffers`, the flat arrays of everything that the optimizer keeps beside the parameters, such as `m`
+            and `v`. There is a `p` only with `flat` or for one flat array.
 
     Raises:
         TypeError: an argument of the wrong kind: no array, an integer or complex dtype, a NumPy scalar, with `flat` a
@@ -118,8 +119,8 @@ class Adam(Optimizer):
         RuntimeError: an array in CUDA memory without CuPy or without a working GPU.
 
     Warns:
-        UserWarning: `lr` is too small to change most of 16-bit parameters that are rounded to nearest; or with `flat`,
-            an original array is still held elsewhere.
+        UserWarning: `lr` is too small to change most 16-bit parameters that are rounded to nearest; or, with `flat`,
+            somebody else still holds an original array.
 
     Example:
         >>> import numpy as np, fastadam
@@ -298,7 +299,7 @@ class Adamax(Optimizer):
 
 
 class RAdam(Optimizer):
-    """RAdam: Adam whose first steps, while the variance of the second moment is large, are by the first moment alone.
+    """RAdam: Adam whose first steps use the first moment alone, while the variance of the second moment is large.
 
     With m and v as in `Adam`, l = 2 / (1 - beta2) - 1 and r = l - 2 * t * beta2**t / (1 - beta2**t), for every element
     at step t = 1, 2, ...:
@@ -356,9 +357,9 @@ class Lion(Optimizer):
         m = m + (1 - beta2) * (g - m)
 
     The sign of zero is zero. There is no second moment, so a step moves 20 bytes a float32 parameter where Adam moves
-    28, and no bias correction. Every element moves by lr at every step: learning rates are 3 to 10 times smaller than
-    those of Adam, and weight decays as much larger. Takes the arguments of `Adam` except `eps`, `amsgrad` and
-    `eps_root`, with `convention` "torch", "optax" or "keras", which are alike, and:
+    28, and no bias correction. Every element moves by lr at every step, so learning rates are 3 to 10 times smaller
+    than those of Adam, and weight decays larger by the same factor. Takes the arguments of `Adam` except `eps`,
+    `amsgrad` and `eps_root`, with `convention` "torch", "optax" or "keras", which are alike, and:
 
     Args:
         betas: beta1 weighs the momentum in the direction of a step, beta2 is the decay rate of the momentum.

@@ -1,4 +1,4 @@
-"""The `params` argument: arrays in any container, one flat array, or a list of groups of them, as checked entries."""
+"""The `params` argument, which is checked and becomes entries: a container, one flat array, or a list of groups."""
 
 import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping, MutableMapping, MutableSequence, Sequence
@@ -18,12 +18,12 @@ class Entry(NamedTuple):
     Attributes:
         name: The key in a mapping, the name of a (name, array) pair, or the position.
         label: What error messages call it.
-        original: The object as found.
-        array: The same as a NumPy or CuPy array.
-        container: Where it was found, if that can be looked up again.
-        key: Where in `container`.
+        original: The object that was passed.
+        array: `original` as a NumPy or CuPy array.
+        container: The mapping or list that has it; None if it cannot be looked up again.
+        key: Its key or index in `container`.
         alone: Whether it is the one flat array of a group.
-        references: How many references to `original` there are for the sake of `array`.
+        references: How many references to `original` `array` needs.
     """
 
     name: Hashable
@@ -40,9 +40,9 @@ Group = tuple[list[Entry], dict[str, Any]]
 
 
 def parse_groups(params: Any) -> list[Group]:
-    """The groups of `params`, each as its entries and its own settings.
+    """Split `params` into groups, each with its entries and its own settings.
 
-    Parameters without a name get their position among all of those, as in torch.
+    Parameters without a name are named by their position among all parameters without a name, as in torch.
     """
     params = _listed(params)
     if not isinstance(params, Sequence) or not any(isinstance(entry, Mapping) for entry in params):
@@ -58,7 +58,7 @@ def parse_groups(params: Any) -> list[Group]:
 
 
 def parse_group(specification: Mapping[str, Any], label: str, first_unnamed: int) -> Group:
-    """One group: `label` is the name of its parameters in error messages, `first_unnamed` the first free position."""
+    """Parse one group. Error messages call its parameters `label`; `first_unnamed` is the first free position."""
     settings = dict(specification)
     entries = _entries(_listed(settings.pop("params")), label, first_unnamed)
     if not entries:
@@ -67,7 +67,7 @@ def parse_group(specification: Mapping[str, Any], label: str, first_unnamed: int
 
 
 def _listed(params):
-    """`params`, with what can only be iterated once as a tuple."""
+    """`params`, or a tuple of its items if it can only be iterated."""
     if isinstance(params, (Mapping, Sequence)) or not isinstance(params, Iterable) or _is_array(params):
         return params
     return tuple(params)
@@ -112,7 +112,7 @@ def _entry(name, label, original, container=None, key=None):
 
 
 def excluded_names(groups: list[Group], predicate: Callable[[Hashable], Any] | None, *, required: bool) -> set:
-    """The names for which `predicate` is true; if `required`, there must be one at least."""
+    """The names for which `predicate` is true; with `required`, there must be at least one."""
     if predicate is None:
         return set()
     names = [entry.name for entries, _ in groups for entry in entries]
@@ -126,10 +126,10 @@ def excluded_names(groups: list[Group], predicate: Callable[[Hashable], Any] | N
 
 
 def check_together(entries: list[Entry], names: Iterable[Hashable], existing: Any, occupied: list[Any]) -> None:
-    """Raise unless `entries` can train together, and beside the parameters of these `names`.
+    """Raise unless `entries` can train together, and beside the earlier parameters, which have these `names`.
 
-    `existing` is an array of the optimizer, whose device is the one, and None before there is any; `occupied` are all
-    arrays that are parameters already.
+    `existing` is an array of the optimizer, which tells its device; it is None before there is one. `occupied` are the
+    arrays of all earlier parameters.
     """
     seen = set(names)
     for entry in entries:
@@ -182,7 +182,7 @@ def layout_in_place(entry: Entry) -> Layout:
 
 
 def layout_when_packed(entry: Entry) -> Layout:
-    """The layout of a parameter that is packed, whose container must take the view of it."""
+    """The layout of a parameter that is packed; raise if its container cannot take the view of it."""
     if not isinstance(entry.container, (MutableMapping, MutableSequence)):
         raise TypeError(
             f"`{entry.label}` must be in a dict or a list with `flat=True`: its entries are re-bound to views of the "

@@ -1,4 +1,4 @@
-"""What a state dictionary has of one parameter: its keys, and a checked entry as what is to be written."""
+"""One parameter in a state dictionary: which keys its entry has, and how an entry is checked before it is loaded."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ from fastadam.settings.options import Options
 
 
 class Saved(NamedTuple):
-    """The state of one parameter, checked.
+    """The state of one parameter, after all checks.
 
     Attributes:
-        carried: What its clock carries.
+        carried: The numbers that its clock carries from step to step.
         asked: How many steps have been asked of its group.
-        seed: Of the stochastic rounding; None where nothing is rounded so.
+        seed: Seed of the stochastic rounding; None if nothing is rounded stochastically.
         arrays: Flat array -> the values for it, 1-D.
     """
 
@@ -31,7 +31,7 @@ class Saved(NamedTuple):
 
 
 def saved_buffers(options: Options, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Names of what the state of a parameter has, each with the name of the buffer."""
+    """State key -> buffer, for the moments and the average in the state of a parameter."""
     optional = {"v_max": settings.get("amsgrad", False)}
     kept = options.family_member.buffers
     names = {buffer.state: name for name, buffer in kept.items() if optional.get(name, True)}
@@ -39,7 +39,7 @@ def saved_buffers(options: Options, settings: Mapping[str, Any]) -> dict[str, st
 
 
 def saved_arrays(parameter: Parameter, options: Options, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Names of the arrays of a parameter's state, each with the flat array that holds it."""
+    """State key -> flat array, for every array in the state of a parameter."""
     formats, names = parameter.formats, {}
     for key, buffer in saved_buffers(options, settings).items():
         code, *exponent = formats.flats(buffer)
@@ -53,7 +53,9 @@ def saved_arrays(parameter: Parameter, options: Options, settings: Mapping[str, 
 def checked_entry(
     entry: Any, parameter: Parameter, options: Options, settings: Mapping[str, Any], *, convert: bool
 ) -> Saved:
-    """The state of a parameter in `entry`; `settings` are those that will hold. Nothing is cast without `convert`.
+    """Check `entry` and return the state of the parameter. Nothing is cast without `convert`.
+
+    `settings` are those of the group after loading.
 
     Raises:
         TypeError, ValueError: the entry does not fit the parameter. Nothing has been written or allocated then.
@@ -82,7 +84,7 @@ def checked_entry(
 
 
 def _check_no_other_format(entry, label, expected):
-    """Raise if `entry` has a part of a format that this optimizer does not store: it would be dropped."""
+    """Raise if `entry` has exponents or a remainder that this optimizer does not store: they would be lost."""
     others = [key for key in entry if (key == "remainder" or key.endswith("_exponent")) and key not in expected]
     if others:
         raise TypeError(
@@ -92,7 +94,7 @@ def _check_no_other_format(entry, label, expected):
 
 
 def _is_stored_alike(entry, key, label, parameter, buffer):
-    """Whether a moment in `entry` is in the format of this optimizer."""
+    """Whether a moment in `entry` has the format that it has in this optimizer."""
     stored = as_array(entry[key], f"{label}['{key}']")
     has_codes, codes = f"{key}_exponent" in entry, buffer in parameter.formats.blocked
     alike = dtype_name(stored) == parameter.buffers.dtype(buffer).name and has_codes == codes
@@ -124,13 +126,13 @@ def _as_stored(entry, key, label, parameter, flat):
 
 
 def _name(dtype, parameter):
-    """The name of a dtype as `dtype_name` has it for arrays beside the parameter."""
+    """The name that `dtype_name` gives this dtype on the parameter's device."""
     on_host = isinstance(parameter.flat("p"), np.ndarray)
     return "bfloat16" if dtype == np.uint16 and not on_host else dtype.name
 
 
 def _counts(entry: Mapping[str, Any], label: str, member: Member) -> tuple[tuple[float, ...], int]:
-    """What the clock of a parameter carries, and how many steps were asked of its group."""
+    """The numbers that the clock of a parameter carries, and how many steps were asked of its group."""
     step = integer(entry["step"], f"{label}['step']", least=0)
     skipped = integer(entry.get("skipped", 0), f"{label}['skipped']", least=0)
     carried = [float(step)]
@@ -142,7 +144,7 @@ def _counts(entry: Mapping[str, Any], label: str, member: Member) -> tuple[tuple
 
 
 def _seed(entry, label, parameter, convert):
-    """The seed by which a parameter was rounded stochastically."""
+    """The seed of the parameter's stochastic rounding; None if there is no seed to take over."""
     if not parameter.formats.dithers or (convert and entry.get("words") != WORDS):
         return None
     if entry.get("words") != WORDS:

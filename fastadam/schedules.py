@@ -3,8 +3,8 @@
 A schedule is any callable, `schedule(step) -> float`; `step` is 0 for the first step. That is the count of optax, the
 `last_epoch` of torch and the `iterations` of Keras. Every call of the optimizer's `step` counts, whether or not it was
 skipped and whichever parameters had a gradient; bias corrections count the steps that each parameter has taken. An
-optax schedule needs no adapter: the 0-d array that it returns is taken as the number in it. `from_torch` makes a
-schedule of a torch scheduler.
+optax schedule needs no adapter: the 0-d array that it returns is taken as the number in it. `from_torch` turns a torch
+scheduler into a schedule.
 
 The schedules here are frozen dataclasses: they can be pickled, compared and printed. Arguments have torch's names
 where torch has one, and after its end each schedule stays at its final value.
@@ -61,7 +61,7 @@ def _half_cosine(fraction):
     return (1.0 - math.cos(math.pi * fraction)) / 2.0
 
 
-# How much of the way is made after a fraction of the steps: from 0 at 0 to 1 at 1.
+# Which part of the way is done after a fraction of the steps: from 0 at 0 to 1 at 1.
 _SHAPES = {"linear": float, "sqrt": math.sqrt, "cosine": _half_cosine, "cos": _half_cosine}
 
 
@@ -309,7 +309,7 @@ class Exponential(_Schedule):
 
     Args:
         lr: Learning rate of the first step, >= 0.
-        decay_rate: The factor that `decay_steps` steps make, in (0, 1] (torch: `gamma`).
+        decay_rate: The factor on the learning rate over `decay_steps` steps, in (0, 1] (torch: `gamma`).
         decay_steps: After how many steps the factor is reached, > 0 (optax: `transition_steps`; torch: `step_size`).
         staircase: Decay at every `decay_steps`-th step only.
         final_lr: Where the decay stops (optax: `end_value`), >= 0 and <= `lr`.
@@ -344,8 +344,8 @@ class Exponential(_Schedule):
 class TorchSchedule:
     """A torch scheduler as a callable of the step: what `from_torch` returns.
 
-    The next step advances the scheduler once; the values of earlier ones are kept, 8 bytes each. After unpickling it is
-    built anew and replayed.
+    Each new step advances the scheduler once. The values of earlier steps are stored, 8 bytes each. Unpickling builds
+    the scheduler anew and replays it.
     """
 
     def __init__(self, make_scheduler: Callable[[Any], Any], lr: float):
@@ -385,10 +385,11 @@ class TorchSchedule:
 
 
 def from_torch(make_scheduler: Callable[[Any], Any], lr: float) -> TorchSchedule:
-    """A torch scheduler as a schedule.
+    """Turn a torch scheduler into a schedule.
 
     Args:
-        make_scheduler: torch optimizer -> the scheduler of it. It is called with an optimizer made for the purpose.
+        make_scheduler: A function that takes a torch optimizer and returns a scheduler for it. The optimizer that it
+            is given is made for this purpose.
         lr: The learning rate that the scheduler starts from, >= 0.
 
     Raises:
@@ -410,8 +411,8 @@ def checked(schedule: Schedule, step: int, label: str) -> float:
     """The value of `schedule` at `step` as a float; `label` is its name in error messages.
 
     Args:
-        schedule: Any callable of the number of steps taken.
-        step: Steps taken, 0 for the first step.
+        schedule: Any callable that takes the number of steps that were asked of a group.
+        step: That number, 0 for the first step.
         label: The hyperparameter that the schedule sets.
 
     Raises:

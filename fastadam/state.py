@@ -36,9 +36,9 @@ def dump_state(plan: Plan, groups: Sequence[ParamGroup], seed: int) -> dict[str,
 
 
 def load_state(plan: Plan, groups: Sequence[ParamGroup], state_dict: Mapping[str, Any], *, convert: bool) -> int | None:
-    """Take over `state_dict`; all is checked before anything is written, and nothing is cast without `convert`.
+    """Load `state_dict`. Everything is checked before anything is written, and nothing is cast without `convert`.
 
-    Returns the seed of the stochastic rounding in the state, None where it has none that is to be taken over.
+    Returns the seed of the stochastic rounding in the state, or None if there is no seed to take over.
     """
     saved_groups, state = _parts(state_dict)
     positions = {parameter.name: member for member, parameter in enumerate(plan.parameters)}
@@ -72,7 +72,7 @@ def _one(values, what):
 def _write(plan, groups, settings, loaded):
     for member, entry in loaded.items():
         for flat in entry.arrays:
-            plan.parameters[member].flat(flat)  # allocated, if need be, before anything is written
+            plan.parameters[member].flat(flat)  # allocate everything before anything is written
     first = 0
     for index, (group, values) in enumerate(zip(groups, settings, strict=True)):
         group.update(values)
@@ -86,9 +86,9 @@ def _write(plan, groups, settings, loaded):
 
 
 def steps_not_taken(plan: Plan, groups: Sequence[ParamGroup]) -> int:
-    """How many steps no parameter has taken: those that were skipped, as far as a state tells.
+    """How many steps no parameter has taken: the skipped steps, as far as a state tells.
 
-    Groups that were added later count only where there are no earlier ones: some steps were skipped before them.
+    Only the groups of which most steps were asked count: later ones do not know of steps skipped before them.
     """
     asked = [plan.asked_of(index) for index, group in enumerate(groups) for _ in group["params"]]
     taken = on_host(plan.tables.carried)[plan.clock_of, STEP].tolist()
@@ -132,7 +132,7 @@ def _homes(saved_groups):
 def _settings(
     group: ParamGroup, homes: Mapping[Hashable, Mapping[str, Any]], predicate: Callable[[Hashable], Any] | None
 ) -> dict[str, Any]:
-    """The saved settings of the parameters of `group`, which may have been grouped otherwise, checked."""
+    """Check and return the saved settings for `group`. The saved groups may be others than those of this optimizer."""
     missing = [name for name in group["params"] if name not in homes]
     found = [] if missing else _all_settings(group, homes, predicate)
     if missing or any(settings != found[0] for settings in found):
@@ -142,23 +142,23 @@ def _settings(
         )
     settings = found[0]
     if callable(group["lr"]) and not callable(settings.get("lr")):
-        # A number does not take the place of a schedule, which goes on where the saved run was.
+        # A saved number does not replace a schedule, which goes on where the saved run was.
         settings.pop("lr", None)
     group.check(settings)
     return settings
 
 
 def _all_settings(group, homes, predicate):
-    """The settings of each saved group that has parameters of `group`."""
+    """The settings of every saved group that has a parameter of `group`."""
     by_home: dict[int, list[Hashable]] = {}
     for name in group["params"]:
         by_home.setdefault(id(homes[name]), []).append(name)
     decaying: list[dict[str, Any]] = []
     excluded: list[dict[str, Any]] = []
     for names in by_home.values():
-        # How moments are stored is told by their arrays.
+        # The arrays themselves tell how moments are stored.
         saved = {key: value for key, value in homes[names[0]].items() if key not in ("params", "moment_dtype")}
-        # Older states have what is excluded from weight decay in groups of their own, whose decay is zero.
+        # Older states have parameters without weight decay in groups of their own, whose decay is zero.
         alone = predicate is not None and saved.get("weight_decay") == 0.0 and all(map(predicate, names))
         (excluded if alone else decaying).append(saved)
     if not decaying:

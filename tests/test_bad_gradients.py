@@ -106,7 +106,8 @@ def test_flat_gradient_over_a_buffer_that_a_step_writes(name):
 def test_flat_gradient_over_an_array_that_trains_where_it_lies():
     memory = np.ones(40, F4)
     opt = fastadam.Adam([memory[:20]])
-    refuses(lambda: opt.step(memory[10:30]), ValueError, "`grads` must not share memory with a parameter", opt, memory[20:])
+    message = "`grads` must not share memory with a parameter"
+    refuses(lambda: opt.step(memory[10:30]), ValueError, message, opt, memory[20:])
 
 
 @both

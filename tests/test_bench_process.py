@@ -17,12 +17,17 @@ from fastadam.bench.machine import facts, gpu
 from fastadam.bench.record import read_record
 from fastadam.bench.registry import CONTENDERS
 
+# Processes that are timed or forked, or whose memory is measured: one at a time.
+pytestmark = pytest.mark.xdist_group("processes")
+
 ROOT = Path(__file__).parent.parent
 
 
 def process(*arguments, directory, **environment):
     """The finished process of Python with these arguments."""
-    environment = {**os.environ, **{name: str(value) for name, value in environment.items()}}
+    # pytest-benchmark measures nothing in a worker of pytest-xdist, which this process may be.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment = {**inherited, **{name: str(value) for name, value in environment.items()}}
     environment.pop("FORCE_COLOR", None)
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=300)

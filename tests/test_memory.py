@@ -14,6 +14,10 @@ import fastadam
 SHAPES = {"large": (1_000_000,), "small": (100,), "matrix": (1_000, 200)}
 
 
+# Processes that are timed or forked, or whose memory is measured: one at a time.
+pytestmark = pytest.mark.xdist_group("processes")
+
+
 def optimizer_of(flat, **options):
     return fastadam.Adam({name: np.ones(shape, np.float32) for name, shape in SHAPES.items()}, flat=flat, **options)
 

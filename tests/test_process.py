@@ -11,6 +11,9 @@ import pytest
 
 import fastadam.kernels
 
+# Processes that are timed or forked, or whose memory is measured: one at a time.
+pytestmark = pytest.mark.xdist_group("processes")
+
 LONG_STEP = """
 import numpy as np, fastadam
 def step(size=200_000, count=1):

@@ -1,1 +1,1 @@
-"""What can be timed, a small adapter for each; `fastadam.bench.registry` has the table of them."""
+"""A small adapter for everything that can be timed; `fastadam.bench.registry` has the table of them."""

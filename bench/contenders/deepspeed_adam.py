@@ -10,7 +10,7 @@ from fastadam.bench.contenders.torch_adam import values, with_gradients
 
 def build(params, grads, kind):
     tensors, feed = with_gradients(params, grads)
-    # Of an environment that is not activated, ninja is not on the path; one of another version would build anew.
+    # If the environment is not activated, its ninja is not on the path; another version of ninja would build anew.
     path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)))
     with patch.dict(os.environ, PATH=path, DS_ACCELERATOR="cpu"):
         from deepspeed.ops.adam import DeepSpeedCPUAdam

@@ -1,4 +1,4 @@
-"""fastadam by a call: new arrays of gradients at every step, and `adam_step`, which keeps nothing between its steps."""
+"""fastadam with new arrays of gradients at every step, and `adam_step`, which keeps no state between its steps."""
 
 from itertools import cycle
 
@@ -10,7 +10,7 @@ from fastadam.bench.contenders.fastadam_adam import lying
 
 
 def of_new_arrays(params, grads, kind):
-    """`step(grads)` with other arrays than in the step before, as a backward pass makes them."""
+    """`step(grads)` with other arrays than in the step before, because a backward pass makes new ones."""
     optimizer, held = lying(params), (grads, {name: grad.copy() for name, grad in grads.items()})
     turns = cycle(held)
 

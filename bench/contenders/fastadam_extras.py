@@ -17,7 +17,7 @@ from fastadam.bench.contenders.fastadam_adam import fill, packed
 
 
 def build(params, grads, kind, member="Adam", **options):
-    """`step()` on gradients that have been written, and are restored if it zeroes them."""
+    """`step()` on gradients in `opt.grads`, which are restored if it zeroes them."""
     optimizer = fill(packed(params, member, lr=LR, **options), grads)
 
     def values():
@@ -38,7 +38,7 @@ CONTENDERS = (
     _contender("AdamW", Formula("AdamW"), member="AdamW", weight_decay=WEIGHT_DECAY),
     _contender("NAdam", Formula("NAdam"), member="NAdam"),
     _contender("Adamax", Formula("Adamax"), member="Adamax"),
-    # Its root is used from the sixth step on.
+    # RAdam takes a root from its sixth step on.
     _contender("RAdam", Formula("RAdam"), member="RAdam", steps=7),
     _contender("AMSGrad", Formula("AMSGrad"), "one buffer more", amsgrad=True),
     _contender("clip by value", Formula(clip_value=True), clip_value=CLIP_VALUE),

@@ -10,7 +10,7 @@ from fastadam.bench.contenders.fastadam_adam import ALL, fill, full_step, packed
 
 
 def build(params, grads, kind, dtype="float32", **options):
-    """`step(grads)` with gradients in rotation, in the format of the parameters; the full step on written ones."""
+    """`step(grads)` with gradients in rotation, in the dtype of the parameters; the full step reads `opt.grads`."""
     stored = np.dtype(np.float32)
     if dtype == "bfloat16":
         from ml_dtypes import bfloat16

@@ -1,4 +1,4 @@
-"""fastadam with a group for each tensor, with rates of their own, and with rates that are assigned before each step."""
+"""fastadam with a group and a learning rate for each tensor, and with rates that are assigned before each step."""
 
 from functools import partial
 from itertools import cycle
@@ -22,7 +22,7 @@ def build(params, grads, kind, assigned=False):
 
     def settle():
         nonlocal turns
-        # Others than before at each step.
+        # Each step has other rates than the one before.
         turns = cycle([[2 * lr for lr in rates], rates])
 
     def values():

@@ -1,4 +1,4 @@
-"""fastadam with gradients of some rows of a table, beside which "fastadam" steps all of it."""
+"""fastadam with gradients of some rows of a table. The contender "fastadam" steps all rows of it."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -13,9 +13,9 @@ from fastadam.bench.layouts import ROWS
 
 
 def build(params, grads, kind, mode):
-    """Steps over the rows that have a gradient; once it is settled over others each time.
+    """Step the rows that have a gradient; after `settle`, other rows each time.
 
-    Then it is in the state of a long run, in which each row was stepped at some time.
+    It is then in the state of a long run, in which each row was stepped at some time.
     """
     ((name, (length, width)),) = ((name, table.shape) for name, table in params.items())
     optimizer, rng = packed(params, sparse=mode), np.random.default_rng(0)

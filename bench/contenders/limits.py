@@ -27,7 +27,7 @@ def build(params, grads, kind, layout, threads=None):
     arrays = [_memory(index, size * each).view(f"u{each}") for index, each in enumerate(sizes)]
     template = _touch(len(moved.read), len(moved.updated), len(moved.written))
     touch = jit(template, f"touch_{'parallel' if parallel else 'serial'}", template.__name__, parallel=parallel)
-    # Where the step zeroes its gradients, they have been restored just before: so it is done here.
+    # A step that zeroes its gradients has them restored just before, so the limit does that too.
     gradients = arrays[0] if moved.read else arrays[len(moved.updated) - 2]
     restore = None if moved.read else partial(gradients.fill, 1)
     if moved.part < 1:
@@ -44,7 +44,7 @@ def build(params, grads, kind, layout, threads=None):
 
 
 def _part_by_part(touch, arrays, count):
-    """A step over `count` elements, the next ones each time: those of a table are not in a cache."""
+    """A step over the next `count` elements each time, because rows of a table are not in a cache."""
     starts = range(0, arrays[0].size - count + 1, count)
     turns = cycle([[array[start : start + count] for array in arrays] for start in starts])
     return lambda: touch(*next(turns))

@@ -48,5 +48,5 @@ def build(params, grads, kind):
     return Built(step, found, feed)
 
 
-# Without a finite check and without zeroing, for which a functional program has no use.
+# There is no finite check and no zeroing, for which a functional program has no use.
 CONTENDERS = (Contender("optax, jit", build, needs=("optax", "jax"), kinds=("plain", "clip", "full"), threads="JAX"),)

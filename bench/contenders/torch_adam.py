@@ -50,7 +50,7 @@ def build(params, grads, kind, device="cpu", compiled=False, **settings):
 
 
 def _full_step(torch, tensors, device, settings):
-    """As torch documents AMP with clipping, by functions on lists of tensors; or by loops over tensors."""
+    """The step that torch documents for AMP with clipping, by functions on lists of tensors or by loops."""
     optimizer = torch.optim.AdamW(tensors.values(), weight_decay=WEIGHT_DECAY, **settings)
     averages = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     found, inverse = torch.zeros(1, device=device), torch.tensor(SCALE, device=device)

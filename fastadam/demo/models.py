@@ -1,7 +1,7 @@
 """What the demo trains: two small models with hand-written gradients, and the data sets for them.
 
 A model is a loss over a dictionary of parameters, and the gradient of that loss as a dictionary with the same names.
-All of it is written with array operators and with NumPy functions that dispatch to CuPy, so that one text runs on both.
+They are written with array operators and NumPy functions that dispatch to CuPy, so that one text runs on both.
 """
 
 from dataclasses import dataclass, replace
@@ -125,8 +125,8 @@ def digits(seed: int) -> Task:
     pixels, labels = load_digits(return_X_y=True)
     x, test_x, y, test_y = train_test_split(pixels / 16, labels, test_size=0.25, stratify=labels, random_state=seed)
     one_hot = np.eye(10, dtype=np.float32)
-    # After 30 epochs, first moments of units that no longer fire have decayed to subnormal numbers, on which a step
-    # takes 1.6 (textbook) to 3 times (fastadam) as long: the times of one run would be those of two regimes.
+    # After 30 epochs, first moments of units that no longer fire have decayed to subnormal numbers. With these a step
+    # takes 1.6 (textbook) to 3 times (fastadam) as long, so one run would mix two kinds of times.
     return Task(
         "64-64 classifier on digits",
         Classifier(),

@@ -1,4 +1,4 @@
-"""What the demo shows: a table for each task, what it says in words, and a picture."""
+"""What the demo shows: a table and sentences for each task, and a picture."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fastadam.demo.training import FastRun, ReferenceRun, Run, TextbookRun
 
-# Thick and pale under thin and dark, since the curves lie on each other.
+# The curves lie on each other, so thick pale lines go below thin dark ones.
 _STYLES: dict[str, dict[str, Any]] = {
     TextbookRun.name: {"color": "#e8b04a", "linewidth": 6.0},
     ReferenceRun.name: {"color": "#4a90c2", "linewidth": 3.0},
@@ -70,7 +70,7 @@ def table(comparison: Comparison) -> Table:
 
 
 def gain(comparison: Comparison) -> str:
-    """What fastadam brings in one task, in plain sentences from the measured figures."""
+    """What fastadam gains in one task, in sentences with the measured figures."""
     textbook, fast = comparison.textbook, comparison.fast
     return (
         f"{comparison.task.title}: a step of the textbook form takes {comparison.step_ratio(textbook):.1f} times as "

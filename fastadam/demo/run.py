@@ -23,11 +23,13 @@ class DemoError(Exception):
 
 
 def run(device_name: str, seed: int, output: Path) -> int:
-    """Train, show the figures, save the picture; the exit status, 1 if fastadam differs from its NumPy reference.
+    """Train, show the figures and save the picture.
+
+    Returns the exit status, 1 if fastadam differs from its NumPy reference.
 
     Args:
         device_name: "cpu" or "cuda".
-        seed: For starting parameters, batches and the split of the data.
+        seed: Seed for starting parameters, batches and the split of the data.
         output: Directory for the picture, made if missing.
 
     Raises:
@@ -93,7 +95,7 @@ def _compare(device: Device, seed: int, console: Console) -> list[Comparison]:
 
 
 def _verdict(comparisons: list[Comparison], device: Device, console: Console) -> int:
-    """Say how the final parameters compare; the exit status."""
+    """Say how the final parameters compare, and return the exit status."""
     furthest = max(comparison.from_reference for comparison in comparisons)
     # Written so that NaN fails.
     if not furthest <= (0.0 if device is CPU else TOLERANCE_ON_GPU):

@@ -7,7 +7,7 @@ import numpy as np
 
 
 class TextbookAdam:
-    r"""Adam on a dictionary of arrays, one array operation after the other, each with a result of its own.
+    r"""Adam on a dictionary of arrays, one array operation after the other, each with a new array for its result.
 
     With gradient g, at step t = 1, 2, ..., for every parameter p:
 
@@ -18,7 +18,7 @@ class TextbookAdam:
         v_hat = v / (1 - beta2**t)
         p     = p - lr * m_hat / (sqrt(v_hat) + eps)
 
-    All of it in the dtype of the parameters. It takes NumPy and CuPy arrays.
+    All arithmetic is in the dtype of the parameters. It takes NumPy and CuPy arrays.
 
     Args:
         lr: Learning rate.

@@ -67,13 +67,13 @@ class Run(ABC):
 
     @property
     def accuracy(self) -> float | None:
-        """Share of the test data that is classified rightly; None without test data."""
+        """Share of the test data that is classified correctly; None without test data."""
         task = self.task
         return None if task.test_x is None else task.model.accuracy(self.params, task.test_x, task.test_y)
 
     @property
     def median_step(self) -> float:
-        """Seconds."""
+        """The median time of a step, in seconds."""
         return median(self.step_seconds)
 
     @property
@@ -123,7 +123,7 @@ class FastRun(Run):
 class ReferenceRun(Run):
     """Trains with the NumPy form of fastadam's update, in place in flat buffers, on the CPU.
 
-    With a `leader` on a GPU it takes the leader's gradients: its own would be rounded otherwise there.
+    With a `leader` on a GPU it takes the leader's gradients, because its own would be rounded differently.
     """
 
     name = "reference"
@@ -176,7 +176,7 @@ def contenders(task: Task, device: Device, seed: int) -> list[Run]:
 def warm_up(task: Task, device: Device, seed: int) -> float:
     """Take one step with every optimizer, and return the seconds that the first one with fastadam took.
 
-    They are those for importing Numba or CuPy, and for compiling the kernels or loading them from the cache.
+    They go into importing Numba or CuPy, and into compiling the kernels or loading them from the cache.
     """
     began = perf_counter()
     _take_empty_step(FastRun(task, device, seed))
@@ -207,7 +207,7 @@ def train(runs: list[Run], seed: int, advance: Callable[[int], Any]) -> None:
 
 
 def _batches(task, rng):
-    """Row numbers of each batch of one epoch, in random order; of the full batch, as they are."""
+    """Row numbers of each batch of one epoch, in random order; the full batch keeps its order."""
     if task.batch_size is None:
         return [np.arange(len(task.x))]
     return np.array_split(rng.permutation(len(task.x)), task.steps // task.epochs)

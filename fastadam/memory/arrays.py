@@ -87,7 +87,7 @@ def require_cupy(label: str) -> ModuleType:
 
 def namespace(array: Any) -> ModuleType:
     """The library of `array`: `numpy` or `cupy`."""
-    return np if isinstance(array, np.ndarray) else sys.modules["cupy"]
+    return np if isinstance(array, (np.ndarray, np.generic)) else sys.modules["cupy"]
 
 
 def device(array: Any) -> str:

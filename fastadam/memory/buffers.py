@@ -1,4 +1,4 @@
-"""Flat buffers: how what is kept of many parameters is packed into one array each, and the views on them."""
+"""Flat buffers: one array for the first moments of many parameters, one for the second, and so on, with views."""
 
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -31,19 +31,20 @@ class Buffers:
     """The flat buffers of parameters that are stored alike, all 1-D, of one size and device.
 
     Each is allocated, as zeros, when it is first needed. All arrays have the dtype of the parameters unless an option
-    says otherwise; moments of float16 and bfloat16 parameters are float32 unless `moment_dtype` says more.
+    says otherwise. Moments of float16 and bfloat16 parameters are float32 unless `moment_dtype` says otherwise.
 
     Attributes:
-        p: the parameters, where they are packed (`flat=True`) or one flat array that was adopted. Parameters that are
+        p: the parameters, if they are packed (`flat=True`) or if one flat array was adopted. Parameters that are
             stepped where they lie are in no buffer.
-        g: the gradients. With `grad_dtype`, of that dtype.
-        m: the first moment (torch: `exp_avg`). With `moment_dtype`, of that dtype; "float8" are codes, uint8.
+        g: the gradients; they have the dtype `grad_dtype` if that is given.
+        m: the first moment (torch: `exp_avg`); it has the dtype `moment_dtype` if that is given. "float8" are codes,
+            uint8.
         v: the second moment (torch: `exp_avg_sq`; for Adamax `exp_inf`), likewise. Lion has none.
         m_slow: the slow first moment of AdEMAMix.
         v_max: with `amsgrad`, the largest second moment so far (torch: `max_exp_avg_sq`).
         ema: with `ema_decay`, the exponential moving average of the parameters.
         copy: with `copy_dtype`, the bits of the 16-bit copy of the parameters, as uint16.
-        remainder: with `master_weights`, what the parameters lack of float32, uint16.
+        remainder: with `master_weights`, the 16 bits that make a float32 of a bfloat16 parameter, uint16.
         m_exponent, v_exponent, m_slow_exponent: with `moment_dtype` "float8", the exponent of each group of 128 codes,
             uint8.
         formats: the format of each buffer.
@@ -56,7 +57,7 @@ class Buffers:
     size: int
 
     def __init__(self, layouts: Mapping[Hashable, Layout], formats: Formats, arithmetic: np.dtype, device_of: Any):
-        # No two parameters share a group of codes, or a cache line in any flat array.
+        # No two parameters share an exponent group, or a cache line in any flat array.
         narrowest = 2 if formats.named else arithmetic.itemsize
         gap = EXPONENT_GROUP if formats.blocked else ALIGNMENT // narrowest
         segments, stop = {}, 0
@@ -66,7 +67,7 @@ class Buffers:
             segments[name] = Segment(start, stop, layout)
         vars(self).update(formats=formats, segments=segments, size=stop, flats={}, arithmetic=arithmetic)
         vars(self)["_device_of"] = device_of
-        self.dtype("g")  # raises where bfloat16 is asked for and ml_dtypes is not there
+        self.dtype("g")  # raises if bfloat16 is asked for without ml_dtypes
 
     def __getattr__(self, name: str) -> Any:
         if name in vars(self).get("flats", ()):
@@ -93,18 +94,18 @@ class Buffers:
         return stored_dtype(self.formats[flat], self.arithmetic, self._device_of)
 
     def allocate(self, flat: str) -> Any:
-        """The flat array of this name, allocated unless it is there."""
+        """The flat array of this name; it is allocated if it is not there yet."""
         if flat not in self.flats:
             size = -(-self.size // EXPONENT_GROUP) if flat.endswith("_exponent") else self.size
             self.flats[flat] = zeros(size, self.dtype(flat), self._device_of)
         return self.flats[flat]
 
     def adopt(self, p: Any) -> None:
-        """Make `p`, a flat array of the right size, the parameters."""
+        """Take `p`, a flat array of the right size, as the parameters."""
         self.flats["p"] = p
 
     def cut(self, name: Hashable, flat: str) -> Any:
-        """What belongs to parameter `name` of a flat array: 1-D."""
+        """The part of a flat array that belongs to parameter `name`, 1-D."""
         segment, array = self.segments[name], self.allocate(flat)
         if flat.endswith("_exponent"):
             return array[segment.start // EXPONENT_GROUP : -(-segment.stop // EXPONENT_GROUP)]

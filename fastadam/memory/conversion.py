@@ -1,4 +1,4 @@
-"""States in one format as states in another, on request."""
+"""Saved states are converted from one storage format to another, on request."""
 
 from collections.abc import Mapping
 from operator import index
@@ -17,8 +17,8 @@ from fastadam.memory.parameters import Parameter
 def converted(
     entry: Mapping[str, Any], key: str, label: str, parameter: Parameter, buffer: str, member: Member
 ) -> dict[str, Any]:
-    """Flat array -> what it is to hold of a parameter: `entry[key]`, rounded to nearest to its format, 1-D."""
-    # Zero is added to make -0.0 one of the two zeros that has the code zero.
+    """Flat array -> its new contents for a parameter, 1-D: `entry[key]`, rounded to nearest to the format."""
+    # Adding zero turns -0.0 into 0.0, which has the code zero.
     values = _values(entry, key, label, buffer, member).astype(parameter.arithmetic, copy=False) + 0.0
     if values.shape != parameter.shape:
         raise ValueError(f"`{label}['{key}']` must have shape {parameter.shape} like its parameter, got {values.shape}")
@@ -39,7 +39,7 @@ def converted(
 
 
 def _values(entry, key, label, buffer, member):
-    """What `entry[key]` holds, in any format that is recognised by its dtype and by the exponents beside it."""
+    """The values of `entry[key]`. Its dtype and the exponents beside it, if any, tell the format."""
     original = as_array(entry[key], f"{label}['{key}']")
     array = on_host(original)
     if f"{key}_exponent" in entry:
@@ -58,7 +58,7 @@ def _values(entry, key, label, buffer, member):
 
 
 def saved_layout(entry: Mapping[str, Any], label: str, shape: tuple[int, ...]) -> Layout:
-    """The order of memory in which the groups of codes in `entry` lie: that of C unless "layout" says otherwise."""
+    """The memory order of the exponent groups in `entry`: C order unless "layout" says otherwise."""
     if "layout" not in entry:
         return plain(shape)
     try:
@@ -73,14 +73,14 @@ def saved_layout(entry: Mapping[str, Any], label: str, shape: tuple[int, ...]) -
 
 
 def groups_of(size: int) -> int:
-    """How many groups of codes so many elements have."""
+    """How many exponent groups `size` elements have."""
     return -(-size // EXPONENT_GROUP)
 
 
 def check_codes(codes: Any, exponents: Any, key: str, label: str) -> None:
     """Raise unless `codes` are 8-bit codes with an exponent for each group of `EXPONENT_GROUP`.
 
-    They are items of the mapping `label`, or arguments if that is empty.
+    Error messages call them items of the mapping `label`, or arguments if `label` is empty.
     """
     label, of_exponents = (f"{label}['{name}']" if label else name for name in (key, f"{key}_exponent"))
     for name, array in ((label, codes), (of_exponents, exponents)):

@@ -1,4 +1,4 @@
-"""In which format each buffer is stored: what the options of an optimizer ask for, and what the parameters are."""
+"""The format of each buffer, chosen by the options of an optimizer and by the dtype of its parameters."""
 
 import warnings
 from collections.abc import Mapping
@@ -11,17 +11,17 @@ from fastadam.kernels.texts.formats import Formats
 from fastadam.memory.arrays import dtype_name, on_host, widened
 from fastadam.settings.options import Options
 
-# Parameters of fewer elements keep moments in float32 where others have 8-bit codes: there is little to gain in them,
-# and they are often those (biases, scales of norms) that notice it.
+# Parameters of fewer elements keep moments in float32 with "float8". There is little memory to gain in them, and they
+# are often biases or scales of norms, which suffer from codes.
 SMALL = 4_096
-# Of a number of these dtypes, half of the distance to the next is at least this part.
+# Half of the distance from a number to the next one is at least this part of the number.
 _HALF_STEP = {"bfloat16": 2.0**-9, "float16": 2.0**-12}
-# Parameters that are looked at to tell whether a learning rate can change them.
+# About this many parameters are looked at to tell whether a learning rate can change them.
 _SAMPLE = 100_000
 
 
 def formats_of(array: Any, dtypes: tuple[str | None, str | None], options: Options) -> Formats:
-    """The formats of what is kept of the parameter in `array`, with `dtypes` for its first and second moments."""
+    """The formats of all buffers of the parameter `array`; its first and second moments have these `dtypes`."""
     stored, member = dtype_name(array), options.family_member
     arithmetic = "float64" if stored == "float64" else "float32"
     stochastic = options.rounding == "stochastic"
@@ -58,7 +58,7 @@ def _dtype(dtype, arithmetic, label):
 
 
 def formats_of_arrays(arrays: Mapping[str, Any], exponents: Mapping[str, Any], options: Options) -> Formats:
-    """The formats that flat arrays have, by the names of buffers; `exponents` are beside moments in codes."""
+    """The formats of given flat arrays, which are named like buffers; `exponents` belong to moments in codes."""
     stored, member = {label: dtype_name(array) for label, array in arrays.items()}, options.family_member
     arithmetic = "float64" if stored["p"] == "float64" else "float32"
     stochastic = options.rounding == "stochastic"
@@ -84,7 +84,7 @@ def formats_of_arrays(arrays: Mapping[str, Any], exponents: Mapping[str, Any], o
 
 
 def warn_of_vanishing(arrays: list[Any], settings: Mapping[str, Any], options: Options) -> None:
-    """Warn if a step of the learning rate, rounded to nearest, would leave most parameters of 16 bits as they are."""
+    """Warn if steps as large as the learning rate, rounded to nearest, leave most 16-bit parameters as they are."""
     lr = settings["lr"]
     if callable(lr) or lr == 0.0 or options.master_weights:
         return

@@ -10,10 +10,10 @@ class Layout:
     """A dense array of `shape`, whose elements fill a range of memory without a gap.
 
     Attributes:
-        shape: Of the array.
-        order: Its axes, from that with the longest stride on.
-        backwards: Axes with a negative stride.
-        plain: Whether it is that of a C-contiguous array.
+        shape: The shape of the array.
+        order: The axes, from the longest stride to the shortest.
+        backwards: The axes with a negative stride.
+        plain: Whether the array is C-contiguous.
     """
 
     shape: tuple[int, ...]
@@ -33,19 +33,19 @@ class Layout:
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """Its order, with -1 - axis for those that run backwards: what a state dictionary has."""
+        """`order` with -1 - axis for axes that run backwards: the form that a state dictionary has."""
         return tuple(~axis if axis in self.backwards else axis for axis in self.order)
 
     def flat(self, array: Any) -> Any:
-        """`array`, which has this shape, as a 1-D array in this order of memory: a view if it is laid out so."""
+        """`array`, of this shape, as a 1-D array in this memory order; a view if `array` has this layout."""
         return self._in_order(array).reshape(-1)
 
     def fits(self, array: Any) -> bool:
-        """Whether `array`, which has this shape, is laid out so."""
+        """Whether `array`, of this shape, has this layout."""
         return bool(self._in_order(array).flags.c_contiguous)
 
     def view(self, flat: Any) -> Any:
-        """The array of this layout over the 1-D array `flat`."""
+        """A view of the 1-D array `flat` as an array with this layout."""
         if self.plain:
             return flat.reshape(self.shape)
         inverse = sorted(range(len(self.order)), key=self.order.__getitem__)

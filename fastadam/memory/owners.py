@@ -22,7 +22,7 @@ def bounds(array: Any) -> tuple[int, int]:
 
 
 class Owners:
-    """Where parameters and what is kept of them lie."""
+    """Knows the addresses of all parameters and their buffers."""
 
     def __init__(self, parameters: Sequence[Parameter], arrays: Sequence[Any]):
         self._buffers, self._arrays = tuple(dict.fromkeys(each.buffers for each in parameters)), arrays
@@ -56,7 +56,7 @@ class Owners:
         return (last >= 0) & (self._highs[last] > lows)
 
     def of(self, arrays: Sequence[Any]) -> list[str | None]:
-        """What each of `arrays` shares memory with, a buffer by its name; None for no array or nothing."""
+        """What each of `arrays` shares memory with: a label, or None for nothing and where there is no array."""
         spans = [(0, 0) if array is None or not array.size else bounds(array) for array in arrays]
         lows, highs = np.array(spans, np.int64).reshape(-1, 2).T
         overlaps = self.touched(lows, highs)
@@ -70,17 +70,17 @@ class Owners:
         ]
 
     def _label(self, array, first, last):
-        """The label of what `array` shares memory with among spans `first` to `last`, a parameter before all others."""
+        """What `array` shares memory with among spans `first` to `last`; a parameter is named before all others."""
         labels = self._labels[first : last + 1]
         if not array.flags.c_contiguous:
-            # Its bounds also enclose what lies between its elements.
+            # Other arrays may lie between its elements.
             shares_memory = namespace(array).shares_memory
             pairs = zip(labels, self._holders[first : last + 1], strict=True)
             labels = [label for label, holder in pairs if shares_memory(array, holder)]
         return PARAMETER if PARAMETER in labels else labels[0] if labels else None
 
     def _take_note(self):
-        """Take note of buffers that have been allocated since."""
+        """Sort all addresses again if buffers have been allocated since the last time."""
         known = self.count
         if known == self._known:
             return
@@ -97,7 +97,7 @@ class Owners:
 
 
 def overlapping(arrays: Sequence[Any]) -> set[int]:
-    """The `id` of those of `arrays` that share memory with another one, which would be zeroed before it is read."""
+    """The `id` of each of `arrays` that shares memory with another, and would be zeroed before it is read."""
     spans = sorted((*bounds(array), id(array)) for array in arrays if hasattr(array, "strides") and array.size)
     found, above, holder = set(), -1, -1
     for low, high, key in spans:

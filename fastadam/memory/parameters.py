@@ -1,4 +1,4 @@
-"""One array that trains, and everything that is kept of it."""
+"""One array that trains, and everything that an optimizer keeps for it."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class Parameter:
         name: The key of its container, or its position.
         place: Where its random words begin, an integer below 2**32: it depends on the seed and the name alone.
         layout: How it lies in memory.
-        p: Its elements in that order, 1-D, where they are in no buffer; None if they are.
-        buffers: What else is kept of it.
-        packed: Whether it is a part of a buffer of the optimizer, and no array of the user.
+        p: Its elements in that order, 1-D; None if they are in `buffers.p`.
+        buffers: The buffers that have its moments and everything else.
+        packed: Whether it was copied into `buffers.p`, and is no array of the user.
     """
 
     name: Hashable
@@ -36,7 +36,7 @@ class Parameter:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape."""
+        """The shape of the array."""
         return self.layout.shape
 
     @property
@@ -56,7 +56,7 @@ class Parameter:
         return segment.stop - segment.start
 
     def flat(self, name: str) -> Any:
-        """Its part of a flat array, 1-D, allocated if need be."""
+        """Its part of a flat array, 1-D. The array is allocated if it is not there yet."""
         if name == "p" and self.p is not None:
             return self.p
         return self.buffers.cut(self.name, name)
@@ -67,13 +67,13 @@ class Parameter:
         return flat if name.endswith("_exponent") else self.layout.view(flat)
 
     def values(self, buffer: str) -> np.ndarray:
-        """What is stored for a buffer, in the dtype of the arithmetic, on the host and in its shape."""
+        """The values of a buffer in the dtype of the arithmetic, on the host, in the shape of the parameter."""
         flats = {name: on_host(as_bits(self.flat(name))) for name in self.formats.flats(buffer)}
         with np.errstate(all="ignore"):
             return self.layout.view(stored.load(self.formats, buffer, flats))
 
     def start_average(self) -> None:
-        """Let the average of the parameters begin at the parameters."""
+        """Set the average of the parameter to the parameter."""
         average = self.flat("ema")
         flats = {name: on_host(as_bits(self.flat(name))) for name in self.formats.flats("p")}
         assign(average, moved(stored.load(self.formats, "p", flats), average))

@@ -13,10 +13,11 @@ class BufferMemory(NamedTuple):
     """Memory of one buffer of all parameters together.
 
     Attributes:
-        name: Of the buffer, as in `Buffers`.
-        dtypes: In which it is stored, exponents and remainders included.
-        nbytes: What it takes.
-        plain_nbytes: What it would take in the dtype of the arithmetic: float32, or float64 for float64 parameters.
+        name: The name of the buffer, as in `Buffers`.
+        dtypes: The dtypes in which it is stored, with those of exponents and remainders.
+        nbytes: The bytes that it takes.
+        plain_nbytes: The bytes that it would take in the dtype of the arithmetic: float32, or float64 for float64
+            parameters.
     """
 
     name: str
@@ -29,7 +30,7 @@ class MemoryUsage(NamedTuple):
     """Memory of an optimizer; `print(usage)` shows bytes a parameter before and after.
 
     Attributes:
-        parameters: How many there are.
+        parameters: The number of parameters.
         buffers: One `BufferMemory` for each buffer.
     """
 
@@ -38,12 +39,12 @@ class MemoryUsage(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """What all buffers take."""
+        """The bytes that all buffers take."""
         return sum(buffer.nbytes for buffer in self.buffers)
 
     @property
     def plain_nbytes(self) -> int:
-        """What they would take in the dtype of the arithmetic."""
+        """The bytes that they would take in the dtype of the arithmetic."""
         return sum(buffer.plain_nbytes for buffer in self.buffers)
 
     def __str__(self) -> str:
@@ -58,7 +59,7 @@ class MemoryUsage(NamedTuple):
 
 
 def memory_usage(parameters: Sequence[Parameter]) -> MemoryUsage:
-    """The memory of parameters, gradients and all that is kept of them, gaps in flat buffers included."""
+    """The memory of parameters, gradients and all other buffers, with the gaps in flat buffers."""
     count = sum(parameter.size for parameter in parameters)
     by_buffers: dict[Buffers, list[Parameter]] = {}
     for parameter in parameters:
@@ -98,6 +99,6 @@ def _of_buffer(name, by_buffers):
 
 
 def _shown(dtype, parameter):
-    # CuPy has bfloat16 as its bits.
+    # In CuPy bfloat16 is stored as its bits, uint16.
     on_host = isinstance(parameter.flat("p"), np.ndarray)
     return "bfloat16" if dtype == np.uint16 and not on_host else dtype.name

@@ -1,4 +1,4 @@
-"""Checks of arguments that are no arrays: each returns the value as a plain one, or raises and names the argument."""
+"""Checks of arguments other than arrays. Each returns a plain Python value, or raises and names the argument."""
 
 import math
 import operator

@@ -43,8 +43,9 @@ def _checks(member: Member) -> dict[str, Callable[[Any, str], Any]]:
 class ParamGroup(MutableMapping):
     """A group of parameters and its hyperparameters, under torch's keys.
 
-    ``group["lr"] = 1e-4`` takes effect at the next step, without recompiling; it may also be a schedule, a callable of
-    the number of steps before this one. A bad value raises at the assignment and leaves the group as it was.
+    ``group["lr"] = 1e-4`` takes effect at the next step, without recompiling. It may also be a schedule, a callable
+    that takes the number of steps that were asked of the group before. A bad value raises at the assignment and leaves
+    the group as it was.
     ``group["params"]`` is the tuple of the parameters' names; it cannot be assigned.
     Further keys (a scheduler's ``initial_lr``, a label) are kept and ignored.
     """
@@ -56,10 +57,10 @@ class ParamGroup(MutableMapping):
         member: Member,
         check_together: Callable[[dict[str, Any]], None] = lambda values: None,
     ):
-        """A group of `member`; `check_together` raises where values, each of which is right, do not go together."""
+        """Make a group; `check_together` raises if values that are right one by one do not go together."""
         self._checks = _checks(member)
         self._check_together = check_together
-        # Called after assignments: of anything, and of a number as the learning rate.
+        # `lr_changed` is called when a plain number was assigned to "lr", `changed` after all other assignments.
         self.changed: Callable[[], None] = lambda: None
         self.lr_changed: Callable[[float], None] = lambda lr: None
         self._values: dict[str, Any] = {"params": names}
@@ -80,7 +81,7 @@ class ParamGroup(MutableMapping):
         self.update({key: value})
 
     def update(self, settings: Any = (), **more: Any) -> None:  # type: ignore[override]
-        """Assign several values at once: all of them, or none if one is bad or they do not go together."""
+        """Assign several values at once, or none of them if one is bad or they do not go together."""
         before = dict(self._values)
         self._values.update(self.check({**dict(settings), **more}))
         try:

@@ -1,4 +1,4 @@
-"""What an optimizer does beside its update, the same for all groups."""
+"""The options of an optimizer that hold for all of its groups."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields
@@ -21,7 +21,7 @@ SPARSE = ("lazy", "exact")
 
 @dataclass(frozen=True)
 class Options:
-    """The keyword arguments of the optimizer classes that are described in `fastadam.Adam`, checked."""
+    """The keyword arguments that `fastadam.Adam` describes; they are checked when this is made."""
 
     member: str
     convention: str = "torch"
@@ -89,7 +89,7 @@ class Options:
 
     @property
     def preset(self) -> Convention:
-        """The member as the system of `convention` has it."""
+        """What the system of `convention` makes of the member."""
         return self.family_member.conventions[self.convention]
 
     @property
@@ -99,7 +99,7 @@ class Options:
 
     @property
     def stores_otherwise(self) -> bool:
-        """Whether something is asked for that is stored in another dtype than that of the arithmetic."""
+        """Whether an option asks for a buffer in another dtype than that of the arithmetic."""
         return bool(self.copy_dtype or self.moment_dtype or self.grad_dtype or self.master_weights)
 
     @property
@@ -109,7 +109,7 @@ class Options:
 
 
 def moment_dtypes(given: Any) -> tuple[str | None, str | None]:
-    """The dtypes of first and of second moments that are asked for, checked; None is that of the arithmetic."""
+    """Check `moment_dtype` and return the dtypes of first and second moments; None is that of the arithmetic."""
     if given is None:
         return None, None
     pair = (given, given) if isinstance(given, str) else given

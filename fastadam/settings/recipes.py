@@ -1,4 +1,4 @@
-"""From the settings of a group and the options of an optimizer to an update text and a row of hyperparameters."""
+"""From the settings of a group and the options of an optimizer to an update text and the hyperparameters of a clock."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ STEP = 0
 def recipe_of(
     settings: Mapping[str, Any], options: Options, formats: Formats = NATIVE, *, decays: bool = True
 ) -> Recipe:
-    """What the update of parameters of a group is joined from; `decays` is whether weight decay applies to them."""
+    """The recipe for the update of a group's parameters; `decays` says whether weight decay applies to them."""
     return Recipe(
         member=options.member,
         convention=options.convention,
@@ -40,7 +40,7 @@ def _decay(settings, options, decays):
 def hyper_of(
     settings: Mapping[str, Any], options: Options, names: Sequence[str], lr: float, *, decays: bool = True
 ) -> list[float]:
-    """A row of hyperparameters, in the order of `names`."""
+    """The hyperparameters of a clock, in the order of `names`."""
     values = {
         **{name: settings[name] for name in options.family_member.hyper},
         **{f"beta{number}": beta for number, beta in enumerate(settings["betas"], 1)},
