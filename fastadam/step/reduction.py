@@ -75,17 +75,17 @@ class Reduction:
 
 def not_finite_error(gradients: Mapping[Hashable, Any], norm: float) -> FloatingPointError:
     """What to raise for named `gradients` of which one is not finite, or whose squares overflow."""
-    arrays = {name: _as_array(gradient) for name, gradient in gradients.items()}
-    for name, (gradient, places) in arrays.items():
-        finite = np.isfinite(gradient)
+    for name, gradient in gradients.items():
+        values, places = _on_host(gradient)
+        finite = np.isfinite(values)
         if not finite.all():
-            index = tuple(int(axis[0]) for axis in np.nonzero(~finite)) if gradient.ndim else ()
-            value = gradient[index]
+            index = tuple(int(axis[0]) for axis in np.nonzero(~finite)) if values.ndim else ()
+            value = values[index]
             index = index if places is None else (int(places[index[0]]), *index[1:])
             return FloatingPointError(
                 f"the gradient of {name!r} must be finite, got {float(value)} at index {index}; nothing was written"
             )
-    sizes = {name: float(abs(gradient).max()) for name, (gradient, _) in arrays.items() if gradient.size}
+    sizes = {name: float(np.abs(_on_host(gradient)[0]).max(initial=0.0)) for name, gradient in gradients.items()}
     name = max(sizes, key=sizes.__getitem__)
     return FloatingPointError(
         f"the squares of the gradients must not overflow, got {sizes[name]} in that of {name!r} and a norm of {norm}; "
@@ -93,7 +93,7 @@ def not_finite_error(gradients: Mapping[Hashable, Any], norm: float) -> Floating
     )
 
 
-def _as_array(gradient):
+def _on_host(gradient):
     """A gradient on the host, and the rows that it has values for if it has not all."""
     if isinstance(gradient, Rows):
         ordered = widened(on_host(gradient.values)).reshape(len(gradient.indices), -1)
