@@ -50,5 +50,7 @@ def sums(values: Any, order: np.ndarray, starts: np.ndarray) -> Any:
     with np.errstate(over="ignore"):
         summed = np.add.reduceat(wide[order], starts, axis=0)
         stored = to_bfloat16(summed).view(values.dtype) if is_bfloat16 else summed.astype(values.dtype, copy=False)
-    library = sys.modules[type(values).__module__.partition(".")[0]]
-    return library.asarray(stored)
+    if isinstance(values, np.ndarray):
+        return stored
+    with values.device:
+        return sys.modules["cupy"].asarray(stored)

@@ -128,14 +128,7 @@ class Plan:
     def _grow(self):
         count, before = len(self.parameters), self.tables
         self.tables = tables = self.backend.tables(count, count, self._device_of)
-        for new, old in (
-            (tables.addresses, before.addresses),
-            (tables.hyper, before.hyper),
-            (tables.carried, before.carried),
-            (tables.table, before.table),
-        ):
-            new[: len(old)] = old
-        tables.record[...] = before.record
+        tables.take_over(before)
         self._sizes = np.array([parameter.size for parameter in self.parameters], np.int64)
         added = np.zeros(count - len(self.clock_of), np.int64)
         self.clock_of = np.concatenate([self.clock_of, added])
@@ -150,6 +143,7 @@ class Plan:
 
     def refresh(self, group: int) -> None:
         """Take over the settings of a group."""
+        self._refuse_captured("numbers of a group")
         settings = self.groups[group]
         for part in self._parts[group]:
             update = update_of(recipe_of(settings, self.options, part.formats, decays=part.decays))
@@ -172,9 +166,9 @@ class Plan:
             self.forget_launches()
         lr = 0.0 if callable(settings["lr"]) else settings["lr"]
         values = hyper_of(settings, self.options, update.hyper, lr, decays=part.decays)
-        row = self.backend.upload(np.array(values, np.float64), self._device_of)
+        row = np.array(values, np.float64)
         for clock in part.clocks:
-            self.tables.hyper[clock, : len(values)] = row
+            self.tables.write("hyper", (clock, slice(len(row))), row)
 
     def _locate(self, member, update):
         """Write where the flat arrays of a parameter lie into its row of addresses, and its place of random words."""
@@ -190,9 +184,9 @@ class Plan:
 
     def set_lr(self, group: int, lr: float) -> None:
         """Take over the learning rate of a group: `refresh` for that alone."""
-        hyper = self.tables.hyper
+        self._refuse_captured("the learning rate of a group")
         for row in self._rows_of_group[group]:
-            hyper[row, LR] = lr
+            self.tables.write("hyper", (row, LR), lr)
 
     def asked_of(self, group: int) -> int:
         """How many steps have been asked of a group, whether they were taken or not."""
@@ -211,8 +205,8 @@ class Plan:
 
     def carry(self, clock: int, values: Sequence[float]) -> None:
         """Set what a clock carries from step to step."""
-        row = self.backend.upload(np.array(values, np.float64), self._device_of)
-        self.tables.carried[clock, : len(values)] = row
+        self._refuse_captured("a state")
+        self.tables.write("carried", (clock, slice(len(values))), np.array(values, np.float64))
 
     def carried(self, member: int) -> dict[str, float]:
         """What the clock of a parameter carries, by name. On a GPU this waits for the last step."""
@@ -249,10 +243,9 @@ class Plan:
     def _split(self, part, old, members):
         """Another clock for some parameters of an old one, which begins as its copy."""
         free = [row for row in part.clocks if not (self.clock_of == row).any()]
-        new, tables = free[0] if free else self._new_clock(part), self.tables
+        new = free[0] if free else self._new_clock(part)
         self.clock_of[members] = new
-        for table in (tables.hyper, tables.carried, tables.table):
-            table[new] = table[old]
+        self.tables.copy_clock(old, new)
         self.on_split(old, new)
         return new
 
@@ -281,7 +274,19 @@ class Plan:
     def use(self, grad_scale: float) -> None:
         """Take the next step with this factor on the gradients."""
         if grad_scale != self._grad_scale:
-            self.tables.record[GRAD_SCALE] = self._grad_scale = grad_scale
+            self._refuse_captured("another `grad_scale` than that of the step before")
+            self.tables.write("record", GRAD_SCALE, grad_scale)
+            self._grad_scale = grad_scale
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether what is launched now becomes part of a CUDA graph."""
+        return self.backend.is_captured(self._device_of)
+
+    def _refuse_captured(self, what):
+        """Raise if `what` is now written into a CUDA graph: each replay would write it again."""
+        if self.is_captured:
+            raise RuntimeError(f"{what} must not be written while a CUDA graph is captured: do so before, or after it")
 
     def prepare(self, gradients: Gradients) -> Prepared:
         """The launches of a step on the parameters that have a gradient: all that can fail happens here."""
@@ -300,6 +305,11 @@ class Plan:
         key = gradients.in_buffers, present.tobytes()
         if key in self._prepared and not gradients.rows:
             return self._prepared[key]
+        if self.is_captured:
+            raise RuntimeError(
+                "a step must have been taken once before it is captured in a CUDA graph, with arrays as gradients of "
+                "the same parameters: the first one compiles and allocates, and gradients of rows do so in every step"
+            )
         if not present.all():
             self._split_clocks(present)
         pieces = self._pieces(present)
