@@ -184,6 +184,6 @@ PROMISES = (
         "microseconds of the host, step(grads) of the same 148 arrays",
         _time("host", "148", "plain, step(grads)"),
         "at most",
-        100,
+        300,
     ),
 )

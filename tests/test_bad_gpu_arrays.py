@@ -14,8 +14,13 @@ import fastadam
 from fastadam import functional
 from fastadam.kernels import cuda, reference
 from fastadam.kernels.cuda import launch as cuda_launch
+from fastadam.kernels.texts.formats import Formats
 from fastadam.memory.arrays import as_gradient, check_flat
+from fastadam.memory.buffers import Buffers
+from fastadam.memory.layout import plain
+from fastadam.memory.parameters import Parameter
 from fastadam.params import layout_in_place, parse_groups
+from fastadam.step.gradients import Collector
 
 F4 = np.dtype(np.float32)
 
@@ -64,3 +69,17 @@ def test_a_call_of_adam_step_that_has_to_compile_is_not_captured(monkeypatch):
     with pytest.raises(RuntimeError, match="`adam_step` must be called once before it is captured in a CUDA graph"):
         fastadam.adam_step(*arrays, step=1, betas=(0.123, 0.456))
     backend.tables.assert_not_called()
+
+
+def test_a_gradient_on_another_device_does_not_take_the_short_way():
+    # Arrays of memory of their own, as far as the type of their memory tells.
+    layout, memory = plain((12,)), np.zeros(12, F4)
+    buffers = Buffers({"w": layout}, Formats(), F4, np.zeros(0))
+    parameter = Parameter("w", 0, layout, memory, buffers)
+    backend = SimpleNamespace(DIRECT_FROM=0, address=lambda array: array.data.ptr)
+    found = Collector([parameter], [cupy_over(memory)], backend, zeroed=False)
+    found._foreign = type(None)
+    here, there = (cupy_over(np.zeros(12, F4), device) for device in (0, 1))
+    assert found.collect({"w": here}, None).addresses.tolist() == [here.data.ptr]
+    with pytest.raises(ValueError, match=r"`grads\['w'\]` must be on cuda:0 like the parameters, got cuda:1"):
+        found.collect({"w": there}, None)

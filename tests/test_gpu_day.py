@@ -69,11 +69,13 @@ def day_of(*arguments):
 
 
 def test_the_command_needs_no_installation_and_keeps_how_its_parts_ended(tmp_path):
-    done = day_of("--save", tmp_path, "--limit", 100, "--only", "machine", "--only", "memory")
+    done = day_of("--save", tmp_path, "--limit", 100, "--only", "tests", "--only", "memory")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
-    assert set(found) == {"machine", "memory", "parts"}
-    assert {part: each["ended"] for part, each in found["parts"].items()} == {"machine": "done", "memory": "done"}
+    assert set(found) == {"tests", "memory", "parts"}
+    assert {part: each["ended"] for part, each in found["parts"].items()} == {"tests": "done", "memory": "done"}
+    # Collected, all of them, though only what the day needs has been copied.
+    assert (found["tests"]["gpu"]["errors"], found["tests"]["gpu"]["status"]) == (0, 5)
 
 
 def test_a_part_without_time_is_not_begun(tmp_path):

@@ -8,7 +8,7 @@ from fastadam.bench.gpu.results import Results
 from fastadam.bench.gpu.rig import Rig
 from fastadam.bench.gpu.speed import CLIPPED, SKIPPING
 
-SHAPES = [(1_000,), (70, 3)]
+SHAPES = [(10_000,), (70, 3)]
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "clipped": CLIPPED,

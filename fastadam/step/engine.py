@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from fastadam.kernels import Backend
+from fastadam.memory.arrays import assign
 from fastadam.memory.parameters import Parameter
 from fastadam.settings.options import Options
 from fastadam.step.gather import Gradients
@@ -104,7 +105,7 @@ class Engine:
             if self._options.zero_grad:
                 # Where the kernel read a gradient, it has zeroed it.
                 for array in gradients.copied:
-                    array[...] = 0.0
+                    assign(array, 0.0)
         return True
 
     def _is_refused(self, reduction, gradients):
@@ -121,7 +122,7 @@ class Engine:
         if self._options.zero_grad:
             for array in (*gradients.held, *gradients.copied):
                 if array is not None and not isinstance(array, Rows):
-                    array[...] = 0.0
+                    assign(array, 0.0)
         return True
 
     def catch_up(self, members: Sequence[int], rows: np.ndarray | None = None) -> None:
