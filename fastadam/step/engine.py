@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from fastadam.kernels import Backend
-from fastadam.memory.arrays import assign
 from fastadam.memory.parameters import Parameter
 from fastadam.settings.options import Options
 from fastadam.step.gather import Gradients
@@ -105,7 +104,7 @@ class Engine:
             if self._options.zero_grad:
                 # Where the kernel read a gradient, it has zeroed it.
                 for array in gradients.copied:
-                    assign(array, 0.0)
+                    plan.zero(array)
         return True
 
     def _is_refused(self, reduction, gradients):
@@ -122,7 +121,7 @@ class Engine:
         if self._options.zero_grad:
             for array in (*gradients.held, *gradients.copied):
                 if array is not None and not isinstance(array, Rows):
-                    assign(array, 0.0)
+                    self.plan.zero(array)
         return True
 
     def catch_up(self, members: Sequence[int], rows: np.ndarray | None = None) -> None:

@@ -4,6 +4,7 @@ Numbers only, no gradients: a front end says in one column of addresses where th
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -277,6 +278,11 @@ class Plan:
             self._refuse_captured("another `grad_scale` than that of the step before")
             self.tables.write("record", GRAD_SCALE, grad_scale)
             self._grad_scale = grad_scale
+
+    def zero(self, array: Any) -> None:
+        """Fill a gradient with zeros, on its device."""
+        with nullcontext() if isinstance(array, np.ndarray) else array.device:
+            array[...] = 0.0
 
     @property
     def is_captured(self) -> bool:
