@@ -2,18 +2,11 @@
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, register_jitable
-
-
-@register_jitable
-def fetch(address, start, size, itemsize):
-    """Fetch numbers `start` to `start + size` of those of `itemsize` bytes that begin at `address`."""
-    for byte in range(start * itemsize, (start + size) * itemsize, 64):
-        _prefetch(address + byte)
+from numba.extending import intrinsic
 
 
 @intrinsic
-def _prefetch(_, address):
+def prefetch(_, address):
     """Fetch the line at `address`, for writing."""
 
     def generate(context, builder, signature, arguments):
