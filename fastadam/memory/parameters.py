@@ -75,8 +75,7 @@ class Parameter:
     def start_average(self) -> None:
         """Set the average of the parameter to the parameter."""
         average = self.flat("ema")
-        flats = {name: on_host(as_bits(self.flat(name))) for name in self.formats.flats("p")}
-        assign(average, moved(stored.load(self.formats, "p", flats), average))
+        assign(average, moved(self.layout.flat(self.values("p")), average))
 
 
 def random_place(seed: int, name: Hashable, position: int) -> int:

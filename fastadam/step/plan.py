@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastadam import schedules
-from fastadam.kernels import CLOCK, FIRST, GRAD_SCALE, GRADIENT, PARAMETER, STOP, Backend, Pass, Tables
+from fastadam.kernels import CLOCK, FIRST, GRAD_SCALE, GRADIENT, PARAMETER, START, STOP, Backend, Pass, Tables
 from fastadam.kernels.blocks import cut
 from fastadam.kernels.texts.formats import Formats
 from fastadam.kernels.texts.update import Update, update_of
 from fastadam.memory.parameters import Parameter
 from fastadam.settings.options import Options
-from fastadam.settings.recipes import LR, STEP, hyper_of, recipe_of
+from fastadam.settings.recipes import LR, hyper_of, recipe_of
 from fastadam.step.gather import Gradients
 from fastadam.step.rows import Rows
 
@@ -146,19 +146,21 @@ class Plan:
         """Take over the settings of a group."""
         self._refuse_captured("numbers of a group")
         settings = self.groups[group]
-        for part in self._parts[group]:
-            update = update_of(recipe_of(settings, self.options, part.formats, decays=part.decays))
+        updates = [
+            update_of(recipe_of(settings, self.options, part.formats, decays=part.decays))
+            for part in self._parts[group]
+        ]
+        for part, update in zip(self._parts[group], updates, strict=True):
             for member in part.members if update is not part.update else ():
                 for flat in update.flats:
                     self.parameters[member].flat(flat)  # allocated, if need be, before anything is changed
         self.scheduled = [position for position in self.scheduled if position != group]
         if callable(settings["lr"]):
             self.scheduled.append(group)
-        for part in self._parts[group]:
-            self._refresh_part(part, settings)
+        for part, update in zip(self._parts[group], updates, strict=True):
+            self._refresh_part(part, update, settings)
 
-    def _refresh_part(self, part, settings):
-        update = update_of(recipe_of(settings, self.options, part.formats, decays=part.decays))
+    def _refresh_part(self, part, update, settings):
         if update is not part.update:
             # The kernel is compiled at the next step, and not while setting after setting is assigned.
             part.update = update
@@ -208,16 +210,6 @@ class Plan:
         """Set what a clock carries from step to step."""
         self._refuse_captured("a state")
         self.tables.write("carried", (clock, slice(len(values))), np.array(values, np.float64))
-
-    def carried(self, member: int) -> dict[str, float]:
-        """What the clock of a parameter carries, by name. On a GPU this waits for the last step."""
-        clock = self.clock_of[member]
-        names = self.update_of(member).carried
-        return dict(zip(names, self.tables.carried[clock].tolist(), strict=False))
-
-    def steps(self, member: int) -> int:
-        """How many steps a parameter has taken. On a GPU this waits for the last step."""
-        return int(self.tables.carried[self.clock_of[member], STEP])
 
     def update_of(self, member: int) -> Update:
         """The update text of a parameter."""
@@ -322,11 +314,11 @@ class Plan:
         whole = pieces
         if gradients.rows:
             of_rows = [self._pieces_of_rows(member, rows) for member, rows in gradients.rows.items()]
-            dense = ~np.isin(pieces[:, 0], list(gradients.rows))
+            dense = ~np.isin(pieces[:, PARAMETER], list(gradients.rows))
             pieces = np.concatenate([pieces[dense], *of_rows])
             whole = whole.copy()
             for member, rows in gradients.rows.items():
-                whole[whole[:, 0] == member, 3] = rows.size
+                whole[whole[:, PARAMETER] == member, STOP] = rows.size
         clocks = np.unique(self.clock_of[present])
         passes = self._passes(pieces, clocks)
         if gradients.in_buffers:
@@ -344,13 +336,13 @@ class Plan:
         """A piece for each parameter that has a gradient."""
         members = np.flatnonzero(present)
         pieces = np.zeros((len(members), 5), np.int64)
-        pieces[:, 0], pieces[:, 1], pieces[:, 3] = members, self.clock_of[members], self._sizes[members]
+        pieces[:, PARAMETER], pieces[:, CLOCK], pieces[:, STOP] = members, self.clock_of[members], self._sizes[members]
         return pieces
 
     def _pieces_of_rows(self, member, rows: Rows):
         pieces = np.empty((len(rows.indices), 5), np.int64)
-        pieces[:, 0], pieces[:, 1], pieces[:, FIRST] = member, self.clock_of[member], rows.offsets
-        pieces[:, 2:4] = self.spans(member, rows.indices)
+        pieces[:, PARAMETER], pieces[:, CLOCK], pieces[:, FIRST] = member, self.clock_of[member], rows.offsets
+        pieces[:, [START, STOP]] = self.spans(member, rows.indices)
         return pieces
 
     def spans(self, member: int, indices: np.ndarray) -> np.ndarray:
@@ -371,7 +363,7 @@ class Plan:
             ((update, dtype),) = by_update
             return [Pass(update, dtype, clocks, pieces)]
         return [
-            Pass(update, dtype, np.array(rows, np.int64), pieces[np.isin(pieces[:, 1], rows)])
+            Pass(update, dtype, np.array(rows, np.int64), pieces[np.isin(pieces[:, CLOCK], rows)])
             for (update, dtype), rows in by_update.items()
         ]
 

@@ -26,12 +26,12 @@ class Reduction:
     def clip(self, prepared: Prepared, grad_scale: float) -> None:
         """Write what follows from the norm of the gradients of a step into the record of the plan's tables."""
         if not prepared.lanes:
-            prepared.lanes.extend(self._launches(prepared.pieces))
-        lanes, launches = prepared.lanes
+            prepared.lanes.extend([*self._launches(prepared.pieces), self._largest()])
+        lanes, launches, largest = prepared.lanes
         for launch in launches:
             launch()
         tables = self._plan.tables
-        self._plan.backend.clip(lanes, grad_scale, self._max_grad_norm, self._largest(), self._propagate, tables)
+        self._plan.backend.clip(lanes, grad_scale, self._max_grad_norm, largest, self._propagate, tables)
 
     def _largest(self):
         """What the squared norm must stay below: squares that overflow count as not finite, unless each is clipped."""
