@@ -8,8 +8,10 @@ EXTRAS_test = demo,test
 EXTRAS_bench = bench,contenders
 EXTRAS_study = examples
 RESULTS = fastadam-bench
+GPU_RESULTS = fastadam-gpu
+LIMIT = 600
 
-.PHONY: demo test bench bench-readme study clean
+.PHONY: demo test bench bench-readme study gpu-day clean
 
 demo: $(VENV)/ready-demo
 	$(RUN) -m fastadam demo
@@ -34,6 +36,11 @@ bench-readme: $(VENV)/ready-bench $(VENV)/ready-deepspeed
 study: $(VENV)/ready-study $(VENV)/ready-bench
 	$(RUN) examples/storage_study.py --docs
 	$(RUN) docs/publish.py
+
+# Tests and times on a GPU, with the torch, CuPy, Numba and pytest of PYTHON: nothing is installed or downloaded. It takes
+# LIMIT seconds at most; tables of docs/gpu.md are made of its gpu.json, copied to docs/.
+gpu-day:
+	$(PYTHON) bench/gpu/day.py --save $(GPU_RESULTS) --limit $(LIMIT)
 
 # Its other dependencies are there; py-cpuinfo, which it asks for, would overwrite that of pytest-benchmark.
 $(VENV)/ready-deepspeed: constraints.txt | $(VENV)/ready-bench

@@ -130,13 +130,29 @@ def subnormals() -> str:
 
 
 def gpu() -> str:
-    """The CUDA device, or why there is none."""
+    """The CUDA devices, and what a step launches there; or why there is none."""
     problem = no_cuda()
     if problem:
         return f"none: {problem}"
     import cupy
 
-    return cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    runtime = cupy.cuda.runtime
+    properties = [runtime.getDeviceProperties(number) for number in range(runtime.getDeviceCount())]
+    devices = [f"{each['name'].decode()} (compute capability {each['major']}.{each['minor']})" for each in properties]
+    return f"{', '.join(devices)}; CUDA runtime {runtime.runtimeGetVersion()}; {_launches()}"
+
+
+def _launches():
+    """What a step on a GPU is made of."""
+    from fastadam.kernels.cuda.source import THREADS
+    from fastadam.kernels.cuda.step import FEW_CODES, MANY, MANY_CODES, PLAIN
+
+    assert PLAIN == FEW_CODES
+    return (
+        f"a step is two launches, one thread for each group of scalars, and {THREADS} threads for each {PLAIN:,} "
+        f"elements ({MANY_CODES:,} in 8-bit codes, from {MANY:,} elements on); with `max_grad_norm` or `nonfinite` two "
+        "more launches come before them"
+    )
 
 
 def in_one_line(facts: dict[str, Any]) -> str:

@@ -2,9 +2,9 @@
 
     python docs/publish.py
 
-The run is docs/benchmark.json, which `fastadam bench --full --save DIR` makes; the studies are what those of examples/
-save with `--docs`. It prints what is promised about the speed and what the run has measured. The exit status is 1 if a
-promise is broken.
+The run is docs/benchmark.json, which `fastadam bench --full --save DIR` makes; that on a GPU is docs/gpu.json, which
+`make gpu-day` makes; the studies are what those of examples/ save with `--docs`. It prints what is promised about the
+speed and what the run has measured. The exit status is 1 if a promise is broken.
 """
 
 import json
@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import gpu_tables
 import run_tables as tables
 from promises import COLUMNS, PROMISES
 from rich.console import Console
@@ -50,6 +51,7 @@ def pages(record: Record) -> dict[str, str]:
             "calls": [line for kind in ("calls", "groups", "rows") for line in (*tables.calls(record, kind), "")][:-1],
             "predictions": tables.predictions(record),
         },
+        "docs/gpu.md": gpu_tables.blocks(json.loads((DOCS / "gpu.json").read_text(encoding="utf-8"))),
     }
     texts = {}
     for name, of_page in blocks.items():

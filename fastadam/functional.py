@@ -121,7 +121,9 @@ def adam_step(
     row = [*map(addresses.__getitem__, ready.names), ready.place]
     tables = ready.tables
     tables.addresses[0, GRADIENT : len(row)] = row
-    tables.hyper[0, LR], tables.carried[0, STEP], tables.record[GRAD_SCALE] = lr, number - 1, grad_scale
+    tables.write("hyper", (0, LR), lr)
+    tables.write("carried", (0, STEP), number - 1)
+    tables.write("record", GRAD_SCALE, grad_scale)
     tables.send()
     ready.launch()
 
@@ -245,9 +247,14 @@ def _ready(chosen, formats, p):
 def _made_ready(chosen, formats, p):
     group, options, backend = chosen.group, chosen.options, backend_of(p, "p")
     update = update_of(recipe_of(group, options, formats))
+    if backend.is_captured(p):
+        raise RuntimeError(
+            "`adam_step` must be called once before it is captured in a CUDA graph, with arrays of this size and the "
+            "same settings: the first call compiles and allocates"
+        )
     tables = backend.tables(1, 1, p)
     hyper = np.array(hyper_of(group, options, update.hyper, 0.0))
-    tables.hyper[0, : len(hyper)] = backend.upload(hyper, p)
+    tables.write("hyper", (0, slice(len(hyper))), hyper)
     blocks = cut(np.array([[0, 0, 0, p.size, 0]], np.int64))
     each = Pass(update, formats.arithmetic(p), np.zeros(1, np.int64), blocks)
     launch = backend.launcher([each], tables, guarded=False)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastadam.containers import Watch, rebind, warn_of_copies, watches
-from fastadam.memory.arrays import backend_of, rebound, zeros
+from fastadam.memory.arrays import assign, backend_of, rebound, zeros
 from fastadam.memory.buffers import Buffers, Views, as_16_bit
 from fastadam.memory.formats import formats_of, warn_of_vanishing
 from fastadam.memory.layout import plain
@@ -125,7 +125,7 @@ class Optimizer:
                 parameters[index] = parameter = Parameter(entry.name, place, layout, own, buffers, packed)
                 if packed:
                     view = parameter.view("p")
-                    view[...] = entry.array
+                    assign(view, entry.array)
                     bindings.append((entry.container, entry.key, rebound(view, entry.original, entry.label)))
         return [parameters[index] for index in range(len(entries))], bindings
 
@@ -309,7 +309,7 @@ class Optimizer:
         """Fill `grads` with zeros, in place."""
         for buffers in self.all_buffers:
             if "g" in buffers.flats:  # it is made of zeros
-                buffers.g[...] = 0.0
+                assign(buffers.g, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state in torch's layout, as copies.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastadam.memory.arrays import as_array, check_dtype, check_flat, device, namespace
+from fastadam.memory.arrays import as_array, check_aligned, check_dtype, check_flat, device, namespace
 from fastadam.memory.layout import Layout, layout_of, plain
 from fastadam.memory.owners import bounds
 
@@ -108,6 +108,8 @@ def _entry(name, label, original, container=None, key=None):
     check_dtype(array, label)
     if isinstance(array, np.ndarray) and not isinstance(original, np.generic) and not array.flags.writeable:
         raise ValueError(f"`{label}` must be writable, got a read-only array: it is to be trained")
+    if not isinstance(array, np.ndarray):
+        check_aligned(array, label)
     return Entry(name, label, original, array, container, key, references=references)
 
 
@@ -176,11 +178,7 @@ def layout_in_place(entry: Entry) -> Layout:
             f"`{entry.label}` must be dense to be stepped where it lies, got strides {entry.array.strides} for shape "
             f"{entry.array.shape} of {entry.array.dtype}{remedy}"
         )
-    if isinstance(entry.array, np.ndarray) and not entry.array.flags.aligned:
-        raise ValueError(
-            f"`{entry.label}` must be aligned to {entry.array.itemsize} bytes to be stepped where it lies, got an "
-            f"unaligned array{remedy}"
-        )
+    check_aligned(entry.array, entry.label, " to be stepped where it lies", remedy)
     return layout
 
 

@@ -55,6 +55,15 @@ class Tables(Protocol):
     def send(self) -> None:
         """Make what has been written into `addresses` visible to the launches that follow; nothing on the CPU."""
 
+    def write(self, name: str, where: Any, values: "float | np.ndarray") -> None:
+        """Let `where` of `hyper`, `carried`, `table` or `record` be `values`, for the launches that follow."""
+
+    def copy_clock(self, old: int, new: int) -> None:
+        """Let row `new` of the scalars begin as row `old`."""
+
+    def take_over(self, earlier: "Tables") -> None:
+        """Begin with all that `earlier` tables, of no more rows, hold."""
+
 
 class Pass(NamedTuple):
     """What one update text steps in one launch.
@@ -90,8 +99,8 @@ class Backend(Protocol):
     def address(self, array: Array) -> int:
         """Where `array` begins; it must live on until the launch that reads it has run."""
 
-    def upload(self, array: np.ndarray, device_of: Array) -> Array:
-        """`array` where launches can read it: itself on the CPU."""
+    def is_captured(self, device_of: Array) -> bool:
+        """Whether launches now become part of a CUDA graph, which runs them later and again; never on the CPU."""
 
     def launcher(self, passes: Sequence[Pass], tables: Tables, *, guarded: bool) -> Callable[[], None]:
         """A function that runs `passes` once: the fold of each clock, then the elements of each block.

@@ -1,10 +1,11 @@
 """The tables of launches on the host, for the reference and for the CPU."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from fastadam.kernels import ADDRESSES, CARRIED, HYPER, SCALARS
+from fastadam.kernels import ADDRESSES, CARRIED, HYPER, SCALARS, Tables
 
 
 @dataclass(eq=False)
@@ -30,3 +31,18 @@ class HostTables:
 
     def send(self) -> None:
         """Nothing: launches read `addresses` where it is."""
+
+    def write(self, name: str, where: Any, values: float | np.ndarray) -> None:
+        """Let `where` of a table be `values`."""
+        getattr(self, name)[where] = values
+
+    def copy_clock(self, old: int, new: int) -> None:
+        """Let row `new` of the scalars begin as row `old`."""
+        for table in (self.hyper, self.carried, self.table):
+            table[new] = table[old]
+
+    def take_over(self, earlier: Tables) -> None:
+        """Begin with all that `earlier` tables, of no more rows, hold."""
+        for name in ("addresses", "hyper", "carried", "table", "record"):
+            held = getattr(earlier, name)
+            getattr(self, name)[: len(held)] = held

@@ -29,9 +29,9 @@ def address(array):
     return array.__array_interface__["data"][0]
 
 
-def upload(array, device_of=None):
-    """`array` itself."""
-    return array
+def is_captured(device_of=None):
+    """Never: there are no graphs."""
+    return False
 
 
 def launcher(passes, tables, *, guarded):

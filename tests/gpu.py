@@ -1,6 +1,9 @@
 """Whether there is a GPU to test on, and what an optimizer on one holds."""
 
 import numpy as np
+import pytest
+
+SHAPES = {"w": (300, 70), "b": (70,), "scalar": (), "empty": (0, 3), "odd": (3, 11, 7)}
 
 
 def device_problem() -> str | None:
@@ -10,6 +13,20 @@ def device_problem() -> str | None:
     except ImportError as error:
         return f"CuPy is not installed ({error})"
     return cuda.device_problem()
+
+
+def draw(seed, library=np) -> dict:
+    """An array of each of SHAPES."""
+    rng = np.random.default_rng(seed)
+    return {name: library.asarray(rng.standard_normal(shape), "f4") for name, shape in SHAPES.items()}
+
+
+def torch_on_device():
+    """Torch, if it works with the GPU."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("torch is built without CUDA")
+    return torch
 
 
 def on_host(array) -> np.ndarray:

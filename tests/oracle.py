@@ -86,6 +86,21 @@ def warm_beta(step, first, last, warmup):
     return min(last, np.exp(logs / ((1 - part) * np.log(last) + part * np.log(max(first, 1e-300)))))
 
 
+# 65,536 by the golden ratio.
+TURN = round(2**16 * (np.sqrt(5) - 1) / 2)
+
+
+def turn(step):
+    """What the thresholds of slow changes have gone round by, in 65,536ths."""
+    return TURN * step % 2**16
+
+
+def toss(step):
+    """The same of fast changes: the turns of 256 steps in the order of triangular numbers."""
+    block, place = divmod(step, 256)
+    return turn(256 * block + sum(range(place + 1)) % 256)
+
+
 def random_state(size, dtype=np.float32, seed=0):
     """Non-zero (p, g, m, v) of a run under way."""
     rng = np.random.default_rng(seed)

@@ -1,5 +1,7 @@
 """The command line of the benchmarks: what is refused, shown, saved and compared."""
 
+import importlib
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,7 +10,7 @@ import pytest
 from bench_records import run
 from typer.testing import CliRunner
 
-from fastadam.bench import command
+from fastadam.bench import command, machine
 from fastadam.bench.layouts import KINDS
 from fastadam.bench.record import read_record
 from fastadam.bench.registry import CONTENDERS
@@ -199,3 +201,22 @@ def test_info_says_what_is_not_there(monkeypatch):
     assert status == 0
     for text in ("contender numexpr", "no_such_package not installed", "nowhere: every process compiles", "12.3 GB/s"):
         assert text in output
+
+
+def test_info_says_what_would_be_launched_on_the_devices_that_there_are(monkeypatch):
+    pytest.importorskip("cupy")
+    importlib.import_module("fastadam.kernels.cuda")
+    properties = [{"name": name.encode(), "major": 9, "minor": 0} for name in ("NVIDIA H200", "NVIDIA H100")]
+    runtime = SimpleNamespace(
+        getDeviceCount=lambda: 2, getDeviceProperties=properties.__getitem__, runtimeGetVersion=lambda: 13020
+    )
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
+    monkeypatch.setattr(machine, "no_cuda", lambda: None)
+    found = machine.gpu()
+    assert found.startswith(
+        "NVIDIA H200 (compute capability 9.0), NVIDIA H100 (compute capability 9.0); CUDA runtime 13"
+    )
+    assert "a step is two launches" in found
+    assert "128 threads for each 2,048 elements" in found
+    monkeypatch.setattr(machine, "no_cuda", lambda: "CuPy does not work")
+    assert machine.gpu() == "none: CuPy does not work"

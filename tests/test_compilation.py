@@ -19,7 +19,8 @@ from numba.core import caching
 from fastadam.kernels import Pass, cpu
 from fastadam.kernels.blocks import BLOCK, cut
 from fastadam.kernels.cpu import jit, norm
-from fastadam.kernels.cpu.driver import NEAR, _is_far, _job_at, driver
+from fastadam.kernels.cpu.driver import NEAR, driver
+from fastadam.kernels.cpu.driver import is_far as is_far_of_driver
 from fastadam.kernels.cpu.launch import fold_of, leaves_of
 from fastadam.kernels.cpu.loop import loop_of
 from fastadam.kernels.texts.formats import NATIVE
@@ -134,7 +135,7 @@ def test_what_a_launcher_reads_lives_as_long_as_it_does(size):
 
 @numba.njit
 def is_far(job, index):
-    return _is_far(_job_at(job), index)
+    return is_far_of_driver(job, index)
 
 
 def test_blocks_that_lie_far_from_the_one_before_are_prefetched():
@@ -182,8 +183,8 @@ def test_nothing_is_compiled_for_but_the_two_dtypes():
             launch.shift, launch.tables.record[0] = 1, 1
             by_cpu(True)(launch)
             by_cpu(False)(clocks_launch(ADAM, dtype, [size, 3]))
-    # A loop and a fold for each.
-    assert len(leaves()) == 4
+    # A loop and a fold for each; and what prefetches, where there are many blocks.
+    assert len(leaves()) == 5
 
 
 def test_texts_that_are_the_same_are_compiled_once():

@@ -20,7 +20,7 @@ from members import (
     random_flats,
     tables_of,
 )
-from oracle import warm_beta
+from oracle import toss, turn, warm_beta
 
 from fastadam.kernels import SCALARS
 
@@ -86,9 +86,8 @@ def textbook(recipe, h, step, grad_scale):
         "one": 1.0,
         "ema_blend": 1 - h["ema_decay"],
         "zero": 0.0,
-        # By the golden ratio, as a fraction of 65,536.
-        "turn": round(2**16 * (math.sqrt(5) - 1) / 2) * step % 2**16,
-        "toss": round(2**16 * (math.sqrt(5) - 1) / 2) * (step * (step + 1) // 2) % 2**16,
+        "turn": turn(step),
+        "toss": toss(step),
     }
     if recipe.amsgrad and recipe.convention == "optax":
         values |= {"step_size": size, "eps": h["eps"], "eps_root": h["eps_root"], "correction2": v_hat}

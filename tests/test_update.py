@@ -268,7 +268,7 @@ def test_lion_is_that_of_its_paper():
 
 
 def test_sign_of_nothing_is_nothing_and_of_nan_nan():
-    m = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 1.0, 5e-324])
+    m = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 1.0, 2.0**-1022])
     flats = {"p": np.ones(7), "m": m.copy(), "g": np.array([0.0, -0.0, 1.0, 1.0, 1.0, np.nan, 0.0])}
     by_reference(launch_of(MEMBERS["lion"], flats, weight_decay=0.0, lr=0.25, grad_scale=1.0, beta1=1.0))
     np.testing.assert_array_equal(flats["p"], [1.0, 1.0, np.nan, 0.75, 1.25, np.nan, 0.75])

@@ -111,6 +111,15 @@ def zeros(size: int, dtype: Any, device_of: Any) -> Any:
     return memory[offset : offset + size * dtype.itemsize].view(dtype)
 
 
+def assign(array: Any, value: Any) -> None:
+    """`array[...] = value`, on the device of `array`."""
+    if isinstance(array, np.ndarray):
+        array[...] = value
+        return
+    with array.device:
+        array[...] = value
+
+
 def on_host(array: Any) -> np.ndarray:
     """`array` as a NumPy array: itself where it is one, else a copy."""
     return array if isinstance(array, np.ndarray) else array.get()
@@ -186,6 +195,8 @@ def as_gradient(value: Any, shape: tuple[int, ...], dtype: np.dtype, device_of: 
     if array.shape != shape:
         raise ValueError(f"`{label}` must have shape {shape} like {wanted}, got {array.shape}")
     check_device(array, device_of, label, "the parameters")
+    if not isinstance(array, np.ndarray):
+        check_aligned(array, label)
     return array
 
 
@@ -213,11 +224,20 @@ def check_flat(array: Any, label: str, *, written: bool = True) -> None:
         raise ValueError(f"`{label}` must be 1-D, got shape {array.shape}")
     if not array.flags.c_contiguous:
         raise ValueError(f"`{label}` must be contiguous, got strides {array.strides} of {array.dtype}")
-    if isinstance(array, np.ndarray):
-        if written and not array.flags.writeable:
-            raise ValueError(f"`{label}` must be writable, got a read-only array: it is updated in place")
-        if not array.flags.aligned:
-            raise ValueError(f"`{label}` must be aligned to {array.itemsize} bytes, got an unaligned array")
+    if isinstance(array, np.ndarray) and written and not array.flags.writeable:
+        raise ValueError(f"`{label}` must be writable, got a read-only array: it is updated in place")
+    check_aligned(array, label)
+
+
+def check_aligned(array: Any, label: str, purpose: str = "", remedy: str = "") -> None:
+    """Raise unless `array` begins at a multiple of the size of its elements.
+
+    On a GPU the first access of an element that does not ends all work of the process there.
+    """
+    if not (array.flags.aligned if isinstance(array, np.ndarray) else array.data.ptr % array.itemsize == 0):
+        raise ValueError(
+            f"`{label}` must be aligned to {array.itemsize} bytes{purpose}, got an unaligned array{remedy}"
+        )
 
 
 def check_place(array: Any, other: Any, label: str, other_label: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastadam.kernels.texts.formats import EXPONENT_GROUP, FORMATS, Formats
-from fastadam.memory.arrays import ALIGNMENT, array_dtype, zeros
+from fastadam.memory.arrays import ALIGNMENT, array_dtype, assign, zeros
 from fastadam.memory.layout import Layout
 
 
@@ -157,7 +157,7 @@ class Views(Mapping):
             raise ValueError(f"`{name}` must have shape {view.shape}, got {shape}")
         if np.iscomplexobj(value):
             raise TypeError(f"`{name}` must be real, got complex numbers: the imaginary part would be lost")
-        view[...] = value
+        assign(view, value)
 
     def __delitem__(self, name: Hashable) -> None:
         raise TypeError(f"`{name}` is one of the arrays of this optimizer and cannot be deleted")

@@ -92,7 +92,7 @@ def warn_of_vanishing(arrays: list[Any], settings: Mapping[str, Any], options: O
     for dtype in kept:
         flats = [array.reshape(-1) for array in arrays if dtype_name(array) == dtype]
         stride = 1 + sum(flat.size for flat in flats) // _SAMPLE
-        sizes = [np.abs(on_host(widened(flat[::stride]))) for flat in flats]
+        sizes = [np.abs(widened(on_host(flat[::stride]))) for flat in flats]
         stuck = np.mean(np.concatenate(sizes) * _HALF_STEP[dtype] > lr) if any(map(len, sizes)) else 0.0
         if stuck > 0.5:
             remedy = "`rounding` 'stochastic' or `master_weights`" if dtype == "bfloat16" else "float32 parameters"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fastadam.memory.arrays import namespace
-from fastadam.memory.parameters import Parameter
+from fastadam.memory.parameters import Parameter, all_buffers
 
 PARAMETER, GRADIENTS = "a parameter", "the gradients"
 
@@ -69,7 +69,7 @@ class Owners:
 
     def _take_note(self):
         """Sort all addresses again if buffers have been allocated since the last time."""
-        buffers = dict.fromkeys(parameter.buffers for parameter in self._parameters)
+        buffers = all_buffers(self._parameters)
         known = sum(len(each.flats) for each in buffers)
         if known == self._known:
             return
@@ -79,10 +79,11 @@ class Owners:
             for each in buffers
             for name, flat in each.flats.items()
         ]
-        held = sorted((pair for pair in held if pair[1].size), key=lambda pair: bounds(pair[1]))
-        self._known, self._labels = known, [label for label, _ in held]
-        self._holders = [holder for _, holder in held]
-        self._lows, self._highs = np.array([bounds(each) for each in self._holders], np.int64).reshape(-1, 2).T
+        spans = [(*bounds(holder), label, holder) for label, holder in held if holder.size]
+        spans.sort(key=lambda span: span[:2])
+        self._known, self._labels = known, [label for *_, label, _ in spans]
+        self._holders = [holder for *_, holder in spans]
+        self._lows, self._highs = np.array([span[:2] for span in spans], np.int64).reshape(-1, 2).T
 
 
 def overlapping(arrays: Sequence[Any]) -> set[int]:

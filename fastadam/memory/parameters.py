@@ -9,7 +9,7 @@ import numpy as np
 
 from fastadam.kernels import stored
 from fastadam.kernels.texts.formats import Formats
-from fastadam.memory.arrays import as_bits, moved, on_host
+from fastadam.memory.arrays import as_bits, assign, moved, on_host
 from fastadam.memory.buffers import Buffers
 from fastadam.memory.layout import Layout
 
@@ -75,8 +75,7 @@ class Parameter:
     def start_average(self) -> None:
         """Set the average of the parameter to the parameter."""
         average = self.flat("ema")
-        flats = {name: on_host(as_bits(self.flat(name))) for name in self.formats.flats("p")}
-        average[...] = moved(stored.load(self.formats, "p", flats), average)
+        assign(average, moved(self.layout.flat(self.values("p")), average))
 
 
 def random_place(seed: int, name: Hashable, position: int) -> int:

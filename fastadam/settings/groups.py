@@ -75,8 +75,8 @@ class ParamGroup(MutableMapping):
     def __setitem__(self, key: str, value: Any) -> None:
         if key == "lr" and type(value) is float and 0.0 <= value < inf and not callable(self._values["lr"]):
             # What every scheduler assigns at every step.
-            self._values["lr"] = value
             self.lr_changed(value)
+            self._values["lr"] = value
             return
         self.update({key: value})
 

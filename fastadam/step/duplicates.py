@@ -1,11 +1,11 @@
 """Integers in ascending order, and the sums of what belongs to equal ones."""
 
-import sys
 from typing import Any
 
 import numpy as np
 
 from fastadam.kernels.texts.casts import to_bfloat16
+from fastadam.memory.arrays import dtype_name, moved, on_host, widened
 
 
 def ascending(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -41,14 +41,9 @@ def sums(values: Any, order: np.ndarray, starts: np.ndarray) -> Any:
 
     On a GPU they are made on the host: an atomic addition there would add in any order.
     """
-    host = values if isinstance(values, np.ndarray) else values.get()
-    # In CuPy bfloat16 is its bits, uint16.
-    is_bfloat16 = host.dtype.name in ("bfloat16", "uint16")
-    if host.dtype == np.uint16:
-        host = (host.astype(np.uint32) << 16).view(np.float32)
-    wide = host.astype(np.float32) if host.dtype.itemsize == 2 else host
+    wide = widened(on_host(values))
+    is_bfloat16 = dtype_name(values) == "bfloat16"
     with np.errstate(over="ignore"):
         summed = np.add.reduceat(wide[order], starts, axis=0)
         stored = to_bfloat16(summed).view(values.dtype) if is_bfloat16 else summed.astype(values.dtype, copy=False)
-    library = sys.modules[type(values).__module__.partition(".")[0]]
-    return library.asarray(stored)
+    return moved(stored, values)

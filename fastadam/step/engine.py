@@ -28,6 +28,8 @@ class Engine:
         on_device = not isinstance(device_of, np.ndarray)
         # On a GPU the kernels themselves skip, without waiting for the host, unless that must keep a history.
         self._skipped_by_kernels = options.nonfinite == "skip" and on_device and options.sparse == "lazy"
+        host_decides = options.nonfinite != "propagate" and not self._skipped_by_kernels
+        self._waits = host_decides or options.sparse == "exact"
         self.plan = Plan(options, backend, device_of, guarded=self._skipped_by_kernels)
         self.reduction = Reduction(self.plan, options, device_of) if options.reduces else None
         self._history = History(self.plan) if options.sparse == "exact" else None
@@ -51,12 +53,26 @@ class Engine:
 
         Raises:
             ValueError, TypeError: a schedule gives no learning rate, or one that rows cannot be brought up to date by.
+            RuntimeError: the step is to become part of a CUDA graph, and needs the host.
         """
         plan = self.plan
+        if (self._waits or plan.scheduled) and plan.is_captured:
+            raise RuntimeError(self._why_not_captured())
         rates = [(group, plan.lr(group)) for group in plan.scheduled]
         if self._history is not None:
             self._history.check_decays(dict(rates))
         return rates
+
+    def _why_not_captured(self):
+        """Which option keeps a step from being captured."""
+        if self.plan.scheduled:
+            return (
+                "`lr` must be a number while a CUDA graph is captured, got a schedule: no replay would call it. Assign "
+                "numbers to `param_groups[...]['lr']` before replays"
+            )
+        option = "sparse" if self._options.sparse == "exact" else "nonfinite"
+        chosen = getattr(self._options, option)
+        return f"`{option}` must not be {chosen!r} while a CUDA graph is captured: each step waits for the device"
 
     def take_step(self, gradients: Gradients, rates: Sequence[tuple[int, float]] = (), grad_scale: float = 1.0) -> bool:
         """Step every parameter that has a gradient; return whether the step was taken, as far as the host knows.
@@ -88,7 +104,7 @@ class Engine:
             if self._options.zero_grad:
                 # Where the kernel read a gradient, it has zeroed it.
                 for array in gradients.copied:
-                    array[...] = 0.0
+                    plan.zero(array)
         return True
 
     def _is_refused(self, reduction, gradients):
@@ -105,7 +121,7 @@ class Engine:
         if self._options.zero_grad:
             for array in (*gradients.held, *gradients.copied):
                 if array is not None and not isinstance(array, Rows):
-                    array[...] = 0.0
+                    self.plan.zero(array)
         return True
 
     def catch_up(self, members: Sequence[int], rows: np.ndarray | None = None) -> None:

@@ -119,8 +119,9 @@ class Gather:
         """Where a copy of `gradient` lies, and what keeps it alive."""
         if self._smallest == 0:
             # On a GPU few gradients are copied: an array of its own takes less memory than the buffer of all.
-            place = namespace(gradient).empty(gradient.size, gradient.dtype)
-            self._parameters[index].layout.view(place)[...] = gradient
+            with gradient.device:
+                place = namespace(gradient).empty(gradient.size, gradient.dtype)
+                self._parameters[index].layout.view(place)[...] = gradient
             return self._backend.address(place), place
         self.places[index][...] = gradient
         assert self._written is not None

@@ -35,6 +35,7 @@ class Collector:
         self._parameters, self._zeroed, self._example = parameters, zeroed, arrays[0]
         self._usual = type(arrays[0])
         self._foreign = None if isinstance(arrays[0], np.ndarray) else _foreign_memory()
+        self._device = None if isinstance(arrays[0], np.ndarray) else arrays[0].device.id
         self._expected = [self._expected_of(each) for each in parameters]
         self._owners, self._gather = Owners(parameters, arrays), Gather(parameters, backend)
         self._views: Views | None = None
@@ -107,7 +108,10 @@ class Collector:
                 or gradient.shape != each.shape
                 or not gradient.flags.owndata
                 or self._owners.may_hold(gradient)
-                or (foreign is not None and type(gradient.data.mem) is foreign)
+                or (
+                    foreign is not None
+                    and (type(gradient.data.mem) is foreign or gradient.data.device_id != self._device)
+                )
                 or self._zeroed
                 or flat is not None
             ):

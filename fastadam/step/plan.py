@@ -4,19 +4,20 @@ Numbers only, no gradients: a front end says in one column of addresses where th
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastadam import schedules
-from fastadam.kernels import CLOCK, FIRST, GRAD_SCALE, GRADIENT, PARAMETER, STOP, Backend, Pass, Tables
+from fastadam.kernels import CLOCK, FIRST, GRAD_SCALE, GRADIENT, PARAMETER, START, STOP, Backend, Pass, Tables
 from fastadam.kernels.blocks import cut
 from fastadam.kernels.texts.formats import Formats
 from fastadam.kernels.texts.update import Update, update_of
 from fastadam.memory.parameters import Parameter
 from fastadam.settings.options import Options
-from fastadam.settings.recipes import LR, STEP, hyper_of, recipe_of
+from fastadam.settings.recipes import LR, hyper_of, recipe_of
 from fastadam.step.gather import Gradients
 from fastadam.step.rows import Rows
 
@@ -128,14 +129,7 @@ class Plan:
     def _grow(self):
         count, before = len(self.parameters), self.tables
         self.tables = tables = self.backend.tables(count, count, self._device_of)
-        for new, old in (
-            (tables.addresses, before.addresses),
-            (tables.hyper, before.hyper),
-            (tables.carried, before.carried),
-            (tables.table, before.table),
-        ):
-            new[: len(old)] = old
-        tables.record[...] = before.record
+        tables.take_over(before)
         self._sizes = np.array([parameter.size for parameter in self.parameters], np.int64)
         added = np.zeros(count - len(self.clock_of), np.int64)
         self.clock_of = np.concatenate([self.clock_of, added])
@@ -150,20 +144,23 @@ class Plan:
 
     def refresh(self, group: int) -> None:
         """Take over the settings of a group."""
+        self._refuse_captured("numbers of a group")
         settings = self.groups[group]
-        for part in self._parts[group]:
-            update = update_of(recipe_of(settings, self.options, part.formats, decays=part.decays))
+        updates = [
+            update_of(recipe_of(settings, self.options, part.formats, decays=part.decays))
+            for part in self._parts[group]
+        ]
+        for part, update in zip(self._parts[group], updates, strict=True):
             for member in part.members if update is not part.update else ():
                 for flat in update.flats:
                     self.parameters[member].flat(flat)  # allocated, if need be, before anything is changed
         self.scheduled = [position for position in self.scheduled if position != group]
         if callable(settings["lr"]):
             self.scheduled.append(group)
-        for part in self._parts[group]:
-            self._refresh_part(part, settings)
+        for part, update in zip(self._parts[group], updates, strict=True):
+            self._refresh_part(part, update, settings)
 
-    def _refresh_part(self, part, settings):
-        update = update_of(recipe_of(settings, self.options, part.formats, decays=part.decays))
+    def _refresh_part(self, part, update, settings):
         if update is not part.update:
             # The kernel is compiled at the next step, and not while setting after setting is assigned.
             part.update = update
@@ -172,9 +169,9 @@ class Plan:
             self.forget_launches()
         lr = 0.0 if callable(settings["lr"]) else settings["lr"]
         values = hyper_of(settings, self.options, update.hyper, lr, decays=part.decays)
-        row = self.backend.upload(np.array(values, np.float64), self._device_of)
+        row = np.array(values, np.float64)
         for clock in part.clocks:
-            self.tables.hyper[clock, : len(values)] = row
+            self.tables.write("hyper", (clock, slice(len(row))), row)
 
     def _locate(self, member, update):
         """Write where the flat arrays of a parameter lie into its row of addresses, and its place of random words."""
@@ -190,9 +187,9 @@ class Plan:
 
     def set_lr(self, group: int, lr: float) -> None:
         """Take over the learning rate of a group: `refresh` for that alone."""
-        hyper = self.tables.hyper
+        self._refuse_captured("the learning rate of a group")
         for row in self._rows_of_group[group]:
-            hyper[row, LR] = lr
+            self.tables.write("hyper", (row, LR), lr)
 
     def asked_of(self, group: int) -> int:
         """How many steps have been asked of a group, whether they were taken or not."""
@@ -211,18 +208,8 @@ class Plan:
 
     def carry(self, clock: int, values: Sequence[float]) -> None:
         """Set what a clock carries from step to step."""
-        row = self.backend.upload(np.array(values, np.float64), self._device_of)
-        self.tables.carried[clock, : len(values)] = row
-
-    def carried(self, member: int) -> dict[str, float]:
-        """What the clock of a parameter carries, by name. On a GPU this waits for the last step."""
-        clock = self.clock_of[member]
-        names = self.update_of(member).carried
-        return dict(zip(names, self.tables.carried[clock].tolist(), strict=False))
-
-    def steps(self, member: int) -> int:
-        """How many steps a parameter has taken. On a GPU this waits for the last step."""
-        return int(self.tables.carried[self.clock_of[member], STEP])
+        self._refuse_captured("a state")
+        self.tables.write("carried", (clock, slice(len(values))), np.array(values, np.float64))
 
     def update_of(self, member: int) -> Update:
         """The update text of a parameter."""
@@ -249,10 +236,9 @@ class Plan:
     def _split(self, part, old, members):
         """Another clock for some parameters of an old one, which begins as its copy."""
         free = [row for row in part.clocks if not (self.clock_of == row).any()]
-        new, tables = free[0] if free else self._new_clock(part), self.tables
+        new = free[0] if free else self._new_clock(part)
         self.clock_of[members] = new
-        for table in (tables.hyper, tables.carried, tables.table):
-            table[new] = table[old]
+        self.tables.copy_clock(old, new)
         self.on_split(old, new)
         return new
 
@@ -281,7 +267,24 @@ class Plan:
     def use(self, grad_scale: float) -> None:
         """Take the next step with this factor on the gradients."""
         if grad_scale != self._grad_scale:
-            self.tables.record[GRAD_SCALE] = self._grad_scale = grad_scale
+            self._refuse_captured("another `grad_scale` than that of the step before")
+            self.tables.write("record", GRAD_SCALE, grad_scale)
+            self._grad_scale = grad_scale
+
+    def zero(self, array: Any) -> None:
+        """Fill a gradient with zeros, on its device."""
+        with nullcontext() if isinstance(array, np.ndarray) else array.device:
+            array[...] = 0.0
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether what is launched now becomes part of a CUDA graph."""
+        return self.backend.is_captured(self._device_of)
+
+    def _refuse_captured(self, what):
+        """Raise if `what` is now written into a CUDA graph: each replay would write it again."""
+        if self.is_captured:
+            raise RuntimeError(f"{what} must not be written while a CUDA graph is captured: do so before, or after it")
 
     def prepare(self, gradients: Gradients) -> Prepared:
         """The launches of a step on the parameters that have a gradient: all that can fail happens here."""
@@ -300,17 +303,22 @@ class Plan:
         key = gradients.in_buffers, present.tobytes()
         if key in self._prepared and not gradients.rows:
             return self._prepared[key]
+        if self.is_captured:
+            raise RuntimeError(
+                "a step must have been taken once before it is captured in a CUDA graph, with arrays as gradients of "
+                "the same parameters: the first one compiles and allocates, and gradients of rows do so in every step"
+            )
         if not present.all():
             self._split_clocks(present)
         pieces = self._pieces(present)
         whole = pieces
         if gradients.rows:
             of_rows = [self._pieces_of_rows(member, rows) for member, rows in gradients.rows.items()]
-            dense = ~np.isin(pieces[:, 0], list(gradients.rows))
+            dense = ~np.isin(pieces[:, PARAMETER], list(gradients.rows))
             pieces = np.concatenate([pieces[dense], *of_rows])
             whole = whole.copy()
             for member, rows in gradients.rows.items():
-                whole[whole[:, 0] == member, 3] = rows.size
+                whole[whole[:, PARAMETER] == member, STOP] = rows.size
         clocks = np.unique(self.clock_of[present])
         passes = self._passes(pieces, clocks)
         if gradients.in_buffers:
@@ -328,13 +336,13 @@ class Plan:
         """A piece for each parameter that has a gradient."""
         members = np.flatnonzero(present)
         pieces = np.zeros((len(members), 5), np.int64)
-        pieces[:, 0], pieces[:, 1], pieces[:, 3] = members, self.clock_of[members], self._sizes[members]
+        pieces[:, PARAMETER], pieces[:, CLOCK], pieces[:, STOP] = members, self.clock_of[members], self._sizes[members]
         return pieces
 
     def _pieces_of_rows(self, member, rows: Rows):
         pieces = np.empty((len(rows.indices), 5), np.int64)
-        pieces[:, 0], pieces[:, 1], pieces[:, FIRST] = member, self.clock_of[member], rows.offsets
-        pieces[:, 2:4] = self.spans(member, rows.indices)
+        pieces[:, PARAMETER], pieces[:, CLOCK], pieces[:, FIRST] = member, self.clock_of[member], rows.offsets
+        pieces[:, [START, STOP]] = self.spans(member, rows.indices)
         return pieces
 
     def spans(self, member: int, indices: np.ndarray) -> np.ndarray:
@@ -355,7 +363,7 @@ class Plan:
             ((update, dtype),) = by_update
             return [Pass(update, dtype, clocks, pieces)]
         return [
-            Pass(update, dtype, np.array(rows, np.int64), pieces[np.isin(pieces[:, 1], rows)])
+            Pass(update, dtype, np.array(rows, np.int64), pieces[np.isin(pieces[:, CLOCK], rows)])
             for (update, dtype), rows in by_update.items()
         ]
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastadam.kernels import NORM, PARAMETER, SKIPPED, TAKEN, norm
 from fastadam.kernels.blocks import cut
-from fastadam.memory.arrays import namespace, widened, zeros
+from fastadam.memory.arrays import as_array, on_host, widened, zeros
 from fastadam.settings.options import Options
 from fastadam.step.plan import Plan, Prepared
 from fastadam.step.rows import Rows
@@ -26,12 +26,12 @@ class Reduction:
     def clip(self, prepared: Prepared, grad_scale: float) -> None:
         """Write what follows from the norm of the gradients of a step into the record of the plan's tables."""
         if not prepared.lanes:
-            prepared.lanes.extend(self._launches(prepared.pieces))
-        lanes, launches = prepared.lanes
+            prepared.lanes.extend([*self._launches(prepared.pieces), self._largest()])
+        lanes, launches, largest = prepared.lanes
         for launch in launches:
             launch()
         tables = self._plan.tables
-        self._plan.backend.clip(lanes, grad_scale, self._max_grad_norm, self._largest(), self._propagate, tables)
+        self._plan.backend.clip(lanes, grad_scale, self._max_grad_norm, largest, self._propagate, tables)
 
     def _largest(self):
         """What the squared norm must stay below: squares that overflow count as not finite, unless each is clipped."""
@@ -70,24 +70,22 @@ class Reduction:
 
     @skipped.setter
     def skipped(self, count: int) -> None:
-        self._plan.tables.record[SKIPPED] = count
+        self._plan.tables.write("record", SKIPPED, float(count))
 
 
 def not_finite_error(gradients: Mapping[Hashable, Any], norm: float) -> FloatingPointError:
     """What to raise for named `gradients` of which one is not finite, or whose squares overflow."""
-    arrays = {name: _as_array(gradient) for name, gradient in gradients.items()}
-    for name, (gradient, places) in arrays.items():
-        gradient = widened(gradient)
-        library = namespace(gradient)
-        finite = library.isfinite(gradient)
+    for name, gradient in gradients.items():
+        values, places = _on_host(gradient)
+        finite = np.isfinite(values)
         if not finite.all():
-            index = tuple(int(axis[0]) for axis in library.nonzero(~finite)) if gradient.ndim else ()
-            value = gradient[index]
+            index = tuple(int(axis[0]) for axis in np.nonzero(~finite)) if values.ndim else ()
+            value = values[index]
             index = index if places is None else (int(places[index[0]]), *index[1:])
             return FloatingPointError(
                 f"the gradient of {name!r} must be finite, got {float(value)} at index {index}; nothing was written"
             )
-    sizes = {name: float(abs(widened(gradient)).max()) for name, (gradient, _) in arrays.items() if gradient.size}
+    sizes = {name: float(np.abs(_on_host(gradient)[0]).max(initial=0.0)) for name, gradient in gradients.items()}
     name = max(sizes, key=sizes.__getitem__)
     return FloatingPointError(
         f"the squares of the gradients must not overflow, got {sizes[name]} in that of {name!r} and a norm of {norm}; "
@@ -95,10 +93,10 @@ def not_finite_error(gradients: Mapping[Hashable, Any], norm: float) -> Floating
     )
 
 
-def _as_array(gradient):
-    """A gradient as an array, and the rows that it has values for if it has not all."""
+def _on_host(gradient):
+    """A gradient on the host, and the rows that it has values for if it has not all."""
     if isinstance(gradient, Rows):
-        ordered = gradient.values.reshape(len(gradient.indices), -1)
+        ordered = widened(on_host(gradient.values)).reshape(len(gradient.indices), -1)
         order = np.argsort(gradient.offsets)
         return ordered, gradient.indices[order]
-    return gradient, None
+    return widened(on_host(as_array(gradient, "grads"))), None

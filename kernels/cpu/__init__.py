@@ -1,6 +1,6 @@
 """The CPU backend, compiled by Numba."""
 
-from fastadam.kernels.cpu.launch import DIRECT_FROM, address, copy_out, launcher, tables, upload
+from fastadam.kernels.cpu.launch import DIRECT_FROM, address, copy_out, is_captured, launcher, tables
 from fastadam.kernels.cpu.norm import clip, squares
 from fastadam.kernels.cpu.rows import catch_up
 from fastadam.kernels.cpu.threads import PARALLEL_FROM
@@ -12,8 +12,8 @@ __all__ = [
     "catch_up",
     "clip",
     "copy_out",
+    "is_captured",
     "launcher",
     "squares",
     "tables",
-    "upload",
 ]

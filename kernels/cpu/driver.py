@@ -10,18 +10,16 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
-import numba
 import numpy as np
-from numba import carray, int64, prange
-from numba import types as numba_types
-from numba.extending import intrinsic, register_jitable
+from numba import int64, prange
+from numba.extending import register_jitable
 
 from fastadam.kernels import ADDRESSES, CARRIED, CLOCK, FIRST, GRADIENT, HYPER, PARAMETER, START, STOP
 from fastadam.kernels.blocks import BLOCK
 from fastadam.kernels.cpu import threads
-from fastadam.kernels.cpu.jit import jit
-from fastadam.kernels.cpu.pointers import call, view
-from fastadam.kernels.cpu.prefetch import fetch
+from fastadam.kernels.cpu.jit import jit, leaf
+from fastadam.kernels.cpu.pointers import call, integer_at
+from fastadam.kernels.cpu.prefetch import fetch_line
 from fastadam.kernels.switches import flush, restore
 
 # While block i is stepped, the first FETCHED elements of block i + AHEAD are prefetched, if it lies far from the one
@@ -34,24 +32,29 @@ AHEAD, FETCHED, NEAR = 4, 64, 64
 LEAF, FOLD, COLUMNS, ITEMSIZES = range(4)
 LEAVES = ITEMSIZES + ADDRESSES
 
-JOB = np.dtype(
-    [
-        ("blocks", np.int64),  # int64 (count, 5)
-        ("count", np.int64),
-        ("together", np.int64),  # blocks that a thread takes at a time
-        ("leaves", np.int64),  # int64 (clocks, LEAVES)
-        ("leaf_bytes", np.int64),  # of a row; 0: one row for all clocks
-        ("table", np.int64),  # rows of scalars, a row for each clock
-        ("table_bytes", np.int64),  # of a row
-        ("addresses", np.int64),  # int64, a row for each parameter
-        ("address_bytes", np.int64),  # of a row
-        ("clocks", np.int64),  # int64 (folded,): those to fold
-        ("folded", np.int64),
-        ("hyper", np.int64),
-        ("carried", np.int64),
-        ("record", np.int64),
-    ]
+# A job is int64 numbers, in this order. Blocks are int64 (COUNT, 5), of which a thread takes TOGETHER at a time; TABLE
+# has rows of scalars, one for each clock; ADDRESSES rows of int64, one for each parameter; CLOCKS are int64 (FOLDED,),
+# those to fold. What ends in _BYTES is the size of a row; LEAF_BYTES is 0 where one row of leaves is for all clocks.
+# FETCH is the address of `fetch_far`, or 0 where there are few blocks: a process that has no more does not compile it.
+JOB = (
+    "blocks",
+    "count",
+    "together",
+    "leaves",
+    "leaf_bytes",
+    "table",
+    "table_bytes",
+    "addresses",
+    "address_bytes",
+    "clocks",
+    "folded",
+    "hyper",
+    "carried",
+    "record",
+    "fetch",
 )
+BLOCKS, COUNT, TOGETHER, LEAVES_AT, LEAF_BYTES, TABLE, TABLE_BYTES, ADDRESSES_AT, ADDRESS_BYTES = range(9)
+CLOCKS, FOLDED, HYPER_AT, CARRIED_AT, RECORD, FETCH = range(9, 15)
 
 
 def launch_of(blocks: np.ndarray, held: Any, **job: int) -> Callable[[], None]:
@@ -60,12 +63,12 @@ def launch_of(blocks: np.ndarray, held: Any, **job: int) -> Callable[[], None]:
     What is not said of the job is zero.
     """
     blocks = np.ascontiguousarray(blocks, np.int64)
-    told = np.zeros(1, JOB)
     total = int((blocks[:, STOP] - blocks[:, START]).sum())
+    numbers = {**dict.fromkeys(JOB, 0), "blocks": blocks.ctypes.data, "count": len(blocks), **job}
     # About BLOCK elements, so that the mode is not set around each row of a table.
-    together = max(1, len(blocks) * BLOCK // max(1, total))
-    for name, value in {"blocks": blocks.ctypes.data, "count": len(blocks), "together": together, **job}.items():
-        told[name] = value
+    numbers["together"] = max(1, len(blocks) * BLOCK // max(1, total))
+    numbers["fetch"] = leaf(fetch_far).address if len(blocks) > AHEAD else 0
+    told = np.array([numbers[name] for name in JOB], np.int64)
     if total < threads.PARALLEL_FROM:
         launch = partial(driver(parallel=False), told.ctypes.data)
     else:
@@ -84,105 +87,92 @@ def driver(*, parallel: bool) -> Callable[[int], None]:
     return jit(function, name, parallel=parallel).compile((int64,))
 
 
-def _drive(address):
-    _fold_clocks(address)
-    _step_blocks(address, 0, _job_at(address).count)
+def _drive(job):
+    _fold_clocks(job)
+    _step_blocks(job, 0, integer_at(job, COUNT))
 
 
-def _drive_threads(address):
-    _fold_clocks(address)
-    count, together = _job_at(address).count, _job_at(address).together
+def _drive_threads(job):
+    _fold_clocks(job)
+    count, together = integer_at(job, COUNT), integer_at(job, TOGETHER)
     for part in prange((count + together - 1) // together):
-        _step_blocks(address, part * together, min((part + 1) * together, count))
+        _step_blocks(job, part * together, min((part + 1) * together, count))
 
 
 @register_jitable
-def _fold_clocks(address):
-    job = _job_at(address)
+def _fold_clocks(job):
     mode = flush()
-    for index in range(job.folded):
-        _fold(address, index)
+    for index in range(integer_at(job, FOLDED)):
+        _fold(job, index)
     restore(mode)
 
 
 @register_jitable
-def _step_blocks(address, first, stop):
+def _step_blocks(job, first, stop):
     mode = flush()
     for index in range(first, stop):
-        _step(address, np.int64(index))
+        _step(job, np.int64(index))
     restore(mode)
 
 
+# Few functions, and integers alone: each function takes Numba 0.05 s to compile, and a view of an array more.
 @register_jitable
-def _fold(address, index):
-    job = _job_at(address)
-    clock = _number(job.clocks, index)
-    fold = _number(_leaves_of(job, clock), FOLD)
-    table = job.table + clock * job.table_bytes
-    call(fold, job.hyper + 8 * HYPER * clock, job.carried + 8 * CARRIED * clock, table, job.record)
-
-
-@register_jitable
-def _step(address, index):
-    job = _job_at(address)
-    if _is_far(job, index + AHEAD):
-        _fetch(job, index + AHEAD)
-    block = _block(job, index)
-    clock, parameter = block[CLOCK], block[PARAMETER]
-    leaf = _number(_leaves_of(job, clock), LEAF)
-    table, row = job.table + clock * job.table_bytes, job.addresses + parameter * job.address_bytes
-    call(leaf, table, row, block[START], block[STOP], block[FIRST])
+def _fold(job, index):
+    clock = integer_at(integer_at(job, CLOCKS), index)
+    leaves = integer_at(job, LEAVES_AT) + clock * integer_at(job, LEAF_BYTES)
+    hyper = integer_at(job, HYPER_AT) + 8 * HYPER * clock
+    carried = integer_at(job, CARRIED_AT) + 8 * CARRIED * clock
+    table = integer_at(job, TABLE) + clock * integer_at(job, TABLE_BYTES)
+    call(integer_at(leaves, FOLD), hyper, carried, table, integer_at(job, RECORD))
 
 
 @register_jitable
-def _is_far(job, index):
+def _step(job, index):
+    fetch = integer_at(job, FETCH)
+    if fetch != 0:
+        call(fetch, job, index + AHEAD)
+    block = integer_at(job, BLOCKS) + 40 * index
+    clock = integer_at(block, CLOCK)
+    leaves = integer_at(job, LEAVES_AT) + clock * integer_at(job, LEAF_BYTES)
+    table = integer_at(job, TABLE) + clock * integer_at(job, TABLE_BYTES)
+    row = integer_at(job, ADDRESSES_AT) + integer_at(block, PARAMETER) * integer_at(job, ADDRESS_BYTES)
+    start, stop, first = integer_at(block, START), integer_at(block, STOP), integer_at(block, FIRST)
+    call(integer_at(leaves, LEAF), table, row, start, stop, first)
+
+
+@register_jitable
+def is_far(job, index):
     """Whether there is a block `index`, and it lies where the processor does not expect it after the one before."""
-    if index >= job.count:
+    if index >= integer_at(job, COUNT):
         return False
-    block, before = _block(job, index), _block(job, index - 1)
-    leaves, column = _leaves_of(job, block[CLOCK]), GRADIENT + 1
-    if _number(leaves, COLUMNS) <= column:
+    block, before = integer_at(job, BLOCKS) + 40 * index, integer_at(job, BLOCKS) + 40 * (index - 1)
+    leaves = integer_at(job, LEAVES_AT) + integer_at(block, CLOCK) * integer_at(job, LEAF_BYTES)
+    if integer_at(leaves, COLUMNS) <= GRADIENT + 1:
         return False
-    itemsize = _number(leaves, ITEMSIZES + column)
-    begin = _number(job.addresses + block[PARAMETER] * job.address_bytes, column) + block[START] * itemsize
-    end = _number(job.addresses + before[PARAMETER] * job.address_bytes, column) + before[STOP] * itemsize
+    rows, size = integer_at(job, ADDRESSES_AT), integer_at(job, ADDRESS_BYTES)
+    itemsize = integer_at(leaves, ITEMSIZES + GRADIENT + 1)
+    begin = integer_at(rows + integer_at(block, PARAMETER) * size, GRADIENT + 1) + integer_at(block, START) * itemsize
+    end = integer_at(rows + integer_at(before, PARAMETER) * size, GRADIENT + 1) + integer_at(before, STOP) * itemsize
     return not 0 <= begin - end <= NEAR * itemsize
 
 
-@register_jitable
-def _fetch(job, index):
-    block = _block(job, index)
-    leaves, row = _leaves_of(job, block[CLOCK]), job.addresses + block[PARAMETER] * job.address_bytes
-    size = min(block[STOP] - block[START], FETCHED)
-    for column in range(_number(leaves, COLUMNS)):
-        start = block[FIRST] if column == GRADIENT else block[START]
-        fetch(_number(row, column), start, size, _number(leaves, ITEMSIZES + column))
-
-
-@register_jitable
-def _block(job, index):
-    return view(job.blocks, 5 * index, 5, np.int64(0))
-
-
-@register_jitable
-def _leaves_of(job, clock):
-    return job.leaves + clock * job.leaf_bytes
-
-
-@register_jitable
-def _number(address, index):
-    """Number `index` of the int64 that begin at `address`."""
-    return view(address, index, 1, np.int64(0))[0]
-
-
-@register_jitable
-def _job_at(address):
-    return carray(_job_pointer(address), 1)[0]
-
-
-@intrinsic
-def _job_pointer(_, address):
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return numba_types.CPointer(numba.from_dtype(JOB))(address), generate
+def fetch_far(job, index):
+    """Prefetch block `index`, if there is one and it is far."""
+    if not is_far(job, index):
+        return 0
+    block = integer_at(job, BLOCKS) + 40 * index
+    leaves = integer_at(job, LEAVES_AT) + integer_at(block, CLOCK) * integer_at(job, LEAF_BYTES)
+    row = integer_at(job, ADDRESSES_AT) + integer_at(block, PARAMETER) * integer_at(job, ADDRESS_BYTES)
+    size = min(integer_at(block, STOP) - integer_at(block, START), FETCHED)
+    # Not `range`, which takes Numba three times as long.
+    column, columns = 0, integer_at(leaves, COLUMNS)
+    while column < columns:
+        start = integer_at(block, FIRST) if column == GRADIENT else integer_at(block, START)
+        itemsize = integer_at(leaves, ITEMSIZES + column)
+        line = integer_at(row, column) + start * itemsize
+        end = line + size * itemsize
+        while line < end:
+            fetch_line(line)
+            line += 64
+        column += 1
+    return 0

@@ -40,6 +40,17 @@ def call(_, address, *arguments):
     return types.int64(address, types.StarArgTuple(arguments)), generate
 
 
+@intrinsic
+def integer_at(_, address, index):
+    """Number `index` of the int64 that begin at `address`."""
+
+    def generate(context, builder, signature, arguments):
+        first = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.load(builder.gep(first, [arguments[1]]))
+
+    return types.int64(types.int64, types.int64), generate
+
+
 # Scopes of memory: one for each column of the addresses, and one for the table of constants.
 CONSTANTS = ADDRESSES
 

@@ -6,33 +6,27 @@ from numba.extending import intrinsic, register_jitable
 
 
 @register_jitable
-def fetch(address, start, size, itemsize):
-    """Fetch numbers `start` to `start + size` of those of `itemsize` bytes that begin at `address`."""
-    for byte in range(start * itemsize, (start + size) * itemsize, 64):
-        _fetch_to_write(address + byte)
-
-
-@register_jitable
 def fetch_to_write(address, size):
     """Fetch the lines of `size` bytes from `address` on, which will be written."""
     for byte in range(0, size, 64):
-        _fetch_to_write(address + byte)
+        fetch_line(address + byte)
 
 
 @register_jitable
 def fetch_to_read(address, size):
     """Fetch the lines of `size` bytes from `address` on, which will only be read."""
     for byte in range(0, size, 64):
-        _fetch_to_read(address + byte)
+        _fetch_line_to_read(address + byte)
 
 
 @intrinsic
-def _fetch_to_write(_, address):
+def fetch_line(_, address):
+    """Fetch the line at `address`, for writing."""
     return types.void(address), _prefetch(1)
 
 
 @intrinsic
-def _fetch_to_read(_, address):
+def _fetch_line_to_read(_, address):
     return types.void(address), _prefetch(0)
 
 

@@ -7,11 +7,11 @@ from fastadam.kernels.cuda.launch import (
     clip,
     copy_out,
     device_problem,
+    is_captured,
     launcher,
     squares,
     tables,
 )
-from fastadam.kernels.cuda.source import upload
 
 __all__ = [
     "DIRECT_FROM",
@@ -20,8 +20,8 @@ __all__ = [
     "clip",
     "copy_out",
     "device_problem",
+    "is_captured",
     "launcher",
     "squares",
     "tables",
-    "upload",
 ]

@@ -5,7 +5,7 @@ from typing import Any
 import cupy
 import numpy as np
 
-from fastadam.kernels import ADDRESSES, CARRIED, HYPER, SCALARS
+from fastadam.kernels import ADDRESSES, CARRIED, HYPER, SCALARS, Tables
 
 # Copies of the addresses that may be under way at once. One copy takes the host 2 us, and a step takes longer.
 COPIES = 3
@@ -46,6 +46,25 @@ class CudaTables:
             self._copies[0].to(self.device_addresses, self.addresses, stream)
         self._copies.append(self._copies.pop(0))
         self._sent = written
+
+    def write(self, name: str, where: Any, values: float | np.ndarray) -> None:
+        """Let `where` of a table be `values`, on the current stream of the device."""
+        with self.device:
+            getattr(self, name)[where] = cupy.asarray(values) if isinstance(values, np.ndarray) else values
+
+    def copy_clock(self, old: int, new: int) -> None:
+        """Let row `new` of the scalars begin as row `old`, on the current stream of the device."""
+        with self.device:
+            for table in (self.hyper, self.carried, self.table):
+                table[new] = table[old]
+
+    def take_over(self, earlier: Tables) -> None:
+        """Begin with all that `earlier` tables, of no more rows, hold."""
+        self.addresses[: len(earlier.addresses)] = earlier.addresses
+        with self.device:
+            for name in ("hyper", "carried", "table", "record"):
+                held = getattr(earlier, name)
+                getattr(self, name)[: len(held)] = held
 
     def counters(self, count: int) -> cupy.ndarray:
         """At least `count` counters, zero between launches."""

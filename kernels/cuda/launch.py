@@ -28,6 +28,12 @@ def address(array):
     return array.data.ptr
 
 
+def is_captured(device_of):
+    """Whether the current stream of the device of `device_of` is being captured."""
+    with device_of.device:
+        return cupy.cuda.get_current_stream().is_capturing()
+
+
 def launcher(passes, tables, *, guarded):
     """A function that launches the fold and the step of each of `passes`, on the current stream."""
     with tables.device:
@@ -112,6 +118,8 @@ def rounding_kernel(format):
 
 def device_problem():
     """Why no CUDA device works, or None if one does."""
+    if cupy.cuda.runtime.is_hip:
+        return "this CuPy is for ROCm, and the kernels are for CUDA"
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:

@@ -83,7 +83,7 @@ def launch(kernel: cupy.ElementwiseKernel, arguments: tuple, size: int) -> None:
 
 
 def upload(array: np.ndarray, device_of: Any) -> cupy.ndarray:
-    """A copy of a NumPy array on the device of `device_of`, an array or tables."""
+    """A copy of a NumPy array on the device of `device_of`, which are tables."""
     with device_of.device:
         return cupy.asarray(array)
 

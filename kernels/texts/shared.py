@@ -119,10 +119,12 @@ def next_turn(step):
     # Thresholds go round by the golden ratio, so that over many steps they are spread evenly: for slow changes.
     turn = 40503.0 * step
     turn -= 65536.0 * floor(turn / 65536.0)
-    # Or by more at each step, so that no two steps of an element are alike: for fast ones. 1 + 2 + ... + step takes
-    # every value modulo a power of two.
-    within = step - 131072.0 * floor(step / 131072.0)
-    toss = 40503.0 * (within * (within + 1.0) * 0.5)
+    # Or so in every 256 steps, but out of order, so that no two steps of an element are alike: for fast ones. The sums
+    # 1 + 2 + ... take every value modulo 256.
+    within = step - 256.0 * floor(step / 256.0)
+    shuffled = within * (within + 1.0) * 0.5
+    shuffled -= 256.0 * floor(shuffled / 256.0)
+    toss = 40503.0 * (step - within + shuffled)
     toss -= 65536.0 * floor(toss / 65536.0)
 
 

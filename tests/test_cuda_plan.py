@@ -1,0 +1,193 @@
+"""What an optimizer writes to a device, and what of it can be captured in a CUDA graph: on a stand-in for CuPy."""
+
+import contextlib
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import pytest
+
+pytest.importorskip("cupy")
+
+from cuda_host import HAS_COMPILER, FakeDevice, OnHost, Stream, cuda_on_host, on_host
+
+from fastadam.kernels import GRAD_SCALE, SKIPPED, cuda, reference
+from fastadam.kernels.texts.formats import Formats
+from fastadam.memory.buffers import Buffers
+from fastadam.memory.layout import plain
+from fastadam.memory.parameters import Parameter
+from fastadam.settings.groups import ParamGroup
+from fastadam.settings.options import Options
+from fastadam.settings.recipes import STEP
+from fastadam.step.engine import Engine
+from fastadam.step.gather import Gradients
+from fastadam.step.rows import Rows
+
+pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="needs g++")
+SIZE = 300
+
+
+class Watched(FakeDevice):
+    """A device that knows whether it is the current one."""
+
+    current = 0
+
+    def __enter__(self):
+        self.current += 1
+
+    def __exit__(self, *exception):
+        self.current -= 1
+
+
+@contextlib.contextmanager
+def on_device(stream):
+    """Let the device be the host, and every assignment to one of its arrays one that is made while it is current."""
+    device = Watched()
+
+    def assign(array, where, values):
+        assert device.current, f"{where} is written on whatever device is current"
+        np.ndarray.__setitem__(array, where, values)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(cuda_on_host(stream))
+        stack.enter_context(mock.patch.object(OnHost, "device", device))
+        stack.enter_context(mock.patch.object(OnHost, "__setitem__", assign, create=True))
+        yield
+    assert device.current == 0
+
+
+class Made:
+    """An engine of two parameters, in the memory of the host, on the CUDA backend."""
+
+    def __init__(self, count=2, **options):
+        self.options = Options("adam", **options)
+        backend = SimpleNamespace(**{name: getattr(cuda, name) for name in cuda.__all__})
+        backend.address = reference.address
+        device_of = on_host(np.zeros(0, np.uint8))
+        buffers = Buffers({name: plain((SIZE,)) for name in range(count)}, Formats(), np.dtype(np.float32), np.zeros(0))
+        self.params = [np.ones(SIZE, np.float32) for _ in range(count)]
+        self.grads = [np.ones(SIZE, np.float32) for _ in range(count)]
+        parameters = [Parameter(name, 0, plain((SIZE,)), array, buffers) for name, array in enumerate(self.params)]
+        self.engine = Engine(self.options, backend, device_of)
+        self.plan = self.engine.plan
+        self.group = self.settings(range(count))
+        self.engine.add([(parameters, self.group, set())])
+        self.group.changed, self.group.lr_changed = lambda: self.plan.refresh(0), lambda lr: self.plan.set_lr(0, lr)
+
+    def settings(self, names, lr=0.1):
+        values = {"lr": lr, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False}
+        return ParamGroup(
+            tuple(names), {**values, "maximize": False, "decoupled_weight_decay": False}, self.options.family_member
+        )
+
+    def step(self, present=(True, True), grad_scale=1.0, rows=None):
+        places = [grad.ctypes.data if here else 0 for grad, here in zip(self.grads, present, strict=True)]
+        gradients = Gradients(np.array(places, np.int64), rows or {}, self.grads)
+        return self.engine.take_step(gradients, self.engine.rates(), grad_scale)
+
+    @property
+    def steps(self):
+        return self.plan.tables.carried[self.plan.clock_of, STEP].tolist()
+
+
+def test_all_numbers_are_written_on_the_device_of_the_tables():
+    with on_device(Stream()):
+        made = Made(max_grad_norm=1.0)
+        made.step()
+        made.group["lr"] = 0.2
+        made.group["betas"] = (0.5, 0.5)
+        # Another clock for the one that stands still.
+        made.step(present=(True, False))
+        made.plan.set_clocks(0, {0: [7.0], 1: [3.0]})
+        made.step()
+        made.engine.reduction.skipped = 5
+        assert made.steps == [8, 4]
+        assert made.plan.tables.hyper[0, 0] == 0.2
+        assert made.plan.tables.record[SKIPPED] == 5.0
+        plain = Made()
+        plain.step(grad_scale=2.0)
+        assert plain.plan.tables.record[GRAD_SCALE] == 2.0
+
+
+def test_a_scheduled_rate_is_written_on_the_device_of_the_tables():
+    with on_device(Stream()):
+        made = Made()
+        made.group["lr"] = lambda step: 0.5 ** (step + 1)
+        made.step()
+        made.step()
+        assert made.plan.tables.hyper[0, 0] == 0.25
+
+
+def captured(made, stream, act, error):
+    """While a graph is captured, `act()` raises `error`, and neither launches nor changes anything."""
+    settings, log = dict(made.group), list(stream.log)
+    held = {name: getattr(made.plan.tables, name).tobytes() for name in ("hyper", "carried", "table", "record")}
+    stream.capturing = True
+    with pytest.raises(RuntimeError, match=error):
+        act()
+    stream.capturing = False
+    assert dict(made.group) == settings
+    assert stream.log == log
+    for name, before in held.items():
+        assert getattr(made.plan.tables, name).tobytes() == before, name
+
+
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0}])
+def test_a_step_like_the_one_before_can_be_captured(options):
+    stream = Stream()
+    with on_device(stream):
+        made = Made(**options)
+        made.step()
+        before = len(stream.log)
+        stream.capturing = True
+        made.step()
+    names = ["fastadam_squares_float_native", "fastadam_clip"] if options else []
+    assert stream.log[before:] == [*names, "fastadam_adam_fold", "fastadam_adam_step"]
+
+
+def test_what_cannot_be_captured_says_so_before_anything_is_launched():
+    stream = Stream()
+    with on_device(stream):
+        made = Made()
+        before_the_first = "must have been taken once before it is captured"
+        captured(made, stream, made.step, before_the_first)
+        made.step()
+        captured(made, stream, lambda: made.step(present=(True, False)), before_the_first)
+        rows = {0: Rows(np.array([0]), np.array([0]), made.grads[0][:1])}
+        captured(made, stream, lambda: made.step(rows=rows), before_the_first)
+        captured(made, stream, lambda: made.step(grad_scale=3.0), "another `grad_scale`.* must not be written")
+        made.grads[0] = made.grads[0].copy()
+        captured(made, stream, made.step, "must stay where they are while a CUDA graph is captured")
+        made.step()
+        assert made.steps == [2, 2]
+
+
+def test_settings_are_not_written_into_a_graph():
+    stream = Stream()
+    with on_device(stream):
+        made = Made()
+        made.step()
+        captured(made, stream, lambda: made.group.update(lr=0.5, betas=(0.1, 0.1)), "must not be written")
+        captured(made, stream, lambda: made.group.__setitem__("lr", 0.5), "the learning rate of a group must not")
+        captured(made, stream, lambda: made.plan.set_clocks(0, {0: [1.0], 1: [1.0]}), "a state must not")
+        made.group["lr"] = 0.5
+        made.step()
+        assert made.plan.tables.hyper[0, 0] == 0.5
+
+
+REFUSED = {
+    "schedule": ({}, "`lr` must be a number while a CUDA graph is captured, got a schedule"),
+    "raise": ({"nonfinite": "raise"}, "`nonfinite` must not be 'raise' while a CUDA graph is captured"),
+    "exact": ({"sparse": "exact"}, "`sparse` must not be 'exact' while a CUDA graph is captured"),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_options_that_need_the_host_are_not_captured(why):
+    stream, (options, error) = Stream(), REFUSED[why]
+    with on_device(stream):
+        made = Made(**options)
+        if why == "schedule":
+            made.group["lr"] = lambda step: 0.1
+        made.step()
+        captured(made, stream, made.step, error)

@@ -1,0 +1,92 @@
+"""The GPU day, dry: each of its parts on NumPy arrays, so that no minute of a GPU is lost to a typing error."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastadam.bench.gpu import day
+from fastadam.bench.gpu.results import Results, read
+
+pytest.importorskip("torch")
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs a part here, and gives what it has found."""
+    monkeypatch.chdir(ROOT)
+
+    def run_part(part):
+        day.run_part(part, tmp_path, dry=True)
+        return read(tmp_path / "gpu.json")[part]
+
+    return run_part
+
+
+def assert_no_errors(found):
+    assert found
+    assert [name for name, value in found.items() if isinstance(value, dict) and "error" in value] == []
+
+
+@pytest.mark.parametrize("part", [part for part in day.PARTS if part != "tests"])
+def test_every_part_runs(part, run):
+    assert_no_errors(run(part))
+
+
+def test_the_tests_of_a_gpu_are_counted(run):
+    found = run("tests")["gpu"]
+    # Here none is run.
+    assert {name: found[name] for name in ("passed", "failures", "errors", "failed", "status")} == {
+        "passed": 0,
+        "failures": 0,
+        "errors": 0,
+        "failed": [],
+        "status": 5,
+    }
+
+
+def test_captured_steps_and_streams_are_compared(run):
+    for part in ("graphs", "streams"):
+        assert all(value.get("equal", True) for value in run(part).values())
+
+
+def test_what_fails_is_found_and_the_next_goes_on(tmp_path):
+    results = Results(tmp_path / "gpu.json", "some")
+    results.attempt("bad", lambda: 1 / 0)
+    results.attempt("good", lambda: 1)
+    found = read(tmp_path / "gpu.json")["some"]
+    assert "ZeroDivisionError" in found["bad"]["error"]
+    assert found["good"] == 1
+
+
+def day_of(*arguments):
+    """The command from a checkout in which nothing is installed."""
+    command = [sys.executable, "bench/gpu/day.py", "--dry", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_needs_no_installation_and_keeps_how_its_parts_ended(tmp_path):
+    done = day_of("--save", tmp_path, "--limit", 100, "--only", "tests", "--only", "memory")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert set(found) == {"tests", "memory", "parts"}
+    assert {part: each["ended"] for part, each in found["parts"].items()} == {"tests": "done", "memory": "done"}
+    # Collected, all of them, though only what the day needs has been copied.
+    assert (found["tests"]["gpu"]["errors"], found["tests"]["gpu"]["status"]) == (0, 5)
+
+
+def test_a_part_without_time_is_not_begun(tmp_path):
+    done = day_of("--save", tmp_path, "--limit", 1, "--only", "machine")
+    assert done.returncode == 1
+    assert json.loads((tmp_path / "gpu.json").read_text())["parts"]["machine"]["ended"] == "not begun: no time was left"
+
+
+@pytest.mark.parametrize(
+    ("code", "ended"),
+    [("import time; time.sleep(60)", "cut off after 1 s"), ("raise SystemExit(3)", "exit status 3"), ("", "done")],
+)
+def test_how_a_part_ends(code, ended, tmp_path):
+    assert day._ended([sys.executable, "-c", code], tmp_path, {}, 1.0 if "sleep" in code else 30.0) == ended
