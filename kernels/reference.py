@@ -121,7 +121,9 @@ def _random(update, scalars, place, start, stop):
         return {}
     numbers = np.arange(start, stop)
     chunks, indices = (numbers // casts.CHUNK + place).astype(np.uint32), (numbers % casts.CHUNK).astype(np.uint32)
-    return {"word": casts.random_word(chunks, indices), **{name: np.uint32(columns[name]) for name in ("turn", "toss")}}
+    word = casts.random_word(chunks, indices)
+    words = {name: word * np.uint32(multiple) for name, multiple in casts.MULTIPLES.items()}
+    return {**words, **{name: np.uint32(columns[name]) for name in ("turn", "toss")}}
 
 
 def _zero(step, block, tables):

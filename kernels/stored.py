@@ -9,8 +9,8 @@ from fastadam.kernels.texts.formats import EXPONENT_GROUP, Formats
 
 # What rounds to nearest in the place of what rounds stochastically.
 _HALF: dict[str, Any] = {
-    "high_threshold": lambda word, turn, unused: np.uint32(1 << (31 - unused)),
-    **dict.fromkeys(("word", "turn", "toss"), np.uint32(0)),
+    "turned": lambda word, turn: np.uint32(1 << 31),
+    **dict.fromkeys((*casts.MULTIPLES, "turn", "toss"), np.uint32(0)),
 }
 
 
@@ -27,7 +27,8 @@ def store(
 ) -> None:
     """Write `value` into the flat arrays of a buffer.
 
-    `random` has `word`, `turn` and `toss`, for what is rounded stochastically; without it codes are rounded to nearest.
+    `random` has the random words, `turn` and `toss`, for what is rounded stochastically; without it codes are rounded
+    to nearest.
     """
     names = {**vars(casts), "value": value, **(random or _HALF)}
     if buffer in formats.blocked:

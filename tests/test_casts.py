@@ -12,7 +12,7 @@ from numba import njit
 from oracle import toss
 
 from fastadam.kernels import cpu, reference, stored
-from fastadam.kernels.cpu.casts import COMPILED, spread_at
+from fastadam.kernels.cpu.casts import COMPILED, SPREADS
 from fastadam.kernels.subnormals import flushed
 from fastadam.kernels.texts import casts
 from fastadam.kernels.texts.formats import FORMATS
@@ -331,14 +331,19 @@ def folded(word):
     return np.uint32(word + np.uint32(word << 9))
 
 
+@quietly
+def upper_bits(count, word, turn):
+    return np.uint32(word + np.uint32(np.uint32(turn) << 16)) >> np.uint32(32 - count)
+
+
 THRESHOLDS = {
     "p": lambda word, turn=0: casts.low_threshold(word, np.uint32(turn)),
-    "fast": lambda word, turn=0: casts.high_threshold(np.uint32(word << 8), np.uint32(turn), 16),
-    "fast code": lambda word, turn=0: casts.high_threshold(np.uint32(word << 8), np.uint32(turn), 12),
-    "slow": lambda word, turn=0: casts.high_threshold(word, np.uint32(turn), 16),
-    "slow code": lambda word, turn=0: casts.high_threshold(word, np.uint32(turn), 12),
-    "slowest": lambda word, turn=0: casts.high_threshold(folded(word), np.uint32(turn), 16),
-    "slowest code": lambda word, turn=0: casts.high_threshold(folded(word), np.uint32(turn), 12),
+    "fast": lambda word, turn=0: upper_bits(16, np.uint32(word << 8), turn),
+    "fast code": lambda word, turn=0: upper_bits(20, np.uint32(word << 8), turn),
+    "slow": lambda word, turn=0: upper_bits(16, word, turn),
+    "slow code": lambda word, turn=0: upper_bits(20, word, turn),
+    "slowest": lambda word, turn=0: upper_bits(16, folded(word), turn),
+    "slowest code": lambda word, turn=0: upper_bits(20, folded(word), turn),
 }
 SIZES = {name: 2**20 if "code" in name else 2**16 for name in THRESHOLDS}
 thresholds = pytest.mark.parametrize("name", THRESHOLDS)
@@ -387,26 +392,34 @@ ROUNDED_BY |= {
 }
 
 
-def threshold_in(name):
-    """The expression of the threshold in a format."""
+def threshold_in(name, **names):
+    """The threshold in a format."""
     (store,) = FORMATS[name].stores
-    return store.partition("{value}, ")[2].removeprefix("{first}, ").removesuffix(")")
+    expression = store.partition("{value}, ")[2].removeprefix("{first}, ").removesuffix(")")
+    found = eval(expression, {**vars(casts), **names})
+    return found if FORMATS[name].codes is None else found >> np.uint32(12)
 
 
+@quietly
+def words_of(word):
+    """The random words of elements by their names in formats."""
+    return {name: np.uint32(word * np.uint32(multiple)) for name, multiple in casts.MULTIPLES.items()}
+
+
+@quietly
 def test_thresholds_are_those_of_the_formats():
     word, turn = words(1_000, 5), np.uint32(40_503)
-    assert ROUNDED_BY.keys() == {name for name, format in FORMATS.items() if format.dithers}
+    assert ROUNDED_BY.keys() == {name for name, format in FORMATS.items() if format.word}
     for name, rounded_by in ROUNDED_BY.items():
         other = np.uint32(12_345)
         turns = {"turn": other, "toss": turn} if "fast" in name else {"turn": turn, "toss": other}
-        actual = eval(threshold_in(name), {**vars(casts), "word": word, **turns})
+        actual = threshold_in(name, **{FORMATS[name].word: words_of(word)[FORMATS[name].word]}, **turns)
         np.testing.assert_array_equal(actual, THRESHOLDS[rounded_by](word, turn), err_msg=name)
 
 
 def test_half_is_half_a_step_of_moments():
     for name in ROUNDED_BY.keys() - {"dithered"}:
-        threshold = eval(threshold_in(name), {**vars(casts), **stored._HALF})
-        assert threshold == (2**15 if FORMATS[name].codes is None else 2**19)
+        assert threshold_in(name, **stored._HALF) == (2**15 if FORMATS[name].codes is None else 2**19)
 
 
 def test_tosses_are_a_permutation_without_a_pattern_in_time():
@@ -446,7 +459,10 @@ def mixed(x):
     return x ^ x >> 16
 
 
-def test_table_of_the_cpu_is_the_sequence():
+@pytest.mark.parametrize("name", casts.MULTIPLES)
+def test_tables_of_the_cpu_are_the_sequence(name):
+    spread_at = SPREADS[f"spread_{name}"]
+
     @njit
     def loop(out, first):
         for index in range(out.size):
@@ -455,7 +471,8 @@ def test_table_of_the_cpu_is_the_sequence():
     for first in (0, 1, 127):
         out = np.zeros(128, np.uint32)
         loop(out, first)
-        np.testing.assert_array_equal(out, casts.spread(np.uint32(first) + np.arange(128, dtype=np.uint32)))
+        expected = casts.spread(np.uint32(first) + np.arange(128, dtype=np.uint32)) * np.uint32(casts.MULTIPLES[name])
+        np.testing.assert_array_equal(out, expected)
 
 
 @pytest.mark.parametrize("name", ["p", "fast", "slow", "slowest"])

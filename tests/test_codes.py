@@ -17,7 +17,6 @@ TOP = {name: 8 * (OCTAVES[name] + 1) for name in BUFFERS}
 # Thresholds: the highest, and the one that rounds to nearest.
 HIGHEST, HALF = 2**20 - 1, 2**19
 LARGEST = np.finfo(np.float32).max
-TINIEST = np.finfo(np.float32).smallest_subnormal
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +37,7 @@ def code(buffer, values, exponent, threshold=0):
     first, values = casts.first_code(np.uint8(exponent)), np.asarray(values, np.float32)
     encode_one = casts.encode_signed if buffer == "m" else casts.encode_unsigned
     with np.errstate(all="ignore"):
-        return encode_one(values, first, np.uint32(threshold))
+        return encode_one(values, first, np.uint32(threshold) << np.uint32(12))
 
 
 def exponent_of(buffer, values):
@@ -171,7 +170,8 @@ def test_codes_are_the_neighbour_that_the_threshold_says(buffer, largest, thresh
     share = (summed - sums[below]) / (sums[below + 1] - sums[below])
     expected = below + (share * 2**20 + threshold >= 2**20)
     if buffer == "v":
-        expected = np.maximum(expected, values > 0)
+        # The smallest of the subnormal numbers, which no kernel has, count as zero.
+        expected = np.maximum(expected, values >= 2.0**-129)
     for signed in signed_values(buffer, values):
         sign = np.sign(signed)
         np.testing.assert_array_equal(there_and_back(buffer, signed, threshold), sign * numbers[expected])
@@ -190,7 +190,7 @@ def test_codes_of_m_are_nearest_by_half_a_step(largest):
     assert (np.abs(actual - values) <= nearest + slack).all()
 
 
-@pytest.mark.parametrize("small", [1e-30, 1e-38, TINIEST, 5e-10])
+@pytest.mark.parametrize("small", [1e-30, 2.0**-126, 5e-10])
 @pytest.mark.parametrize("threshold", [0, 1, HALF, HIGHEST])
 def test_unsigned_codes_of_what_is_not_zero_are_never_zero(small, threshold):
     values = np.array([1.0, small, 0.0], np.float32)
@@ -264,7 +264,7 @@ def test_unsigned_codes_are_right_on_average(value):
     value = np.float32(value)
     thresholds = np.arange(2**20, dtype=np.uint32)
     exponent = exponent_of("v", [1.99])
-    codes = casts.encode_unsigned(np.full(2**20, value), casts.first_code(np.uint8(exponent)), thresholds)
+    codes = casts.encode_unsigned(np.full(2**20, value), casts.first_code(np.uint8(exponent)), thresholds << 12)
     assert 0 <= int(codes.max()) - int(codes.min()) <= 1
     mean = decode("v", codes, exponent).mean(dtype=float)
     np.testing.assert_allclose(mean, float(value), rtol=1e-12)

@@ -5,7 +5,7 @@ import pytest
 from oracle import toss, turn
 
 from fastadam.kernels.texts import casts
-from fastadam.kernels.texts.formats import THRESHOLDS
+from fastadam.kernels.texts.formats import WORDS
 
 BITS = {"p": 16, "fast": 16, "slow": 16, "slowest": 16, "fast code": 20, "slow code": 20, "slowest code": 20}
 # Fractions of the spacing: any of each element, or one for all, which is the worst for sums of errors.
@@ -28,8 +28,9 @@ def thresholds(name, word, turn):
         if name == "p":
             drawn = casts.low_threshold(word, turn)
         else:
-            expression = THRESHOLDS[name.split()[0]].format(unused=32 - BITS[name])
-            drawn = eval(expression, {**vars(casts), "word": word, "turn": turn, "toss": turn})
+            of, turned = WORDS[name.split()[0]]
+            names = {of: np.uint32(word * np.uint32(casts.MULTIPLES[of])), "turn": turn, "toss": turn}
+            drawn = eval(turned, {**vars(casts), **names}) >> np.uint32(32 - BITS[name])
     return drawn / 2.0 ** BITS[name]
 
 

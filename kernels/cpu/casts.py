@@ -10,7 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 from fastadam.kernels.cpu.pointers import CONSTANTS, mark
-from fastadam.kernels.texts.casts import CASTS, CHUNK, spread
+from fastadam.kernels.texts.casts import CASTS, CHUNK, MULTIPLES, spread
 from fastadam.kernels.texts.formats import EXPONENT_GROUP
 from fastadam.kernels.texts.text import function
 
@@ -29,6 +29,18 @@ def _bitcast_to_float32(_, bits):
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.uint32), generate
+
+
+@intrinsic
+def _splice(_, upper, lower):
+    """`splice(upper, lower)`, by one instruction where the processor has one for two vectors."""
+
+    def generate(context, builder, signature, arguments):
+        number = ir.IntType(32)
+        funnel = cgutils.get_or_insert_function(builder.module, ir.FunctionType(number, [number] * 3), "llvm.fshl.i32")
+        return builder.call(funnel, [*arguments, number(20)])
+
+    return types.uint32(types.uint32, types.uint32), generate
 
 
 @register_jitable
@@ -72,25 +84,32 @@ def group_floats(_):
     return types.CPointer(types.float32)(), generate
 
 
-@intrinsic
-def spread_at(_, first, index):
-    """`spread(first + index)`, read from a table of constants: no multiplication an element."""
+def _spread_at(name, multiple):
+    """A function of `first` and `index`: `multiple` of `spread(first + index)`.
 
-    def generate(context, builder, signature, arguments):
-        table = cgutils.global_constant(
-            builder, "spread", ir.Constant(ir.ArrayType(ir.IntType(32), len(_SPREAD)), _SPREAD)
-        )
-        first, index = (
-            context.cast(builder, value, kind, types.int64)
-            for value, kind in zip(arguments, signature.args, strict=True)
-        )
-        place = builder.gep(table, [ir.IntType(64)(0), builder.add(first, index, flags=["nsw"])], inbounds=True)
-        return mark(builder, builder.load(place), CONSTANTS)
+    It reads a table of constants: no multiplication an element.
+    """
+    words = [int(word) for word in spread(np.arange(2 * CHUNK - 1, dtype=np.uint32)) * np.uint32(multiple)]
+    constants = ir.Constant(ir.ArrayType(ir.IntType(32), len(words)), words)
 
-    return types.uint32(first, index), generate
+    @intrinsic
+    def spread_at(_, first, index):
+        def generate(context, builder, signature, arguments):
+            table = cgutils.global_constant(builder, f"spread_{name}", constants)
+            first, index = (
+                context.cast(builder, value, kind, types.int64)
+                for value, kind in zip(arguments, signature.args, strict=True)
+            )
+            place = builder.gep(table, [ir.IntType(64)(0), builder.add(first, index, flags=["nsw"])], inbounds=True)
+            return mark(builder, builder.load(place), CONSTANTS)
+
+        return types.uint32(first, index), generate
+
+    return spread_at
 
 
-_SPREAD = [int(word) for word in spread(np.arange(2 * CHUNK - 1, dtype=np.uint32))]
+# Name -> function, for each random word.
+SPREADS = {f"spread_{name}": _spread_at(name, multiple) for name, multiple in MULTIPLES.items()}
 SOURCES = "".join(inspect.getsource(cast) for cast in CASTS)
 
 
@@ -106,9 +125,10 @@ def _compiled() -> dict[str, Any]:
         "where": _where,
         "maximum": _maximum,
         "minimum": _minimum,
+        "splice": _splice,
     }
     for cast in CASTS:
-        names[cast.__name__] = register_jitable(function(inspect.getsource(cast), callees=SOURCES, **names))
+        names.setdefault(cast.__name__, register_jitable(function(inspect.getsource(cast), callees=SOURCES, **names)))
     return names
 
 

@@ -11,10 +11,10 @@ from numba import carray
 from numba.extending import register_jitable
 
 from fastadam.kernels import ADDRESSES, GRADIENT, SCALARS
-from fastadam.kernels.cpu.casts import COMPILED, SOURCES, group_floats, signum, spread_at
+from fastadam.kernels.cpu.casts import COMPILED, SOURCES, SPREADS, group_floats, signum
 from fastadam.kernels.cpu.pointers import ACCESSES, view
 from fastadam.kernels.cpu.prefetch import fetch_to_read, fetch_to_write
-from fastadam.kernels.texts.casts import CHUNK
+from fastadam.kernels.texts.casts import CHUNK, MULTIPLES
 from fastadam.kernels.texts.formats import EXPONENT_GROUP, Formats
 from fastadam.kernels.texts.text import block, function
 from fastadam.kernels.texts.update import Update
@@ -23,12 +23,12 @@ from fastadam.kernels.texts.update import Update
 NAMES = {
     **COMPILED,
     **ACCESSES,
+    **SPREADS,
     "int64": np.int64,
     "float64": np.float64,
     "carray": carray,
     "view": view,
     "group_floats": group_floats,
-    "spread_at": spread_at,
     "fetch_to_read": fetch_to_read,
     "fetch_to_write": fetch_to_write,
 }
@@ -147,7 +147,7 @@ def _chunked_body(update, dtype, ahead):
             *(f"{name}_largest = uint32(0)" for name in storage.blocked),
             block(
                 "for i in range(count):",
-                *_word(storage),
+                *_words(storage),
                 *_element(update, dtype),
                 *kept,
             ),
@@ -190,7 +190,7 @@ def _encoded_again(update, dtype, name):
             f"if exponent != {name}_exponent[{_group()}]:",
             f"{name}_exponent[{_group()}] = exponent",
             f"{name}_first = first_code(exponent)",
-            block("for i in range(count):", *_word(storage), *codes),
+            block("for i in range(count):", *_words(storage), *codes),
         ),
     ]
 
@@ -210,12 +210,13 @@ def _first_word(storage):
         return []
     return [
         "chunk_word = hashed(uint32(random_place + chunk))",
+        *(f"chunk_{name} = uint32(chunk_word * {MULTIPLES[name]})" for name in storage.words if MULTIPLES[name] != 1),
         f"place = int64(first_spread(chunk_word)) + (start + begin - {CHUNK} * chunk)",
     ]
 
 
-def _word(storage):
-    return ["word = uint32(chunk_word + spread_at(place, i))"] if storage.dithers else []
+def _words(storage):
+    return [f"{name} = uint32(chunk_{name} + spread_{name}(place, i))" for name in storage.words]
 
 
 def _element(update, dtype):

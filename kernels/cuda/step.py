@@ -21,7 +21,7 @@ from fastadam.kernels.cuda.source import (
     statements,
     step_name,
 )
-from fastadam.kernels.texts.casts import CHUNK
+from fastadam.kernels.texts.casts import CHUNK, MULTIPLES
 from fastadam.kernels.texts.formats import EXPONENT_GROUP, FORMATS
 from fastadam.kernels.texts.update import Update
 
@@ -138,8 +138,8 @@ def _both(accesses):
 def _element(update):
     """The text on element `j` of the four."""
     storage, lines = update.storage, []
-    if any(FORMATS[storage[name]].dithers for name in update.written if name not in storage.blocked):
-        lines += [*(_chunk(update) if storage.blocked else []), *_word(update)]
+    if any(FORMATS[storage[name]].word for name in update.written if name not in storage.blocked):
+        lines += [*(_chunk(update) if storage.blocked else []), *_words(update)]
     for name in update.buffers:
         lines += ["T copy;" if name == "copy" else f"T {name} = {storage.load(name, '{}_four.of[j]')};"]
     lines += [declarations("T", [name for name in update.text.locals if name not in update.buffers])]
@@ -177,7 +177,7 @@ def _encode(update):
             f"if (threadIdx.x % 32 == 0) {name}_exponent_at[first / {EXPONENT_GROUP}] = {name}_exponent;",
         ]
     codes = [code for name in storage.blocked for code in storage.stores(name, f"new_{name}[j]")]
-    lines += [*_chunk(update), "#pragma unroll", "for (int j = 0; j < 4; ++j) {", *_word(update)]
+    lines += [*_chunk(update), "#pragma unroll", "for (int j = 0; j < 4; ++j) {", *_words(update)]
     return [*lines, *(f"{flat}_four.of[j] = {code};" for flat, code in codes), "}"]
 
 
@@ -198,16 +198,18 @@ def _chunk(update):
     ]
 
 
-def _word(update):
-    """The random word of element `j` of the four."""
-    if not update.storage.dithers:
+def _words(update):
+    """The random words of element `j` of the four."""
+    words = update.storage.words
+    if not words:
         return []
-    if update.storage.blocked:
-        return ["const uint32 word = chunk_word + spread(index_spread + (uint32)j);"]
-    return [
-        f"const uint32 word = index + j < {CHUNK} ? chunk_word + spread(index_spread + (uint32)j)",
-        f"  : random_word(chunk + 1u, index + (uint32)j - {CHUNK}u);",
-    ]
+    lines = ["const uint32 word = chunk_word + spread(index_spread + (uint32)j);"]
+    if not update.storage.blocked:
+        lines = [
+            f"const uint32 word = index + j < {CHUNK} ? chunk_word + spread(index_spread + (uint32)j)",
+            f"  : random_word(chunk + 1u, index + (uint32)j - {CHUNK}u);",
+        ]
+    return lines + [f"const uint32 {name} = word * {MULTIPLES[name]}u;" for name in words if name != "word"]
 
 
 def _flats(update, buffers):

@@ -127,14 +127,19 @@ def random_word(chunk, index):
     return uint32(first + spread(uint32(first_spread(first) + index)))
 
 
+# Words of an element by the names that formats have for them: such multiples of `random_word`, and so of each of the
+# two that it is the sum of.
+MULTIPLES = {"word": 1, "fast_word": 256, "slowest_word": 513}
+
+
 def low_threshold(word, turn):
     # The lower 16 bits of the word, turned on from step to step.
     return uint32(uint32(word + turn) & 0xFFFF)
 
 
-def high_threshold(word, turn, unused):
-    # As many of its upper bits, the upper 16 of which are turned on, as remain when `unused` of 32 are dropped.
-    return uint32(uint32(word + uint32(turn << 16)) >> unused)
+def turned(word, turn):
+    # The word with its upper 16 bits turned on from step to step: its upper bits are a threshold.
+    return uint32(word + uint32(turn << 16))
 
 
 def size_of(value):
@@ -171,22 +176,28 @@ def decode_signed(code, first):
     return float_of(uint32(bits_of(decode_unsigned(uint32(uint32(code) & 0x7F), first)) | sign))
 
 
-def encode_size(size, first, threshold):
-    # Rounded stochastically, by a threshold of 20 bits, to the codes on both sides.
-    raised = uint32(bits_of(float32(size + lowest(first))) + threshold)
-    return uint32(uint32(raised >> 20) - first)
+def splice(upper, lower):
+    # The lower 12 bits of one above the upper 20 of the other.
+    return uint32(uint32(upper << 20) | uint32(lower >> 12))
 
 
-def encode_signed(value, first, threshold):
+def encode_size(size, first, word):
+    # The code in the upper 12 bits, rounded stochastically to the codes on both sides: by the upper 20 bits of a word,
+    # which are the threshold.
+    return uint32(bits_of(float32(size + lowest(first))) + splice(uint32(0 - first), word))
+
+
+def encode_signed(value, first, word):
     bits = bits_of(value)
     size = float_of(uint32(bits & 0x7FFFFFFF))
-    return uint8(uint32(encode_size(size, first, threshold) | uint32(uint32(bits >> 24) & 0x80)))
+    code = uint32(encode_size(size, first, word) >> 20)
+    return uint8(uint32(code | uint32(uint32(bits >> 24) & 0x80)))
 
 
-def encode_unsigned(value, first, threshold):
-    # What is positive does not become zero.
-    least = uint32(minimum(bits_of(value), uint32(1)))
-    return uint8(uint32(maximum(encode_size(value, first, threshold), least)))
+def encode_unsigned(value, first, word):
+    # What is positive does not become zero: all bits of a number that is not subnormal are more than the code 1.
+    least = uint32(minimum(bits_of(value), uint32(0x100000)))
+    return uint8(uint32(uint32(maximum(encode_size(value, first, word), least)) >> 20))
 
 
 # In the order in which they call one another.
@@ -205,13 +216,14 @@ CASTS: tuple[Callable, ...] = (
     spread,
     random_word,
     low_threshold,
-    high_threshold,
+    turned,
     size_of,
     shared_exponent,
     first_code,
     lowest,
     decode_unsigned,
     decode_signed,
+    splice,
     encode_size,
     encode_signed,
     encode_unsigned,

@@ -36,7 +36,7 @@ class Format(NamedTuple):
             and `{first}` what the exponent of its group adds to it.
         stores: Expressions of what goes into the flat arrays, with `{value}`, and with `{first}` for codes.
         nearest: The format that rounds to nearest and is read alike; codes are their own.
-        dithers: Whether it rounds stochastically.
+        word: Name of the random word by which it rounds stochastically; "" where it rounds to nearest.
         codes: What 8-bit codes have beside that; None for all else.
     """
 
@@ -44,31 +44,30 @@ class Format(NamedTuple):
     load: str
     stores: tuple[str, ...]
     nearest: str
-    dithers: bool = False
+    word: str = ""
     codes: Codes | None = None
 
 
-# Thresholds for stochastic rounding, made of the bits of an element's random word so that those of two kinds of buffers
-# are not correlated. They have as many bits as are dropped, 16 for bfloat16 and 20 for codes; of 32 bits `{unused}` are
-# left. What changes fast is tossed anew at each step; what changes slowly takes its turn.
-THRESHOLDS = {
-    "fast": "high_threshold(uint32(word << 8), toss, {unused})",
-    "slow": "high_threshold(word, turn, {unused})",
-    "slowest": "high_threshold(uint32(word + uint32(word << 9)), turn, {unused})",
+# Random words for stochastic rounding, such that those of two kinds of buffers are not correlated, and the same turned
+# from step to step: the upper bits are a threshold, 16 for bfloat16 and 20 for codes, as many as are dropped. What
+# changes fast is tossed anew at each step; what changes slowly takes its turn.
+WORDS = {
+    "fast": ("fast_word", "turned(fast_word, toss)"),
+    "slow": ("word", "turned(word, turn)"),
+    "slowest": ("slowest_word", "turned(slowest_word, turn)"),
 }
 _SIGNED, _UNSIGNED = Codes(14, "size_of({value})"), Codes(30, "bits_of({value})")
 
 
-def _dithered(threshold):
-    return Format(
-        ("uint16",), "from_bfloat16({0})", (f"dither_bfloat16({{value}}, {threshold})",), "bfloat16", dithers=True
-    )
+def _dithered(word, threshold):
+    store = f"dither_bfloat16({{value}}, {threshold})"
+    return Format(("uint16",), "from_bfloat16({0})", (store,), "bfloat16", word)
 
 
 def _coded(sign, speed, codes):
-    threshold = THRESHOLDS[speed].format(unused=12)
-    store = f"encode_{sign}({{value}}, {{first}}, {threshold})"
-    return Format(("uint8", "uint8"), f"decode_{sign}({{0}}, {{first}})", (store,), f"{sign}_{speed}", True, codes)
+    word, turned = WORDS[speed]
+    store = f"encode_{sign}({{value}}, {{first}}, {turned})"
+    return Format(("uint8", "uint8"), f"decode_{sign}({{0}}, {{first}})", (store,), f"{sign}_{speed}", word, codes)
 
 
 FORMATS = {
@@ -80,12 +79,12 @@ FORMATS = {
         ("uint16", "uint16"), "join_halves({0}, {1})", ("upper_half({value})", "lower_half({value})"), "split"
     ),
     # bfloat16 parameters, rounded stochastically.
-    "dithered": _dithered("low_threshold(word, turn)"),
+    "dithered": _dithered("word", "low_threshold(word, turn)"),
     # bfloat16 moments, rounded stochastically.
-    **{f"dithered_{speed}": _dithered(THRESHOLDS[speed].format(unused=16)) for speed in THRESHOLDS},
+    **{f"dithered_{speed}": _dithered(word, f"uint32({turned} >> 16)") for speed, (word, turned) in WORDS.items()},
     # Moments in 8-bit codes.
-    **{f"signed_{speed}": _coded("signed", speed, _SIGNED) for speed in THRESHOLDS},
-    **{f"unsigned_{speed}": _coded("unsigned", speed, _UNSIGNED) for speed in THRESHOLDS},
+    **{f"signed_{speed}": _coded("signed", speed, _SIGNED) for speed in WORDS},
+    **{f"unsigned_{speed}": _coded("unsigned", speed, _UNSIGNED) for speed in WORDS},
 }
 
 
@@ -125,9 +124,14 @@ class Formats:
         return tuple(name for name, format in self.named if FORMATS[format].codes)
 
     @property
+    def words(self) -> list[str]:
+        """Names of the random words of an element; none where all is rounded to nearest."""
+        return sorted({FORMATS[format].word for _, format in self.named} - {""})
+
+    @property
     def dithers(self) -> bool:
         """Whether something is rounded stochastically."""
-        return any(FORMATS[format].dithers for _, format in self.named)
+        return bool(self.words)
 
     @property
     def nearest(self) -> "Formats":
