@@ -5,8 +5,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
-from numba.extending import register_jitable
+from numba.extending import intrinsic, register_jitable
 
 from fastadam.kernels import CLOCK, GRAD_SCALE, GRADIENT, NORM, SKIPPED, START, STOP, TAKEN, Tables
 from fastadam.kernels.cpu.casts import SOURCES
@@ -21,9 +22,6 @@ from fastadam.kernels.texts.formats import Formats
 from fastadam.kernels.texts.text import block, function
 
 register_jitable(clip_text)
-
-# Lines that are added up at a time.
-TOGETHER = 4
 
 
 def squares(dtype: np.dtype, format: str, blocks: np.ndarray, tables: Tables, lanes: Any) -> Callable[[], None]:
@@ -71,42 +69,47 @@ def squares_of(dtype: np.dtype, format: str, ahead: int = 0) -> Callable:
     Memory is fetched so many bytes `ahead`, unless that is 0.
     """
     formats = Formats(g=format)
-    like, size = number_like(formats, "g", dtype), LANES * itemsize_of(formats, "g", dtype)
-    fetched = [f"fetch_to_read(gradient.ctypes.data + {size} * line + {ahead}, {TOGETHER * size})"] if ahead else []
-    values = [
-        line
-        for index in range(TOGETHER)
-        for line in (
-            f"value{index} = float64({formats.load('g', f'part[lane + {index * LANES}]')})",
-            f"total += value{index} * value{index}",
-        )
-    ]
+    line = LANES * itemsize_of(formats, "g", dtype)
+    fetched = [f"fetch_to_read(line.ctypes.data + {ahead}, {line})"] if ahead else []
+    # The square of a float32 is exact in float64, so that it has the same bits fused or not.
+    square_added = _square_added if dtype == np.float64 else _square_fused
     source = block(
         "def squares(lanes_row, address_row, start, stop, first):",
         f"sums = view(lanes_row, 0, {LANES}, float64(0))",
         f"address = view(address_row, {GRADIENT}, 1, int64(0))[0]",
-        f"gradient = view(address, first, stop - start, {like})",
+        f"gradient = view(address, first, stop - start, {number_like(formats, 'g', dtype)})",
         "sums[:] = 0.0",
-        f"whole = (stop - start) // {TOGETHER * LANES} * {TOGETHER}",
-        # Their sums stay in registers for so many lines, each added in its turn.
         block(
-            f"for line in range(0, whole, {TOGETHER}):",
-            f"part = view(gradient.ctypes.data, {LANES} * line, {TOGETHER * LANES}, {like})",
-            *fetched,
-            block(f"for lane in range({LANES}):", "total = sums[lane]", *values, "sums[lane] = total"),
-        ),
-        block(
-            f"for begin in range({LANES} * whole, stop - start, {LANES}):",
+            f"for begin in range(0, stop - start, {LANES}):",
             f"line = gradient[begin : begin + {LANES}]",
+            *fetched,
             block(
                 "for lane in range(line.size):",
                 f"value = float64({formats.load('g', 'line[lane]')})",
-                "sums[lane] += value * value",
+                "sums[lane] = square_added(value, sums[lane])",
             ),
         ),
         "return 0",
     )
-    return function(source, callees=SOURCES, **NAMES)
+    return function(source, callees=SOURCES, square_added=square_added, **NAMES)
+
+
+@register_jitable
+def _square_added(value, total):
+    return total + value * value
+
+
+@intrinsic
+def _square_fused(_, value, total):
+    """The same, in one operation where the processor can."""
+
+    def generate(context, builder, signature, arguments):
+        number = ir.DoubleType()
+        kind = ir.FunctionType(number, [number] * 3)
+        value, total = arguments
+        return builder.call(builder.module.declare_intrinsic("llvm.fmuladd", [number], kind), [value, value, total])
+
+    return types.float64(types.float64, types.float64), generate
 
 
 @cache
