@@ -8,6 +8,9 @@ from training import LARGE, both, copies, pmv
 
 import fastadam
 from fastadam import SparseRows
+from fastadam.kernels import PARAMETER, norm
+from fastadam.kernels.blocks import cut
+from fastadam.step import reduction
 
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 modes = pytest.mark.parametrize("sparse", ["lazy", "exact"])
@@ -113,6 +116,39 @@ def test_clipping_counts_the_rows(sparse, size):
     opt.step({"table": SparseRows(indices, values * np.float32(np.nan)), "bias": np.ones(size, np.float32)})
     assert opt.skipped_steps == 1
     np.testing.assert_array_equal(opt.state_dict()["state"]["table"]["exp_avg"], before["table"]["exp_avg"])
+
+
+def test_norm_of_whole_gradients_and_rows_is_in_the_order_of_the_parameters():
+    shapes = {"first": 9_001, "table": (ROWS, WIDTH), "middle": (3, 8_192), "other": (9_001, 2), "last": 5}
+    opt = fastadam.Adam({name: np.ones(shape, np.float32) for name, shape in shapes.items()}, max_grad_norm=1.0)
+    opt.step({name: np.ones(shape, np.float32) for name, shape in shapes.items()})
+    rng = np.random.default_rng(0)
+    # Whole ones and rows change places, and rows their number.
+    for names in (("table",), ("table", "other"), ("table", "other"), (), ("other",), ("table", "other")):
+        values, gradients = {}, {}
+        for name, shape in shapes.items():
+            if name == "middle" and len(names) == 1:
+                gradients[name] = None
+                continue
+            values[name] = rng.standard_normal(shape, dtype=np.float32) * np.float32(1e3)
+            gradients[name] = values[name]
+            if name in names:
+                rows = np.sort(rng.choice(shape[0], rng.integers(1, shape[0]), replace=False))
+                values[name] = values[name][rows]
+                gradients[name] = SparseRows(rows, values[name])
+        opt.step(gradients)
+        assert opt.grad_norm == np.sqrt(norm.squared_norm([each.ravel() for each in values.values()]))
+
+
+def test_whole_gradients_are_cut_once(monkeypatch):
+    shapes = {"first": (5 * LARGE,), "table": (ROWS, WIDTH), "last": (LARGE,)}
+    opt = fastadam.Adam({name: np.ones(shape, np.float32) for name, shape in shapes.items()}, max_grad_norm=1.0)
+    asked = []
+    monkeypatch.setattr(reduction, "cut", lambda pieces: asked.append(pieces[:, PARAMETER].tolist()) or cut(pieces))
+    for rows in ([1, 2], [3], [5, 7, 9]):
+        whole = {name: np.ones(shapes[name], np.float32) for name in ("first", "last")}
+        opt.step({**whole, "table": SparseRows(rows, np.ones((len(rows), WIDTH), np.float32))})
+    assert asked == [[0, 2], [1], [1], [1]]
 
 
 def test_values_are_only_read():

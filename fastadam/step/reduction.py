@@ -22,11 +22,14 @@ class Reduction:
         self._max_grad_norm = options.max_grad_norm or float("inf")
         self._propagate = float(options.nonfinite == "propagate")
         self._clips_values = options.clip_value is not None
+        # What whole gradients were cut into last, with the bytes of their pieces, and memory for the lanes of any step.
+        self._whole: tuple[bytes, np.ndarray] = b"", np.zeros((0, 5), np.int64)
+        self._lanes = self._zeros(1)
 
     def clip(self, prepared: Prepared, grad_scale: float) -> None:
         """Write what follows from the norm of the gradients of a step into the record of the plan's tables."""
         if not prepared.lanes:
-            prepared.lanes.extend([*self._launches(prepared.pieces), self._largest()])
+            prepared.lanes.extend([*self._launches(self._blocks(prepared)), self._largest()])
         lanes, launches, largest = prepared.lanes
         for launch in launches:
             launch()
@@ -39,11 +42,25 @@ class Reduction:
             return float("inf")
         return float(min(np.finfo(dtype).max for dtype in {each.arithmetic for each in self._plan.parameters}))
 
-    def _launches(self, pieces):
+    def _blocks(self, prepared):
+        """The gradients of a step, cut. Whole ones stay cut while those of rows have another size at each step."""
+        of_rows = np.isin(prepared.pieces[:, PARAMETER], list(prepared.rows))
+        pieces = prepared.pieces[~of_rows]
+        if self._whole[0] != pieces.tobytes():
+            self._whole = pieces.tobytes(), cut(pieces)
+        whole, rows = self._whole[1], cut(prepared.pieces[of_rows])
+        return np.insert(whole, np.searchsorted(whole[:, PARAMETER], rows[:, PARAMETER]), rows, axis=0)
+
+    def _zeros(self, blocks):
+        return zeros(blocks * norm.LANES, np.float64, self._device_of).reshape(-1, norm.LANES)
+
+    def _launches(self, blocks):
         """The lanes of all blocks, and the launches that write them: one for each run of gradients stored alike."""
-        parameters, backend, blocks = self._plan.parameters, self._plan.backend, cut(pieces)
+        parameters, backend = self._plan.parameters, self._plan.backend
+        if len(self._lanes) < len(blocks):
+            self._lanes = self._zeros(len(blocks))
         # Without any gradient, the norm is that of a block of zeros.
-        lanes = zeros(max(1, len(blocks)) * norm.LANES, np.float64, self._device_of).reshape(-1, norm.LANES)
+        lanes = self._lanes[: len(blocks)] if len(blocks) else self._zeros(1)
         kinds: dict[tuple[np.dtype, str], int] = {}
         numbers = [kinds.setdefault((each.arithmetic, each.formats["g"]), len(kinds)) for each in parameters]
         of_blocks, launches = np.array(numbers)[blocks[:, PARAMETER]], []

@@ -10,7 +10,7 @@ from numba import cfunc, int64, njit
 import fastadam.kernels
 
 _KERNELS = Path(fastadam.kernels.__file__).parent
-_SOURCES = b"".join(path.read_bytes() for path in sorted(_KERNELS.rglob("*.py")))
+_DIGEST = sha256(b"".join(path.read_bytes() for path in sorted(_KERNELS.rglob("*.py"))))
 # Python's error model would test each division for zero, which stops vectorisation: 4 times slower.
 _ERRORS = "numpy"
 # Name -> leaf. Their machine code lives as long as they do.
@@ -45,11 +45,12 @@ def leaf(function):
 def _named(function, name, sources=""):
     # Numba's cache file bears the function's name and nothing of what is inlined. The digest of every text that is
     # compiled here keeps an edited one away from old machine code.
-    digest = sha256(_SOURCES + sources.encode()).hexdigest()[:16]
+    digest = _DIGEST.copy()
+    digest.update(sources.encode())
     code = function.__code__
     # Numba caches only what lies in a file; for what was made by `exec`, this one.
     if not Path(code.co_filename).exists():
         code = code.replace(co_filename=__file__)
-    named = types.FunctionType(code, function.__globals__, f"{name}_{digest}")
+    named = types.FunctionType(code, function.__globals__, f"{name}_{digest.hexdigest()[:16]}")
     named.__qualname__ = named.__name__
     return named
