@@ -1,7 +1,12 @@
-"""The measurements behind three constants of the kernels: PARALLEL_FROM, DIRECT_FROM and EXPONENT_GROUP."""
+"""The measurements behind constants of the kernels: PARALLEL_FROM, DIRECT_FROM, EXPONENT_GROUP and the table of tuning.
 
+python -m fastadam.bench.tuning
+"""
+
+import os
 from functools import partial
 from statistics import median
+from unittest import mock
 
 import numpy as np
 
@@ -10,6 +15,9 @@ from fastadam.bench.interleave import interleave, timed
 from fastadam.bench.layouts import FORMATS
 from fastadam.bench.registry import CONTENDERS
 from fastadam.bench.workloads import flat
+from fastadam.kernels.cpu.tuning import VARIABLE, prefetch
+
+DISTANCES = (0, 256, 512, 1_024)
 
 
 def crossover() -> None:
@@ -26,18 +34,28 @@ def crossover() -> None:
         print(f"{size:>10,} " + " ".join(f"{value:>10.2f}" for value in row))
 
 
-def in_cache(size: int = 16_384) -> None:
-    """Print what a step in each storage format takes on one thread where memory does not count."""
+def prefetching(size: int, rounds: int = 21) -> None:
+    """Print what a step in each storage format takes with memory fetched so many elements ahead; of those fetched none.
+
+    With 16,384 elements memory does not count, and one thread steps them.
+    """
+    print(f"{size:,} elements, ns an element; this processor: {prefetch()}")
+    print(f"{'elements ahead':>50} " + " ".join(f"{ahead:>7}" for ahead in DISTANCES))
     params, grads = flat(size).random(seed=0), flat(size).random(seed=1)
-    turns = {}
-    for layout in FORMATS:
-        contender = CONTENDERS["fastadam" if layout == "float32" else f"fastadam, {layout}"]
-        built = contender.build({name: p.copy() for name, p in params.items()}, grads, "plain")
-        turns[layout] = timed(built.step, built.prepare)
-    for name, times in interleave(turns, rounds=51).items():
-        print(f"{name:>50} {1e9 * median(times) / size:.2f} ns an element")
+    cases = [("fastadam" if layout == "float32" else f"fastadam, {layout}", "plain") for layout in FORMATS]
+    for name, kind in [*cases, ("fastadam", "clip")]:
+        turns = {}
+        for ahead in DISTANCES:
+            # It is read where launches are prepared, in the first step.
+            with mock.patch.dict(os.environ, {VARIABLE: str(ahead)}):
+                built = CONTENDERS[name].build({key: p.copy() for key, p in params.items()}, grads, kind)
+                built.step()
+            turns[str(ahead)] = timed(built.step, built.prepare)
+        row = [1e9 * median(times) / size for times in interleave(turns, rounds).values()]
+        print(f"{name + (', clip' if kind == 'clip' else ''):>50} " + " ".join(f"{value:>7.3f}" for value in row))
 
 
 if __name__ == "__main__":
     crossover()
-    in_cache()
+    prefetching(16_384)
+    prefetching(20_000_000)

@@ -29,7 +29,9 @@ NONE = Tuning(0, 0, 0)
 # less. The norm: 0.39 ns an element on one thread, 0.25 with 4 to 8 KiB ahead. In the cache a prefetch costs up to a
 # tenth, and a model of 0.28 M parameters gains a seventh in a training loop, where it is cold: so from L2's size on.
 #
-# AMD EPYC: on a Zen 4 prefetch in long steps made them 1.1 to 1.3 times slower, on a Zen 3 it gained.
+# AMD EPYC (Zen 4, 2 cores, 1 MiB L2 each): nothing to gain. At 2e7 with 512 ahead: fp32 0.51 -> 0.57, bfloat16 moments
+# 0.41 -> 0.46, all bfloat16 0.38 -> 0.42, bfloat16 with 8-bit moments 0.38 -> 0.40, fp32 with clipping 0.64 -> 0.78.
+# `python -m fastadam.bench.tuning` measures both anew.
 TUNINGS = {"intel": Tuning(512, 4_096, 2 << 20), "amd": NONE}
 
 # For experiments: elements ahead whatever the size, 0 for none; the norm gets 8 bytes for each.
