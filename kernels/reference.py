@@ -122,8 +122,8 @@ def _random(update, scalars, place, start, stop):
     numbers = np.arange(start, stop)
     chunks, indices = (numbers // casts.CHUNK + place).astype(np.uint32), (numbers % casts.CHUNK).astype(np.uint32)
     word = casts.random_word(chunks, indices)
-    words = {name: word * np.uint32(multiple) for name, multiple in casts.MULTIPLES.items()}
-    return {**words, **{name: np.uint32(columns[name]) for name in ("turn", "toss")}}
+    turns = {"uint32": np.uint32, **{name: np.uint32(columns[name]) for name in ("turn", "toss")}}
+    return {name: word * np.uint32(multiple) + eval(turn, turns) for name, (multiple, turn) in casts.TURNED.items()}
 
 
 def _zero(step, block, tables):

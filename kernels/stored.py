@@ -7,11 +7,8 @@ import numpy as np
 from fastadam.kernels.texts import casts
 from fastadam.kernels.texts.formats import EXPONENT_GROUP, Formats
 
-# What rounds to nearest in the place of what rounds stochastically.
-_HALF: dict[str, Any] = {
-    "turned": lambda word, turn: np.uint32(1 << 31),
-    **dict.fromkeys((*casts.MULTIPLES, "turn", "toss"), np.uint32(0)),
-}
+# Words that round to nearest in the place of random ones.
+_HALF = {name: np.uint32(1 << (15 if name == "low_word" else 31)) for name in casts.TURNED}
 
 
 def load(formats: Formats, buffer: str, flats: dict[str, Any]) -> Any:
@@ -27,8 +24,7 @@ def store(
 ) -> None:
     """Write `value` into the flat arrays of a buffer.
 
-    `random` has the random words, `turn` and `toss`, for what is rounded stochastically; without it codes are rounded
-    to nearest.
+    `random` has the random words of what is rounded stochastically; without them codes are rounded to nearest.
     """
     names = {**vars(casts), "value": value, **(random or _HALF)}
     if buffer in formats.blocked:

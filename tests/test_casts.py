@@ -332,12 +332,17 @@ def folded(word):
 
 
 @quietly
+def lower_bits(word, turn):
+    return np.uint32(word + np.uint32(turn)) & np.uint32(0xFFFF)
+
+
+@quietly
 def upper_bits(count, word, turn):
     return np.uint32(word + np.uint32(np.uint32(turn) << 16)) >> np.uint32(32 - count)
 
 
 THRESHOLDS = {
-    "p": lambda word, turn=0: casts.low_threshold(word, np.uint32(turn)),
+    "p": lambda word, turn=0: lower_bits(word, turn),
     "fast": lambda word, turn=0: upper_bits(16, np.uint32(word << 8), turn),
     "fast code": lambda word, turn=0: upper_bits(20, np.uint32(word << 8), turn),
     "slow": lambda word, turn=0: upper_bits(16, word, turn),
@@ -401,24 +406,19 @@ def threshold_in(name, **names):
 
 
 @quietly
-def words_of(word):
-    """The random words of elements by their names in formats."""
-    return {name: np.uint32(word * np.uint32(multiple)) for name, multiple in casts.MULTIPLES.items()}
-
-
-@quietly
 def test_thresholds_are_those_of_the_formats():
-    word, turn = words(1_000, 5), np.uint32(40_503)
+    word, turn, other = words(1_000, 5), np.uint32(40_503), np.uint32(12_345)
     assert ROUNDED_BY.keys() == {name for name, format in FORMATS.items() if format.word}
     for name, rounded_by in ROUNDED_BY.items():
-        other = np.uint32(12_345)
         turns = {"turn": other, "toss": turn} if "fast" in name else {"turn": turn, "toss": other}
-        actual = threshold_in(name, **{FORMATS[name].word: words_of(word)[FORMATS[name].word]}, **turns)
+        multiple, expression = casts.TURNED[FORMATS[name].word]
+        turned = word * np.uint32(multiple) + eval(expression, {**vars(casts), **turns})
+        actual = threshold_in(name, **{FORMATS[name].word: turned})
         np.testing.assert_array_equal(actual, THRESHOLDS[rounded_by](word, turn), err_msg=name)
 
 
-def test_half_is_half_a_step_of_moments():
-    for name in ROUNDED_BY.keys() - {"dithered"}:
+def test_half_is_half_a_step():
+    for name in ROUNDED_BY:
         assert threshold_in(name, **stored._HALF) == (2**15 if FORMATS[name].codes is None else 2**19)
 
 
@@ -459,9 +459,9 @@ def mixed(x):
     return x ^ x >> 16
 
 
-@pytest.mark.parametrize("name", casts.MULTIPLES)
-def test_tables_of_the_cpu_are_the_sequence(name):
-    spread_at = SPREADS[f"spread_{name}"]
+@pytest.mark.parametrize("multiple", sorted({each[0] for each in casts.TURNED.values()}))
+def test_tables_of_the_cpu_are_the_sequence(multiple):
+    spread_at = SPREADS[f"spread_{multiple}"]
 
     @njit
     def loop(out, first):
@@ -471,7 +471,7 @@ def test_tables_of_the_cpu_are_the_sequence(name):
     for first in (0, 1, 127):
         out = np.zeros(128, np.uint32)
         loop(out, first)
-        expected = casts.spread(np.uint32(first) + np.arange(128, dtype=np.uint32)) * np.uint32(casts.MULTIPLES[name])
+        expected = casts.spread(np.uint32(first) + np.arange(128, dtype=np.uint32)) * np.uint32(multiple)
         np.testing.assert_array_equal(out, expected)
 
 
@@ -486,6 +486,6 @@ def test_an_element_gets_every_threshold_once_in_65536_steps(name):
 def test_thresholds_of_a_few_steps_are_spread_evenly():
     turns = (40_503 * np.arange(1, 17) % 65_536).astype(np.uint32)
     for word in words(100, 9):
-        drawn = np.sort(casts.low_threshold(word, turns)).astype(int)
+        drawn = np.sort(lower_bits(word, turns)).astype(int)
         # Around the circle: the first comes after the last.
         assert np.diff(drawn, append=drawn[0] + 65_536).max() < 3 * 65_536 / 16

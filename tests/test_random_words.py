@@ -5,9 +5,9 @@ import pytest
 from oracle import toss, turn
 
 from fastadam.kernels.texts import casts
-from fastadam.kernels.texts.formats import WORDS
 
 BITS = {"p": 16, "fast": 16, "slow": 16, "slowest": 16, "fast code": 20, "slow code": 20, "slowest code": 20}
+WORDS = {name: "low_word" if name == "p" else f"{name.split()[0]}_word" for name in BITS}
 # Fractions of the spacing: any of each element, or one for all, which is the worst for sums of errors.
 FRACTIONS = [None, 0.05, 0.3, 0.5]
 names = pytest.mark.parametrize("name", BITS)
@@ -23,15 +23,12 @@ def words(place, numbers):
 
 def thresholds(name, word, turn):
     """From 0 to 1."""
+    kind, bits = WORDS[name], BITS[name]
+    multiple, expression = casts.TURNED[kind]
     turn = np.asarray(turn, np.uint32)
     with np.errstate(over="ignore"):
-        if name == "p":
-            drawn = casts.low_threshold(word, turn)
-        else:
-            of, turned = WORDS[name.split()[0]]
-            names = {of: np.uint32(word * np.uint32(casts.MULTIPLES[of])), "turn": turn, "toss": turn}
-            drawn = eval(turned, {**vars(casts), **names}) >> np.uint32(32 - BITS[name])
-    return drawn / 2.0 ** BITS[name]
+        turned = word * np.uint32(multiple) + eval(expression, {**vars(casts), "turn": turn, "toss": turn})
+    return (turned % 2**bits if kind == "low_word" else turned >> np.uint32(32 - bits)) / 2.0**bits
 
 
 def covariances(name, fraction):

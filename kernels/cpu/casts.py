@@ -10,7 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 from fastadam.kernels.cpu.pointers import CONSTANTS, mark
-from fastadam.kernels.texts.casts import CASTS, CHUNK, MULTIPLES, spread
+from fastadam.kernels.texts.casts import CASTS, CHUNK, TURNED, spread
 from fastadam.kernels.texts.formats import EXPONENT_GROUP
 from fastadam.kernels.texts.text import function
 
@@ -84,7 +84,7 @@ def group_floats(_):
     return types.CPointer(types.float32)(), generate
 
 
-def _spread_at(name, multiple):
+def _spread_at(multiple):
     """A function of `first` and `index`: `multiple` of `spread(first + index)`.
 
     It reads a table of constants: no multiplication an element.
@@ -95,7 +95,7 @@ def _spread_at(name, multiple):
     @intrinsic
     def spread_at(_, first, index):
         def generate(context, builder, signature, arguments):
-            table = cgutils.global_constant(builder, f"spread_{name}", constants)
+            table = cgutils.global_constant(builder, f"spread_{multiple}", constants)
             first, index = (
                 context.cast(builder, value, kind, types.int64)
                 for value, kind in zip(arguments, signature.args, strict=True)
@@ -108,8 +108,8 @@ def _spread_at(name, multiple):
     return spread_at
 
 
-# Name -> function, for each random word.
-SPREADS = {f"spread_{name}": _spread_at(name, multiple) for name, multiple in MULTIPLES.items()}
+# Name -> function, for each multiple that random words are.
+SPREADS = {f"spread_{multiple}": _spread_at(multiple) for multiple, _ in TURNED.values()}
 SOURCES = "".join(inspect.getsource(cast) for cast in CASTS)
 
 

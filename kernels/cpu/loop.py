@@ -14,7 +14,7 @@ from fastadam.kernels import ADDRESSES, GRADIENT, SCALARS
 from fastadam.kernels.cpu.casts import COMPILED, SOURCES, SPREADS, group_floats, signum
 from fastadam.kernels.cpu.pointers import ACCESSES, view
 from fastadam.kernels.cpu.prefetch import fetch_to_read, fetch_to_write
-from fastadam.kernels.texts.casts import CHUNK, MULTIPLES
+from fastadam.kernels.texts.casts import CHUNK, TURNED
 from fastadam.kernels.texts.formats import EXPONENT_GROUP, Formats
 from fastadam.kernels.texts.text import block, function
 from fastadam.kernels.texts.update import Update
@@ -205,18 +205,19 @@ def _size(storage, name):
 
 
 def _first_word(storage):
-    """What the random words of a chunk share, and where its first one is in their sequence."""
+    """What the random words of a chunk share, and where its first ones are in their sequence."""
     if not storage.dithers:
         return []
+    turned = {name: (f"uint32(chunk_word * {multiple})", turn) for name, (multiple, turn) in TURNED.items()}
     return [
         "chunk_word = hashed(uint32(random_place + chunk))",
-        *(f"chunk_{name} = uint32(chunk_word * {MULTIPLES[name]})" for name in storage.words if MULTIPLES[name] != 1),
+        *(f"chunk_{name} = uint32({' + '.join(turned[name])})" for name in storage.words),
         f"place = int64(first_spread(chunk_word)) + (start + begin - {CHUNK} * chunk)",
     ]
 
 
 def _words(storage):
-    return [f"{name} = uint32(chunk_{name} + spread_{name}(place, i))" for name in storage.words]
+    return [f"{name} = uint32(chunk_{name} + spread_{TURNED[name][0]}(place, i))" for name in storage.words]
 
 
 def _element(update, dtype):

@@ -21,7 +21,7 @@ from fastadam.kernels.cuda.source import (
     statements,
     step_name,
 )
-from fastadam.kernels.texts.casts import CHUNK, MULTIPLES
+from fastadam.kernels.texts.casts import CHUNK, TURNED
 from fastadam.kernels.texts.formats import EXPONENT_GROUP, FORMATS
 from fastadam.kernels.texts.update import Update
 
@@ -209,7 +209,7 @@ def _words(update):
             f"const uint32 word = index + j < {CHUNK} ? chunk_word + spread(index_spread + (uint32)j)",
             f"  : random_word(chunk + 1u, index + (uint32)j - {CHUNK}u);",
         ]
-    return lines + [f"const uint32 {name} = word * {MULTIPLES[name]}u;" for name in words if name != "word"]
+    return lines + [f"const uint32 {name} = word * {TURNED[name][0]}u + {TURNED[name][1]};" for name in words]
 
 
 def _flats(update, buffers):

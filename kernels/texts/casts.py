@@ -127,19 +127,14 @@ def random_word(chunk, index):
     return uint32(first + spread(uint32(first_spread(first) + index)))
 
 
-# Words of an element by the names that formats have for them: such multiples of `random_word`, and so of each of the
-# two that it is the sum of.
-MULTIPLES = {"word": 1, "fast_word": 256, "slowest_word": 513}
-
-
-def low_threshold(word, turn):
-    # The lower 16 bits of the word, turned on from step to step.
-    return uint32(uint32(word + turn) & 0xFFFF)
-
-
-def turned(word, turn):
-    # The word with its upper 16 bits turned on from step to step: its upper bits are a threshold.
-    return uint32(word + uint32(turn << 16))
+# Random words of an element by the names that formats have for them: a multiple of `random_word`, and what it is turned
+# on by from step to step.
+TURNED = {
+    "low_word": (1, "turn"),
+    "slow_word": (1, "uint32(turn << 16)"),
+    "fast_word": (256, "uint32(toss << 16)"),
+    "slowest_word": (513, "uint32(turn << 16)"),
+}
 
 
 def size_of(value):
@@ -215,8 +210,6 @@ CASTS: tuple[Callable, ...] = (
     first_spread,
     spread,
     random_word,
-    low_threshold,
-    turned,
     size_of,
     shared_exponent,
     first_code,

@@ -48,14 +48,11 @@ class Format(NamedTuple):
     codes: Codes | None = None
 
 
-# Random words for stochastic rounding, such that those of two kinds of buffers are not correlated, and the same turned
-# from step to step: the upper bits are a threshold, 16 for bfloat16 and 20 for codes, as many as are dropped. What
-# changes fast is tossed anew at each step; what changes slowly takes its turn.
-WORDS = {
-    "fast": ("fast_word", "turned(fast_word, toss)"),
-    "slow": ("word", "turned(word, turn)"),
-    "slowest": ("slowest_word", "turned(slowest_word, turn)"),
-}
+# What is rounded stochastically has a random word, of another kind in each kind of buffers so that they are not
+# correlated. The threshold has as many bits as are dropped, 16 for bfloat16 and 20 for codes: the upper ones of the
+# word, and for parameters the lower ones. What changes fast is tossed anew at each step; what changes slowly takes its
+# turn.
+SPEEDS = ("fast", "slow", "slowest")
 _SIGNED, _UNSIGNED = Codes(14, "size_of({value})"), Codes(30, "bits_of({value})")
 
 
@@ -65,8 +62,8 @@ def _dithered(word, threshold):
 
 
 def _coded(sign, speed, codes):
-    word, turned = WORDS[speed]
-    store = f"encode_{sign}({{value}}, {{first}}, {turned})"
+    word = f"{speed}_word"
+    store = f"encode_{sign}({{value}}, {{first}}, {word})"
     return Format(("uint8", "uint8"), f"decode_{sign}({{0}}, {{first}})", (store,), f"{sign}_{speed}", word, codes)
 
 
@@ -79,12 +76,12 @@ FORMATS = {
         ("uint16", "uint16"), "join_halves({0}, {1})", ("upper_half({value})", "lower_half({value})"), "split"
     ),
     # bfloat16 parameters, rounded stochastically.
-    "dithered": _dithered("word", "low_threshold(word, turn)"),
+    "dithered": _dithered("low_word", "uint32(low_word & 0xFFFF)"),
     # bfloat16 moments, rounded stochastically.
-    **{f"dithered_{speed}": _dithered(word, f"uint32({turned} >> 16)") for speed, (word, turned) in WORDS.items()},
+    **{f"dithered_{speed}": _dithered(f"{speed}_word", f"uint32({speed}_word >> 16)") for speed in SPEEDS},
     # Moments in 8-bit codes.
-    **{f"signed_{speed}": _coded("signed", speed, _SIGNED) for speed in WORDS},
-    **{f"unsigned_{speed}": _coded("unsigned", speed, _UNSIGNED) for speed in WORDS},
+    **{f"signed_{speed}": _coded("signed", speed, _SIGNED) for speed in SPEEDS},
+    **{f"unsigned_{speed}": _coded("unsigned", speed, _UNSIGNED) for speed in SPEEDS},
 }
 
 
