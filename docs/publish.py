@@ -3,8 +3,9 @@
     python docs/publish.py
 
 The run is docs/benchmark.json, which `fastadam bench --full --save DIR` makes; that on a GPU is docs/gpu.json, which
-`make gpu-day` makes; the studies are what those of examples/ save with `--docs`. It prints what is promised about the
-speed and what the run has measured. The exit status is 1 if a promise is broken.
+`make gpu-day` makes; the arithmetic is docs/arithmetic.json, which `python -m fastadam.bench.arithmetic` makes; the
+studies are what those of examples/ save with `--docs`. It prints what is promised about the speed and what the run has
+measured. The exit status is 1 if a promise is broken.
 """
 
 import json
@@ -29,6 +30,7 @@ FIRST = (MLP, flat(10_000_000), RESNET50, GPT2)
 
 def pages(record: Record) -> dict[str, str]:
     """Path, from the root of the repository -> its text with the tables of a record and of the studies."""
+    arithmetic = json.loads((DOCS / "arithmetic.json").read_text(encoding="utf-8"))
     blocks = {
         "README.md": {
             "benchmark": [*tables.compared(record, "plain", FIRST), "", source(record)],
@@ -49,7 +51,8 @@ def pages(record: Record) -> dict[str, str]:
             "splits": tables.splits(record),
             "costs": tables.other(record, costs.TITLE),
             "calls": [line for kind in ("calls", "groups", "rows") for line in (*tables.calls(record, kind), "")][:-1],
-            "predictions": tables.predictions(record),
+            "predictions": tables.predictions(record, arithmetic),
+            "arithmetic": [*tables.second_bound(arithmetic), "", _where(arithmetic)],
         },
         "docs/gpu.md": gpu_tables.blocks(json.loads((DOCS / "gpu.json").read_text(encoding="utf-8"))),
     }
@@ -59,6 +62,14 @@ def pages(record: Record) -> dict[str, str]:
         for block, lines in of_page.items():
             texts[name] = between(texts[name], block, lines)
     return texts
+
+
+def _where(arithmetic):
+    """Where the arithmetic was measured."""
+    machine = arithmetic["machine"]
+    return (
+        f"{machine['date']}: {machine['processor']}, {machine['vector width']}, one thread, numba {machine['numba']}."
+    )
 
 
 def study(name: str) -> list[str]:

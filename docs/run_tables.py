@@ -111,28 +111,50 @@ def splits(record: Record) -> list[str]:
     return markdown_table(["tensors", *names], rows)
 
 
-# Peak bandwidth by the data sheets, GB/s.
+# Peak bandwidth by the data sheets in GB/s, and cores; 0 for GPUs.
 MACHINES = {
-    "server socket, 12 channels of DDR5-4800": 460.8,
-    "server socket, 8 channels of DDR4-3200": 204.8,
-    "H100 SXM, 80 GB of HBM3": 3_350.0,
-    "H100 PCIe, 80 GB of HBM2e": 2_000.0,
+    "server socket, 12 channels of DDR5-4800": (460.8, 96),
+    "server socket, 8 channels of DDR4-3200": (204.8, 64),
+    "H100 SXM, 80 GB of HBM3": (3_350.0, 0),
+    "H100 PCIe, 80 GB of HBM2e": (2_000.0, 0),
 }
+SMALLEST = "bfloat16 p, g, 8-bit m, v"
 
 
-def predictions(record: Record) -> list[str]:
+def predictions(record: Record, arithmetic: dict) -> list[str]:
     """The time that other machines should take, by bytes and bandwidth, below the measured time of this one."""
     sizes = {"GPT-2, 28 bytes": 28 * GPT2.size, "GPT-2, 10 bytes": 10 * GPT2.size, "1e9 parameters, 28 bytes": 28e9}
     here = _result(record, GPT2.name, "plain", "limit, float32").gigabytes_a_second
-    found = [_result(record, GPT2.name, "plain", name) for name in (OURS, "fastadam, bfloat16 p, g, 8-bit m, v")]
+    found = [_result(record, GPT2.name, "plain", name) for name in (OURS, f"fastadam, {SMALLEST}")]
     rows = [
-        ["this machine, **measured**", "-", *(duration(result.median) for result in found), "-"],
-        ["this machine, at the limit's bandwidth", f"{here:.1f}", *_times(sizes, here)],
+        ["this machine, **measured**", "-", *(duration(result.median) for result in found), "-", "-"],
+        ["this machine, at the limit's bandwidth", f"{here:.1f}", *_times(sizes, here), "-"],
     ]
-    for name, peak in MACHINES.items():
-        rows.append([f"{name}, at 0.8 of {peak:,.1f} GB/s", f"{0.8 * peak:,.1f}", *_times(sizes, 0.8 * peak)])
-    return markdown_table(["", "GB/s", *sizes], rows)
+    for name, (peak, cores) in MACHINES.items():
+        seconds = 1e-9 * arithmetic["nanoseconds"][SMALLEST] * GPT2.size
+        second = duration(seconds / cores) if cores else "-"
+        bandwidth = 0.8 * peak
+        rows.append([f"{name}, at 0.8 of {peak:,.1f} GB/s", f"{bandwidth:,.1f}", *_times(sizes, bandwidth), second])
+    return markdown_table(["", "GB/s", *sizes, "arithmetic of GPT-2, 10 bytes"], rows)
 
 
 def _times(sizes, bandwidth):
     return [duration(moved / bandwidth / 1e9) for moved in sizes.values()]
+
+
+# What a core of Intel does in a cycle, by LLVM's model of Sapphire Rapids: vector operations of 256 bits, and elements
+# of a float32 root and a division.
+OPERATIONS, DIVIDED, GIGAHERTZ = 3, 8 / 11, 2.6
+
+
+def second_bound(arithmetic: dict) -> list[str]:
+    """What the arithmetic of each format takes on one core, measured in the cache and bounded by the machine code."""
+    rows = []
+    for layout, stored in FORMATS.items():
+        here, intel, avx2 = (found[layout] for found in arithmetic["operations"].values())
+        moved, nanoseconds = stored.moves("plain").total, arithmetic["nanoseconds"][layout]
+        cycles = max(intel / OPERATIONS, 1 / DIVIDED)
+        cells = [f"{nanoseconds:.2f}", f"{moved / nanoseconds:.0f}", *(f"{count:.2f}" for count in (here, intel, avx2))]
+        rows.append([layout, str(moved), *cells, f"{cycles:.2f}", f"{cycles / GIGAHERTZ:.2f}"])
+    columns = ["stored as", "bytes moved", "ns an element", "GB/s a core", "operations here", "Sapphire Rapids", "AVX2"]
+    return markdown_table([*columns, "cycles at least on Sapphire Rapids", f"ns at {GIGAHERTZ} GHz"], rows)

@@ -41,7 +41,19 @@ def build(params, grads, kind, dtype="float32", **options):
     return Built(step, values, feed, lambda: feed(next(turns)))
 
 
-def _contender(layout, tolerance, kinds=ALL, strays=0.0, **options):
+# Layout -> how fastadam is asked for it.
+OPTIONS = {
+    "bfloat16 m, v": {"moment_dtype": "bfloat16"},
+    "float16 m": {"moment_dtype": ("float16", "float32")},
+    "8-bit m, v": {"moment_dtype": "float8"},
+    "bfloat16 p, g, m, v": {"dtype": "bfloat16", "moment_dtype": "bfloat16"},
+    "bfloat16 p, g, 8-bit m, v": {"dtype": "bfloat16", "moment_dtype": "float8"},
+    "masters, bfloat16 g, m, v": {"dtype": "bfloat16", "moment_dtype": "bfloat16", "master_weights": True},
+}
+
+
+def _contender(layout, tolerance, kinds=ALL, strays=0.0):
+    options = OPTIONS[layout]
     needs = ("ml_dtypes",) if options.get("dtype") == "bfloat16" else ()
     made = partial(build, **options)
     return Contender(f"fastadam, {layout}", made, needs, kinds, layout, tolerance, strays, rotates=True)
@@ -49,14 +61,12 @@ def _contender(layout, tolerance, kinds=ALL, strays=0.0, **options):
 
 # The last bit of a bfloat16 is worth up to 2**-7 of it, and each of three steps may be rounded up or down by one.
 CONTENDERS = (
-    _contender("bfloat16 m, v", (1e-5, 2e-5), moment_dtype="bfloat16"),
+    _contender("bfloat16 m, v", (1e-5, 2e-5)),
     # Not v, and not with clipping: float16 has nothing below 2**-24.
-    _contender("float16 m", (1e-5, 3e-5), ("plain",), 1e-3, moment_dtype=("float16", "float32")),
-    _contender("8-bit m, v", (1e-5, 5e-4), strays=1e-3, moment_dtype="float8"),
-    _contender("bfloat16 p, g, m, v", (2**-5, 1e-4), dtype="bfloat16", moment_dtype="bfloat16"),
-    _contender("bfloat16 p, g, 8-bit m, v", (2**-5, 1e-3), strays=1e-3, dtype="bfloat16", moment_dtype="float8"),
+    _contender("float16 m", (1e-5, 3e-5), ("plain",), 1e-3),
+    _contender("8-bit m, v", (1e-5, 5e-4), strays=1e-3),
+    _contender("bfloat16 p, g, m, v", (2**-5, 1e-4)),
+    _contender("bfloat16 p, g, 8-bit m, v", (2**-5, 1e-3), strays=1e-3),
     # Parameters are rounded once, at the start.
-    _contender(
-        "masters, bfloat16 g, m, v", (2**-8, 1e-4), dtype="bfloat16", moment_dtype="bfloat16", master_weights=True
-    ),
+    _contender("masters, bfloat16 g, m, v", (2**-8, 1e-4)),
 )
