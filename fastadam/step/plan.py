@@ -375,8 +375,7 @@ class Plan:
         storage, pieces = each.update.storage, each.blocks
         if storage.dithers or storage.blocked:
             return each
-        bytes_of = {"native": each.dtype.itemsize, "uint16": 2, "uint8": 1}
-        itemsizes = np.array([bytes_of[storage.dtype(flat)] for flat in ("g", *each.update.flats)], np.int64)
+        itemsizes = np.array([storage.itemsize(flat, each.dtype) for flat in ("g", *each.update.flats)], np.int64)
         starts = self.tables.addresses[pieces[:, PARAMETER], : len(itemsizes)]
         stops = starts + pieces[:, STOP, np.newaxis] * itemsizes
         follows = (starts[1:] == stops[:-1]).all(axis=1) & (pieces[1:, CLOCK] == pieces[:-1, CLOCK])

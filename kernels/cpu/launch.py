@@ -10,7 +10,7 @@ from numba.extending import register_jitable
 from fastadam.kernels import CARRIED, GRAD_SCALE, HYPER, SCALARS, START, STOP, Pass, Tables
 from fastadam.kernels.cpu.driver import COLUMNS, FOLD, ITEMSIZES, LEAF, LEAVES, launch_of
 from fastadam.kernels.cpu.jit import leaf
-from fastadam.kernels.cpu.loop import NAMES, itemsize_of, loop_of
+from fastadam.kernels.cpu.loop import NAMES, loop_of
 from fastadam.kernels.cpu.threads import PARALLEL_FROM
 from fastadam.kernels.cpu.tuning import tuning
 from fastadam.kernels.host_tables import HostTables
@@ -84,7 +84,7 @@ def _ahead(passes):
 def _bytes(step):
     """What a pass reads or writes, without exponents."""
     arrays = [flat for flat in ("g", *step.update.flats) if not flat.endswith("_exponent")]
-    each = sum(itemsize_of(step.update.storage, flat, np.dtype(step.dtype)) for flat in arrays)
+    each = sum(step.update.storage.itemsize(flat, np.dtype(step.dtype)) for flat in arrays)
     return each * int((step.blocks[:, STOP] - step.blocks[:, START]).sum())
 
 
@@ -96,7 +96,7 @@ def leaves_of(update: Update, dtype: np.dtype, ahead: int = 0) -> np.ndarray:
     row[FOLD] = leaf(fold_of(update, dtype)).address
     row[COLUMNS] = 1 + len(update.flats)
     for column, flat in enumerate(("g", *update.flats), ITEMSIZES):
-        row[column] = 0 if flat.endswith("_exponent") else itemsize_of(update.storage, flat, dtype)
+        row[column] = 0 if flat.endswith("_exponent") else update.storage.itemsize(flat, dtype)
     return row
 
 

@@ -41,12 +41,6 @@ def number_like(formats: Formats, flat: str, dtype: np.dtype) -> str:
     return f"{dtype.name if stored == 'native' else stored}(0)"
 
 
-def itemsize_of(formats: Formats, flat: str, dtype: np.dtype) -> int:
-    """The bytes of an element of a flat array, where the arithmetic is in `dtype`."""
-    stored = formats.dtype(flat)
-    return dtype.itemsize if stored == "native" else np.dtype(stored).itemsize
-
-
 def loop_of(update: Update, dtype: np.dtype, ahead: int = 0) -> Callable:
     """`leaf(table_row, address_row, start, stop, first)`: step elements `start` to `stop`.
 
@@ -140,7 +134,7 @@ def _chunked_body(update, dtype, ahead):
             f"for chunk in range(start // {CHUNK}, (stop + {CHUNK - 1}) // {CHUNK}):",
             f"begin = max({CHUNK} * chunk, start) - start",
             f"count = min({CHUNK} * chunk + {CHUNK}, stop) - start - begin",
-            *(f"{flat}_at = {flat}.ctypes.data + {itemsize_of(storage, flat, dtype)} * begin" for flat in flats),
+            *(f"{flat}_at = {flat}.ctypes.data + {storage.itemsize(flat, dtype)} * begin" for flat in flats),
             *(_fetch(update, dtype, flat, ahead) for flat in flats if ahead),
             *_first_word(storage),
             *(f"{name}_first = first_code({name}_exponent[{_group()}])" for name in storage.blocked),
@@ -176,7 +170,7 @@ def _written(update, dtype, flat, value):
 
 def _fetch(update, dtype, flat, ahead):
     """The fetch of a chunk of a flat array, `ahead` elements on."""
-    itemsize, kept = itemsize_of(update.storage, flat, dtype), flat == "g" and "g" not in update.written
+    itemsize, kept = update.storage.itemsize(flat, dtype), flat == "g" and "g" not in update.written
     fetch = "fetch_to_read" if kept else "fetch_to_write"
     return f"{fetch}({flat}_at + {ahead * itemsize}, {CHUNK * itemsize})"
 

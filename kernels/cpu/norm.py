@@ -13,7 +13,7 @@ from fastadam.kernels import CLOCK, GRAD_SCALE, GRADIENT, NORM, SKIPPED, START, 
 from fastadam.kernels.cpu.casts import SOURCES
 from fastadam.kernels.cpu.driver import LEAF, LEAVES, launch_of
 from fastadam.kernels.cpu.jit import jit, leaf
-from fastadam.kernels.cpu.loop import NAMES, itemsize_of, number_like
+from fastadam.kernels.cpu.loop import NAMES, number_like
 from fastadam.kernels.cpu.tuning import tuning
 from fastadam.kernels.norm import LANES, LINES
 from fastadam.kernels.subnormals import flushed
@@ -53,7 +53,7 @@ def clip(lanes: Any, grad_scale: float, max_grad_norm: float, largest: float, pr
 def _ahead(dtype, format, blocks):
     """How many bytes ahead gradients are fetched."""
     chosen, elements = tuning(), int((blocks[:, STOP] - blocks[:, START]).sum())
-    return chosen.bytes if elements * itemsize_of(Formats(g=format), "g", dtype) >= chosen.least else 0
+    return chosen.bytes if elements * Formats(g=format).itemsize("g", dtype) >= chosen.least else 0
 
 
 @cache
@@ -69,7 +69,7 @@ def squares_of(dtype: np.dtype, format: str, ahead: int = 0) -> Callable:
     Memory is fetched so many bytes `ahead`, unless that is 0.
     """
     formats = Formats(g=format)
-    line = LANES * itemsize_of(formats, "g", dtype)
+    line = LANES * formats.itemsize("g", dtype)
     fetched = [f"fetch_to_read(line.ctypes.data + {ahead}, {line})"] if ahead else []
     # The square of a float32 is exact in float64, so that it has the same bits fused or not.
     square_added = _square_added if dtype == np.float64 else _square_fused

@@ -157,6 +157,11 @@ class Formats:
             return "uint8"
         return "uint16" if flat == "remainder" else FORMATS[self[flat]].dtypes[0]
 
+    def itemsize(self, flat: str, arithmetic: np.dtype) -> int:
+        """Bytes of an element of a flat array, with this dtype of the arithmetic."""
+        stored = self.dtype(flat)
+        return arithmetic.itemsize if stored == "native" else np.dtype(stored).itemsize
+
     def load(self, buffer: str, place: str) -> str:
         """Expression of the value of an element; `place` is how an element of a flat array is written, with `{}`."""
         flats = [place.format(flat) for flat in self.flats(buffer)]
