@@ -35,7 +35,7 @@ def optimizers() -> dict[str, Any]:
     """Layout -> an optimizer of `SIZE` parameters stored so, with gradients."""
     made = {}
     for layout, asked in {"float32": {}, **OPTIONS}.items():
-        options: dict[str, Any] = dict(asked)
+        options = dict(asked)
         rng, dtype = np.random.default_rng(0), np.dtype(options.pop("dtype", np.float32))
         params = {"p": rng.standard_normal(SIZE).astype(dtype)}
         made[layout] = fastadam.Adam(params, flat=True, **options)

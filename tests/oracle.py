@@ -96,9 +96,15 @@ def turn(step):
 
 
 def toss(step):
-    """The same of fast changes: the turns of 256 steps in the order of triangular numbers."""
-    block, place = divmod(step, 256)
-    return turn(256 * block + sum(range(place + 1)) % 256)
+    """The same of fast changes: the turns of 2,048 steps in another order each time."""
+    block, place = divmod(step, 2_048)
+    bits = f"{_triangular(place) % 2_048:011b}"
+    swapped = int(bits[6:] + bits[:6], 2)
+    return turn(2_048 * block + _triangular((swapped + 677 * block) % 2_048) % 2_048)
+
+
+def _triangular(count):
+    return sum(range(count + 1))
 
 
 def random_state(size, dtype=np.float32, seed=0):

@@ -2,6 +2,7 @@
 
 from functools import partial
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def build(params, grads, kind, dtype="float32", **options):
 
 
 # Layout -> how fastadam is asked for it.
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "bfloat16 m, v": {"moment_dtype": "bfloat16"},
     "float16 m": {"moment_dtype": ("float16", "float32")},
     "8-bit m, v": {"moment_dtype": "float8"},

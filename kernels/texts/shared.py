@@ -119,11 +119,16 @@ def next_turn(step):
     # Thresholds go round by the golden ratio, so that over many steps they are spread evenly: for slow changes.
     turn = 40503.0 * step
     turn -= 65536.0 * floor(turn / 65536.0)
-    # Or so in every 256 steps, but out of order, so that no two steps of an element are alike: for fast ones. The sums
-    # 1 + 2 + ... take every value modulo 256.
-    within = step - 256.0 * floor(step / 256.0)
-    shuffled = within * (within + 1.0) * 0.5
-    shuffled -= 256.0 * floor(shuffled / 256.0)
+    # Or so in every 2,048 steps, but in an order without a pattern: for fast ones. The sums 1 + 2 + ... take every value
+    # modulo 2,048; so they do again after the upper 6 and the lower 5 bits have changed places, moved on each time.
+    within = step - 2048.0 * floor(step / 2048.0)
+    once = within * (within + 1.0) * 0.5
+    once -= 2048.0 * floor(once / 2048.0)
+    upper = floor(once / 32.0)
+    swapped = 64.0 * (once - 32.0 * upper) + upper + 677.0 * floor(step / 2048.0)
+    swapped -= 2048.0 * floor(swapped / 2048.0)
+    shuffled = swapped * (swapped + 1.0) * 0.5
+    shuffled -= 2048.0 * floor(shuffled / 2048.0)
     toss = 40503.0 * (step - within + shuffled)
     toss -= 65536.0 * floor(toss / 65536.0)
 
