@@ -119,8 +119,8 @@ def next_turn(step):
     # Thresholds go round by the golden ratio, so that over many steps they are spread evenly: for slow changes.
     turn = 40503.0 * step
     turn -= 65536.0 * floor(turn / 65536.0)
-    # Or so in every 2,048 steps, but in an order without a pattern: for fast ones. The sums 1 + 2 + ... take every value
-    # modulo 2,048; so they do again after the upper 6 and the lower 5 bits have changed places, moved on each time.
+    # Or so in every 2,048 steps, but in an order without a pattern: for fast ones. The sums 1 + 2 + ... take every
+    # value modulo 2,048. So they do again after the upper 6 and lower 5 bits have changed places, and been moved on.
     within = step - 2048.0 * floor(step / 2048.0)
     once = within * (within + 1.0) * 0.5
     once -= 2048.0 * floor(once / 2048.0)
