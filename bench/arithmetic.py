@@ -1,6 +1,8 @@
 """What the arithmetic of a step takes where memory does not count: measured in the cache, and counted in machine code.
 
-python -m fastadam.bench.arithmetic docs/arithmetic.json
+    python -m fastadam.bench.arithmetic docs/arithmetic.json
+
+saves both for docs/publish.py.
 """
 
 import json

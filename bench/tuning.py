@@ -1,6 +1,8 @@
 """The measurements behind constants of the kernels: PARALLEL_FROM, DIRECT_FROM, EXPONENT_GROUP and the table of tuning.
 
-python -m fastadam.bench.tuning
+    python -m fastadam.bench.tuning
+
+prints them. The figures beside the constants come from there.
 """
 
 import os

@@ -7,22 +7,22 @@ the sticky flags of exceptions too. It must be set outside of the compiled funct
 LLVM moves operations across the switch.
 """
 
-import contextlib
-from collections.abc import Iterator
 
-
-@contextlib.contextmanager
-def flushed() -> Iterator[None]:
+class flushed:
     """In this thread subnormals are zero inside of the context, in NumPy's operations as in compiled ones."""
-    # Imported only now, as it loads Numba, which users of CUDA do without.
-    from fastadam.kernels import switches
 
-    if not switches.flushes():
-        yield
-        return
-    begin, end = switches.compiled()
-    mode = begin()
-    try:
-        yield
-    finally:
-        end(mode)
+    # A class, which takes 1.0 us: a generator takes 1.8, and a small step with clipping 4.3.
+    __slots__ = ("_end", "_mode")
+
+    def __enter__(self) -> None:
+        # Imported only now, as it loads Numba, which users of CUDA do without.
+        from fastadam.kernels import switches
+
+        self._end = None
+        if switches.flushes():
+            begin, self._end = switches.compiled()
+            self._mode = begin()
+
+    def __exit__(self, *error: object) -> None:
+        if self._end is not None:
+            self._end(self._mode)

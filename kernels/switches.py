@@ -94,6 +94,7 @@ def flushes() -> bool:
     return not numba.config.DISABLE_JIT and register_of(_triple()) is not None
 
 
+@cache
 def _triple():
     return llvm.get_process_triple()
 

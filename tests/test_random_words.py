@@ -102,6 +102,7 @@ def test_errors_of_chunks_rows_columns_and_all_in_a_simulation(name, fraction):
 
 @names
 def test_elements_drift_by_less_than_a_thousandth_of_the_spacing_in_10000_steps(name):
+    """In the root mean square; for first moments a single one may drift by twice that."""
     turn_of = toss if "fast" in name else turn
     turns = np.array([turn_of(step) for step in range(1, 10_001)])
     drifts = []

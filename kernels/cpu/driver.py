@@ -87,35 +87,29 @@ def driver(*, parallel: bool) -> Callable[[int], None]:
     return jit(function, name, parallel=parallel).compile((int64,))
 
 
+# Few functions, and integers alone: each function takes Numba 0.05 s to compile, and a view of an array more.
 def _drive(job):
-    _fold_clocks(job)
-    _step_blocks(job, 0, integer_at(job, COUNT))
-
-
-def _drive_threads(job):
-    _fold_clocks(job)
-    count, together = integer_at(job, COUNT), integer_at(job, TOGETHER)
-    for part in prange((count + together - 1) // together):
-        _step_blocks(job, part * together, min((part + 1) * together, count))
-
-
-@register_jitable
-def _fold_clocks(job):
     mode = flush()
     for index in range(integer_at(job, FOLDED)):
         _fold(job, index)
-    restore(mode)
-
-
-@register_jitable
-def _step_blocks(job, first, stop):
-    mode = flush()
-    for index in range(first, stop):
+    for index in range(integer_at(job, COUNT)):
         _step(job, np.int64(index))
     restore(mode)
 
 
-# Few functions, and integers alone: each function takes Numba 0.05 s to compile, and a view of an array more.
+def _drive_threads(job):
+    mode = flush()
+    for index in range(integer_at(job, FOLDED)):
+        _fold(job, index)
+    restore(mode)
+    count, together = integer_at(job, COUNT), integer_at(job, TOGETHER)
+    for part in prange((count + together - 1) // together):
+        mode_of_thread = flush()
+        for index in range(part * together, min((part + 1) * together, count)):
+            _step(job, np.int64(index))
+        restore(mode_of_thread)
+
+
 @register_jitable
 def _fold(job, index):
     clock = integer_at(integer_at(job, CLOCKS), index)
