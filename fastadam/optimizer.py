@@ -3,13 +3,15 @@
 from collections.abc import Hashable, Mapping
 from functools import partial
 from math import inf
+from os import PathLike
+from pathlib import Path
 from threading import RLock
 from typing import Any
 
 import numpy as np
 
 from fastadam.containers import Watch, rebind, warn_of_copies, watches
-from fastadam.memory.arrays import assign, backend_of, rebound, zeros
+from fastadam.memory.arrays import as_torch, assign, backend_of, is_of_torch, rebound, zeros
 from fastadam.memory.buffers import Buffers, Views, as_16_bit
 from fastadam.memory.formats import formats_of, warn_of_vanishing
 from fastadam.memory.layout import plain
@@ -24,11 +26,12 @@ from fastadam.params import (
     parse_group,
     parse_groups,
 )
+from fastadam.saved import Loading
 from fastadam.settings import recipes
-from fastadam.settings.checks import flag, nonnegative
+from fastadam.settings.checks import flag, integer, nonnegative
 from fastadam.settings.groups import ParamGroup
 from fastadam.settings.options import OPTION_NAMES, Options, moment_dtypes
-from fastadam.state import dump_state, load_state, steps_not_taken
+from fastadam.state import Loaded, dump_state, load_state, steps_not_taken
 from fastadam.step.engine import Engine
 from fastadam.step.gradients import Collector
 from fastadam.step.rows import row_indices
@@ -57,6 +60,7 @@ class Optimizer:
         self._engine: Engine | None = None
         self._one_step = RLock()
         self._params = Views({})
+        self._of_torch: set[Hashable] = set()
         self._add(parse_groups(params), required=True)
 
     def _add(self, groups: list[Group], *, required: bool) -> None:
@@ -144,6 +148,7 @@ class Optimizer:
             for entry, parameter in zip(entries, plan.parameters[-len(entries) :], strict=True)
         }
         self._params = Views({**self._params, **added})
+        self._of_torch |= {entry.name for entry in entries if is_of_torch(entry.original)}
         lying = [self._params[each.name] for each in plan.parameters if not each.packed]
         example = next(iter(added.values()))
         self._collector = Collector(plan.parameters, lying or [example], plan.backend, zeroed=self._options.zero_grad)
@@ -320,40 +325,132 @@ class Optimizer:
         does not lie in C order. Further entries, where the optimizer has them: "max_exp_avg_sq" (`amsgrad`),
         "mu_product" (NAdam), "exp_avg_slow" (AdEMAMix), "ema" (`ema_decay`), "skipped" (steps that were asked for and
         not taken), "remainder" (`master_weights`), "words" and "words_seed" (stochastic rounding). Adamax has "exp_inf"
-        in place of "exp_avg_sq", Lion neither. A schedule is in it as it is: to be pickled, it must be one that can
-        be, as those of `fastadam.schedules`. The parameters are not part of it: save `params` too, after this call,
-        which brings all rows up to date with `sparse="exact"`.
+        in place of "exp_avg_sq", Lion neither. Arrays of torch parameters are tensors, so that `torch.save` and
+        `torch.load` take the state as they are. A schedule is not part of it, its position is: "lr" is the learning
+        rate of the next step. The parameters are not part of it: save `params` too, after this call, which brings all
+        rows up to date with `sparse="exact"`; or `save` all of it.
         """
         self.catch_up()
         assert self._engine is not None
-        return dump_state(self._engine.plan, self._groups, self._seed)
+        return dump_state(self._engine.plan, self._groups, self._seed, self._copied)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False) -> None:
+    def _copied(self, name, key, view):
+        copy = view.copy()
+        return as_torch(copy, bits=key == "remainder") if name in self._of_torch else copy
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False, strict: bool = True) -> Loaded:
         """Take over a `state_dict()` of an optimizer with the same names, shapes and dtypes, by copying, in place.
 
         The run continues bit for bit as the saved one would have, with the parameters written first. Parameters may be
-        grouped otherwise than in the saved run, and packed or not. A schedule goes on where the saved run was; where
-        the state has a number, a schedule that this optimizer has stays. `copies` are made anew of the parameters; with
-        `sparse="exact"`, every row is taken as up to date.
+        grouped otherwise than in the saved run, and packed or not. A schedule that this optimizer has stays, and goes
+        on where the saved run was. `copies` are made anew of the parameters; with `sparse="exact"`, every row is taken
+        as up to date.
+
+        States of torch's own Adam optimizers are taken too: by the names that torch was given, or in the order of the
+        parameters. What torch has never stepped begins afresh.
 
         Args:
             state_dict: What `state_dict()` made.
             convert: Round what is stored in another format than here, to nearest, instead of raising an error: moments
                 in float32 to bfloat16 or to 8-bit codes, say, or back. Also takes states with stochastic rounding of
                 fastadam 0.1, which go on with other random numbers.
+            strict: False takes partial states. A parameter that has no entry, or one of another shape, begins afresh:
+                no steps, moments of zero, its group's settings as they are. So does what was switched on meanwhile:
+                `ema_decay`, `amsgrad` (which stays as it is here), `master_weights`. Everything else is left out.
+
+        Returns:
+            What was taken, what began afresh and what was left out.
 
         Raises:
             TypeError, ValueError: names, shapes, dtypes or values do not fit. Nothing has been written then.
         """
+        how = Loading(convert=flag(convert, "convert"), strict=flag(strict, "strict"))
+        return self._load(state_dict, how)
+
+    def save(self, path: str | PathLike[str], *, params: bool = True, keep: int = 1) -> None:
+        """Save parameters and all state in one safetensors file, which replaces `path` as a whole.
+
+        Whenever the process is killed, `path` is the earlier file or the new one. Nothing is written in place but what
+        `catch_up` writes. The file takes no second copy of the state in memory. See docs/checkpoints.md.
+
+        Args:
+            path: The file; its directory must exist.
+            params: Save the parameters too. Without them, save them yourself after this call.
+            keep: How many files to keep, the new one included, >= 1: "run.safetensors", before that
+                "run.1.safetensors", and so on.
+
+        Raises:
+            OSError: the file cannot be written: no space, no permission, a directory in the way. `path` is as before.
+            TypeError: a name of a parameter, or a key of a group that is not of fastadam, cannot be written as JSON.
+
+        Example:
+            >>> import os, tempfile, numpy as np, fastadam
+            >>> path = os.path.join(tempfile.mkdtemp(), "run.safetensors")
+            >>> opt = fastadam.Adam({"w": np.ones(3)}, lr=0.1)
+            >>> opt.step({"w": np.ones(3)})
+            >>> opt.save(path)
+            >>> resumed = fastadam.Adam({"w": np.zeros(3)}, lr=0.1)
+            >>> resumed.load(path).taken
+            ('w', 'w.exp_avg', 'w.exp_avg_sq')
+            >>> resumed.params["w"]
+            array([0.9, 0.9, 0.9])
+        """
+        from fastadam.checkpoints.manifest import options_of
+        from fastadam.checkpoints.saving import save
+
+        params, keep = flag(params, "params"), integer(keep, "keep", least=1)
+        assert self._engine is not None
+        with self._one_step:
+            self.catch_up()
+            state = dump_state(self._engine.plan, self._groups, self._seed, lambda *view: view[-1], params=params)
+            schedules = {str(i): repr(group["lr"]) for i, group in enumerate(self._groups) if callable(group["lr"])}
+            options = options_of(self._options, self._seed)
+            save(Path(path), type(self).__name__, options, schedules, state, keep)
+
+    def load(
+        self, path: str | PathLike[str], *, params: bool = True, convert: bool = False, strict: bool = True
+    ) -> Loaded:
+        """Take over what `save` has written, by copying into parameters and buffers, in place.
+
+        The run continues bit for bit as the saved one would have. Parameters may be packed or not, in another order and
+        in other groups than in the saved run. The file is mapped into memory and checked as a whole, checksums
+        included, before anything is written; nothing in it is ever unpickled.
+
+        Args:
+            path: The file.
+            params: Load the parameters too.
+            convert: As for `load_state_dict`; parameters are converted too.
+            strict: As for `load_state_dict`. False also takes the state of another member or convention.
+
+        Returns:
+            What was taken, what began afresh, what was left out, and which options are others than in the saved run.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: the file is damaged, or no checkpoint (`fastadam.checkpoints.CheckpointError`).
+            TypeError, ValueError: names, shapes, dtypes or values do not fit. Nothing has been written in either case.
+        """
+        from fastadam.checkpoints.manifest import options_of
+        from fastadam.checkpoints.resuming import load
+
+        how = Loading(str(path), flag(convert, "convert"), flag(strict, "strict"), flag(params, "params"))
+        assert self._engine is not None
+        with self._one_step:
+            options = options_of(self._options, self._seed)
+            return load(Path(path), self._engine.plan, self._groups, options, how, self._load)
+
+    def _load(self, state_dict, how):
         assert self._engine is not None
         plan = self._engine.plan
-        seed = load_state(plan, self._groups, state_dict, convert=flag(convert, "convert"))
+        loaded = load_state(plan, self._groups, state_dict, how)
+        seed = loaded.seed
         if seed is not None and seed != self._seed:
             self._seed = seed
             plan.place_random_words([random_place(seed, each.name, at) for at, each in enumerate(plan.parameters)])
         self._engine.loaded()
         if self._engine.reduction is not None:
             self._engine.reduction.skipped = steps_not_taken(plan, self._groups)
+        return loaded
 
     def __repr__(self) -> str:
         groups = "".join(f"\n  {dict(group)}" for group in self.param_groups)
