@@ -39,9 +39,8 @@ def load(
 def _changed(checkpoint: Checkpoint, options, *, strict):
     """The options that are others here; raise if state would not mean the same."""
     saved = checkpoint.manifest.options
-    changed = {
-        key: (saved.get(key), value) for key, value in options.items() if key != "seed" and saved.get(key) != value
-    }
+    others = {key: here for key, here in options.items() if key != "seed" and saved.get(key) != here}
+    changed = {key: (saved.get(key), here) for key, here in others.items()}
     for key in _MEANING:
         if strict and key in changed:
             before, here = changed[key]

@@ -51,7 +51,9 @@ def save(
         return header_bytes(tensors, {KEY: manifest.text(), CHECKSUMS: json.dumps(checksums)})
 
     with replacing(path, keep) as file, ThreadPoolExecutor(1) as pool:
-        file.write(header())
+        first = header()
+        pieces.reserve(file, len(first) + sum(tensor.nbytes for tensor in tensors.values()))
+        file.write(first)
         for name in tensors:
             checksums[name] = f"{pieces.write(file, arrays[name], pool):08x}"
         file.seek(0)
