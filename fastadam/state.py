@@ -88,7 +88,7 @@ def load_state(plan: Plan, groups: Sequence[ParamGroup], state_dict: Any, how: L
         saved_groups, state = renamed(saved_groups, state, names, how.label)
     unknown = [name for name in state if name not in set(names)]
     if how.strict and (unknown or len(state) != len(names)):
-        difference = sorted(map(repr, state.keys() ^ set(names)))
+        difference = sorted(state.keys() ^ set(names), key=repr)
         raise ValueError(
             f"`{how.label}['state']` must have an entry for every parameter and no other, got {difference}"
         )

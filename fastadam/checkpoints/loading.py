@@ -31,6 +31,9 @@ class Unknown:
     def __str__(self) -> str:
         return self.name
 
+    def __repr__(self) -> str:
+        return repr(self.name)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
