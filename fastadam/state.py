@@ -99,10 +99,12 @@ def load_state(plan: Plan, groups: Sequence[ParamGroup], state_dict: Any, how: L
     seed = _one({entry.seed for entry in loaded.values() if entry.seed is not None}, "seed for all parameters", how)
     _write(plan, groups, settings, asked, loaded)
     listed = {name: tuple(key for key in state[name] if hasattr(state[name][key], "shape")) for name in unknown}
+    left_out = {name: each.left_out for name, each in loaded.items()}
     return Loaded(
         seed,
-        *(_labels({name: getattr(each, kind) for name, each in loaded.items()}) for kind in ("taken", "afresh")),
-        _labels({**{name: each.left_out for name, each in loaded.items()}, **listed}),
+        _labels({name: each.taken for name, each in loaded.items()}),
+        _labels({name: each.afresh for name, each in loaded.items()}),
+        _labels({**left_out, **listed}),
     )
 
 

@@ -139,7 +139,7 @@ def test_a_state_of_torch_with_other_parameters_is_refused():
     state = trained("Adam", tensors(0), [1], {}).state_dict()
     opt = fastadam.Adam([np.ones((3, 5), np.float32), np.ones(7, np.float32)])
     before = everything(opt)
-    with pytest.raises(ValueError, match="of torch must have the 2 parameters of this optimizer .*, got 3"):
+    with pytest.raises(ValueError, match=r"of torch must have the 2 parameters of this optimizer .*, got 3"):
         opt.load_state_dict(state)
     opt = fastadam.Adam([np.ones((5, 3), np.float32), np.ones(7, np.float32), np.ones((2, 2, 3), np.float32)])
     with pytest.raises(ValueError, match=r"\[0\]\['exp_avg'\]` must have shape \(5, 3\) .*, got \(3, 5\)"):

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from fastadam.checkpoints.errors import CheckpointError
 from fastadam.checkpoints.header import DTYPES, Tensor, read_header
 from fastadam.checkpoints.manifest import Manifest, groups_with_names, read_manifest
 from fastadam.checkpoints.names import STATE_KEYS, encoded
+from fastadam.checkpoints.pieces import checksum
 from fastadam.checkpoints.saving import CHECKSUMS
 from fastadam.checkpoints.strict_json import parsed
 from fastadam.saved import PARAMETER
@@ -60,7 +60,7 @@ class Checkpoint:
 
         def is_damaged(name):
             tensor = self.tensors[name]
-            return crc32(self.data[tensor.start : tensor.stop]) != self.checksums[name]
+            return checksum(self.data[tensor.start : tensor.stop]) != self.checksums[name]
 
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             found = pool.map(is_damaged, self.tensors)

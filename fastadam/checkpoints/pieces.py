@@ -19,15 +19,20 @@ def write(file: IO[bytes], array: Any, pool: ThreadPoolExecutor) -> int:
     """Append the elements of `array` in C order to `file`, and return their CRC-32."""
     if isinstance(array, np.ndarray) and array.flags.c_contiguous:
         # Its checksum is taken by another thread meanwhile.
-        found = pool.submit(crc32, _bytes(array))
+        found = pool.submit(checksum, array)
         for piece in pieces(array):
             _write_all(file, _bytes(piece))
         return found.result()
-    checksum = 0
+    value = 0
     for piece in pieces(array):
-        checksum = crc32(_bytes(piece), checksum)
+        value = crc32(_bytes(piece), value)
         _write_all(file, _bytes(piece))
-    return checksum
+    return value
+
+
+def checksum(array: Any) -> int:
+    """The CRC-32 of the bytes of a C-contiguous array."""
+    return crc32(_bytes(array))
 
 
 def reserve(file: IO[bytes], size: int) -> None:
