@@ -3,8 +3,6 @@
 from collections.abc import Hashable, Mapping
 from functools import partial
 from math import inf
-from os import PathLike
-from pathlib import Path
 from threading import RLock
 from typing import Any
 
@@ -26,9 +24,10 @@ from fastadam.params import (
     parse_group,
     parse_groups,
 )
+from fastadam.resumable import Resumable
 from fastadam.saved import Loading
 from fastadam.settings import recipes
-from fastadam.settings.checks import flag, integer, nonnegative
+from fastadam.settings.checks import flag, nonnegative
 from fastadam.settings.groups import ParamGroup
 from fastadam.settings.options import OPTION_NAMES, Options, moment_dtypes
 from fastadam.state import Loaded, dump_state, load_state, steps_not_taken
@@ -37,7 +36,7 @@ from fastadam.step.gradients import Collector
 from fastadam.step.rows import row_indices
 
 
-class Optimizer:
+class Optimizer(Resumable):
     """A member of the Adam family; see `fastadam.Adam` for arguments, attributes and errors."""
 
     def __init__(self, params: Any, member: str, options: Mapping[str, Any], **defaults: Any):
@@ -57,7 +56,7 @@ class Optimizer:
         self._groups: list[ParamGroup] = []
         self._watches: list[Watch] = []
         self._seed = self._options.seed
-        self._engine: Engine | None = None
+        self._engine = None
         self._one_step = RLock()
         self._params = Views({})
         self._of_torch: set[Hashable] = set()
@@ -366,78 +365,6 @@ class Optimizer:
         """
         how = Loading(convert=flag(convert, "convert"), strict=flag(strict, "strict"))
         return self._load(state_dict, how)
-
-    def save(self, path: str | PathLike[str], *, params: bool = True, keep: int = 1) -> None:
-        """Save parameters and all state in one safetensors file, which replaces `path` as a whole.
-
-        Whenever the process is killed, `path` is the earlier file or the new one. Nothing is written in place but what
-        `catch_up` writes. The file takes no second copy of the state in memory. See docs/checkpoints.md.
-
-        Args:
-            path: The file; its directory must exist.
-            params: Save the parameters too. Without them, save them yourself after this call.
-            keep: How many files to keep, the new one included, >= 1: "run.safetensors", before that
-                "run.1.safetensors", and so on.
-
-        Raises:
-            OSError: the file cannot be written: no space, no permission, a directory in the way. `path` is as before.
-            TypeError: a name of a parameter, or a key of a group that is not of fastadam, cannot be written as JSON.
-
-        Example:
-            >>> import os, tempfile, numpy as np, fastadam
-            >>> path = os.path.join(tempfile.mkdtemp(), "run.safetensors")
-            >>> opt = fastadam.Adam({"w": np.ones(3)}, lr=0.1)
-            >>> opt.step({"w": np.ones(3)})
-            >>> opt.save(path)
-            >>> resumed = fastadam.Adam({"w": np.zeros(3)}, lr=0.1)
-            >>> resumed.load(path).taken
-            ('w', 'w.exp_avg', 'w.exp_avg_sq')
-            >>> resumed.params["w"]
-            array([0.9, 0.9, 0.9])
-        """
-        from fastadam.checkpoints.manifest import options_of
-        from fastadam.checkpoints.saving import save
-
-        params, keep = flag(params, "params"), integer(keep, "keep", least=1)
-        assert self._engine is not None
-        with self._one_step:
-            self.catch_up()
-            state = dump_state(self._engine.plan, self._groups, self._seed, lambda *view: view[-1], params=params)
-            schedules = {str(i): repr(group["lr"]) for i, group in enumerate(self._groups) if callable(group["lr"])}
-            options = options_of(self._options, self._seed)
-            save(Path(path), type(self).__name__, options, schedules, state, keep)
-
-    def load(
-        self, path: str | PathLike[str], *, params: bool = True, convert: bool = False, strict: bool = True
-    ) -> Loaded:
-        """Take over what `save` has written, by copying into parameters and buffers, in place.
-
-        The run continues bit for bit as the saved one would have. Parameters may be packed or not, in another order and
-        in other groups than in the saved run. The file is mapped into memory and checked as a whole, checksums
-        included, before anything is written; nothing in it is ever unpickled.
-
-        Args:
-            path: The file.
-            params: Load the parameters too.
-            convert: As for `load_state_dict`; parameters are converted too.
-            strict: As for `load_state_dict`. False also takes the state of another member or convention.
-
-        Returns:
-            What was taken, what began afresh, what was left out, and which options are others than in the saved run.
-
-        Raises:
-            OSError: the file cannot be read.
-            ValueError: the file is damaged, or no checkpoint (`fastadam.checkpoints.CheckpointError`).
-            TypeError, ValueError: names, shapes, dtypes or values do not fit. Nothing has been written in either case.
-        """
-        from fastadam.checkpoints.manifest import options_of
-        from fastadam.checkpoints.resuming import load
-
-        how = Loading(str(path), flag(convert, "convert"), flag(strict, "strict"), flag(params, "params"))
-        assert self._engine is not None
-        with self._one_step:
-            options = options_of(self._options, self._seed)
-            return load(Path(path), self._engine.plan, self._groups, options, how, self._load)
 
     def _load(self, state_dict, how):
         assert self._engine is not None

@@ -1,6 +1,7 @@
 """One parameter in a state dictionary: which keys its entry has, and how an entry is checked before it is loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +45,7 @@ class Saved(NamedTuple):
         seed: Seed of the stochastic rounding; None if nothing is rounded stochastically.
         arrays: Flat array -> the values for it, 16-bit floats as their bits: in the shape of the parameter, exponents
             1-D, or 0.
+        conversions: Buffer that comes in another format -> makes its `arrays`, as it has done once.
         taken: The keys of its entry that were taken.
         afresh: The keys of what begins afresh.
         left_out: The keys of its entry that were not taken.
@@ -53,6 +55,7 @@ class Saved(NamedTuple):
     asked: int | None
     seed: int | None
     arrays: dict[str, Any]
+    conversions: dict[str, Callable[[], dict[str, Any]]]
     taken: tuple[str, ...]
     afresh: tuple[str, ...]
     left_out: tuple[str, ...]
@@ -105,22 +108,23 @@ def checked_entry(
         raise ValueError(f"`{label}` must have the keys {', '.join(map(repr, needed))}, got {list(entry)}")
     carried, asked = _counts(entry, label, member)
     arrays = {flats[key]: 0 for key in missing if key != PARAMETER}
-    if how.convert:
-        arrays.update(_converted(entry, label, parameter, buffers, member))
-        if "remainder" in flats and "remainder" not in entry:
-            arrays.setdefault("remainder", 0)
+    conversions = _conversions(entry, label, parameter, buffers, member) if how.convert else {}
+    if how.convert and "remainder" in flats and "remainder" not in entry and "p" not in conversions:
+        arrays["remainder"] = 0
+    done = {*arrays, *(flat for buffer in conversions for flat in parameter.formats.flats(buffer))}
     for key, flat in flats.items():
-        if flat not in arrays and key not in missing:
+        if flat not in done and key not in missing:
             arrays[flat] = _as_stored(entry, key, label, parameter, flat)
     known = {*_NUMBERS, *flats, *(number.state for number in member.carried.values())}
     taken, left_out = (tuple(key for key in entry if (key in flats) == kept) for kept in (True, False))
     left_out = tuple(key for key in left_out if key not in known)
-    return Saved(carried, asked, _seed(entry, label, parameter, how.convert), arrays, taken, missing, left_out)
+    seed = _seed(entry, label, parameter, how.convert)
+    return Saved(carried, asked, seed, arrays, conversions, taken, missing, left_out)
 
 
 def _afresh(options, flats, left_out):
     """The state of a parameter that has taken no step; the parameter itself stays as it is."""
-    return Saved(options.first_carried, None, None, dict.fromkeys(flats.values(), 0), (), tuple(flats), left_out)
+    return Saved(options.first_carried, None, None, dict.fromkeys(flats.values(), 0), {}, (), tuple(flats), left_out)
 
 
 def _can_go_on(entry, buffers, parameter, member):
@@ -138,13 +142,15 @@ def _optional(buffers, flats):
     )
 
 
-def _converted(entry, label, parameter, buffers, member):
-    """Flat array -> its new contents, for all that `entry` has in another format."""
-    arrays: dict[str, Any] = {}
+def _conversions(entry, label, parameter, buffers, member):
+    """Buffer -> what converts it, for all that `entry` has in another format; each is tried."""
+    found = {}
     for key, buffer in buffers.items():
         if not _is_stored_alike(entry, key, label, parameter, buffer):
-            arrays.update(converted(entry, key, label, parameter, buffer, member))
-    return arrays
+            # Its result is made again when it is written, so that no two parameters are in memory twice.
+            found[buffer] = partial(converted, entry, key, label, parameter, buffer, member)
+            found[buffer]()
+    return found
 
 
 def _check_no_other_format(entry, label, expected):

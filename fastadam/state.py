@@ -1,6 +1,7 @@
 """State dictionaries in torch's layout: what a checkpoint needs so that a resumed run is bit for bit the same run."""
 
 from collections.abc import Callable, Hashable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from fastadam.kernels.texts.casts import WORDS
@@ -144,7 +145,8 @@ def _one(values, what, how):
 
 def _write(plan, groups, settings, asked, loaded):
     for parameter, entry in zip(plan.parameters, loaded.values(), strict=True):
-        for flat in entry.arrays:
+        converted = [flat for buffer in entry.conversions for flat in parameter.formats.flats(buffer)]
+        for flat in (*entry.arrays, *converted):
             parameter.flat(flat)  # allocate everything before anything is written
     first = 0
     for index, (group, values) in enumerate(zip(groups, settings, strict=True)):
@@ -154,9 +156,11 @@ def _write(plan, groups, settings, asked, loaded):
         plan.set_asked(index, asked[index])
         first = members.stop
     for parameter, entry in zip(plan.parameters, loaded.values(), strict=True):
-        for flat, value in entry.arrays.items():
-            view = as_bits(parameter.view(flat))
-            assign(view, moved(value, view) if hasattr(value, "shape") else value)
+        # What is converted is in memory for one buffer at a time.
+        for arrays in chain([entry.arrays], (convert() for convert in entry.conversions.values())):
+            for flat, value in arrays.items():
+                view = as_bits(parameter.view(flat))
+                assign(view, moved(value, view) if hasattr(value, "shape") else value)
         if "ema" in entry.afresh:
             parameter.start_average()
 

@@ -27,7 +27,7 @@ def renamed(
     """
     numbers = [number for group in groups for number in group["params"]]
     called = [name for group in groups for name in group.get("param_names", ())]
-    if len(called) != len(numbers) or not set(called) <= set(names):
+    if len(called) != len(numbers) or not set(called) & set(names):
         called = list(names)
     if len(called) != len(numbers):
         raise ValueError(

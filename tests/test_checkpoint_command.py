@@ -50,7 +50,7 @@ def test_every_byte_is_verified(path):
     assert shown(path)[0] == 0
     status, output = shown(path, "--verify")
     assert status == 1
-    assert output.endswith("damaged: #%22w%2Eexp_avg%22")
+    assert output.endswith("damaged: #%22w%2Eexp_avg%22.exp_avg_sq")
 
 
 def test_what_is_no_checkpoint_is_said_to_be_none(path):

@@ -65,7 +65,7 @@ def read_header(file: Any, size: int, label: str) -> tuple[dict[str, Tensor], di
     if not 2 <= length <= min(size - 8, LARGEST_HEADER):
         raise CheckpointError(
             f"`{label}` must begin with the length of its header, at most {LARGEST_HEADER} and within the file of "
-            f"{size} bytes, got {length}"
+            f"{size} bytes, got {length}: it is no safetensors file, or it is damaged"
         )
     raw = file.read(length)
     if len(raw) != length:
