@@ -326,8 +326,8 @@ class Optimizer(Resumable):
         not taken), "remainder" (`master_weights`), "words" and "words_seed" (stochastic rounding). Adamax has "exp_inf"
         in place of "exp_avg_sq", Lion neither. Arrays of torch parameters are tensors, so that `torch.save` and
         `torch.load` take the state as they are. A schedule is not part of it, its position is: "lr" is the learning
-        rate of the next step. The parameters are not part of it: save `params` too, after this call, which brings all
-        rows up to date with `sparse="exact"`; or `save` all of it.
+        rate of the next step, left out if the schedule gives none. The parameters are not part of it: save `params`
+        too, after this call, which brings all rows up to date with `sparse="exact"`; or `save` all of it.
         """
         self.catch_up()
         assert self._engine is not None

@@ -25,7 +25,7 @@ def dump_state(
     """The state of every parameter, and the settings of every group; with `params`, the parameters too.
 
     `take(name, key, view)` makes of a view what the state has: a copy. The learning rate of a schedule is that of the
-    next step.
+    next step, and is left out if the schedule gives none.
     """
     state: dict[Hashable, dict[str, Any]] = {}
     carried = on_host(plan.tables.carried)[plan.clock_of].tolist()
@@ -52,7 +52,12 @@ def dump_state(
 
 def _saved_group(plan, index, group):
     saved = {**group, "params": list(group["params"])}
-    return {**saved, "lr": plan.lr(index)} if callable(group["lr"]) else saved
+    if callable(group["lr"]):
+        try:
+            saved["lr"] = plan.lr(index)
+        except Exception:  # whatever the user's schedule raises, what has been trained can be saved
+            del saved["lr"]
+    return saved
 
 
 class Loaded(NamedTuple):

@@ -124,6 +124,44 @@ def test_a_directory_in_the_way(tmp_path):
     assert list(tmp_path.rglob("*")) == [path]
 
 
+def test_what_cannot_be_is_found_out_before_anything_is_written(tmp_path, monkeypatch):
+    def no_space(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    opt = small()
+    monkeypatch.setattr(checkpoint_pieces, "_write_all", lambda *arguments: pytest.fail("written"))
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(IsADirectoryError):
+        opt.save(tmp_path / "directory")
+    monkeypatch.setattr(checkpoint_pieces.os, "posix_fallocate", no_space, raising=False)
+    with pytest.raises(OSError, match="No space left on device"):
+        opt.save(tmp_path / "run.safetensors")
+
+
+def test_the_path_is_there_at_every_moment(tmp_path, monkeypatch):
+    opt, path, replace = small(), tmp_path / "run.safetensors", os.replace
+    opt.save(path)
+    moments = []
+    monkeypatch.setattr(atomic.os, "replace", lambda *names: (moments.append(path.exists()), replace(*names)))
+    for _ in range(4):
+        opt.save(path, keep=3)
+    assert moments == [True] * len(moments)
+    assert len(moments) > 4
+
+
+def test_earlier_files_are_kept_without_links(tmp_path, monkeypatch):
+    def no_links(*names):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(atomic.os, "link", no_links)
+    opt, path = small(), tmp_path / "run.safetensors"
+    opt.save(path, keep=2)
+    saved = path.read_bytes()
+    opt.param_groups[0]["lr"] = 0.5
+    opt.save(path, keep=2)
+    assert (tmp_path / "run.1.safetensors").read_bytes() == saved != path.read_bytes()
+
+
 def test_a_directory_that_is_missing(tmp_path):
     path = tmp_path / "missing" / "run.safetensors"
     with pytest.raises(FileNotFoundError, match="`path` must be a file that can be written: No such file or directory"):

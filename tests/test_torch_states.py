@@ -135,6 +135,18 @@ def test_a_run_of_torch_goes_on_here(name, options, more, named):
         np.testing.assert_allclose(here.params[key], parameter.detach().numpy(), rtol=2e-5, atol=2e-6)
 
 
+def test_parameters_of_torch_may_have_taken_different_steps():
+    first = trained("Adam", tensors(0), [1, 2], {"lr": 0.03}, skip=(1,))
+    for parameter in first.param_groups[0]["params"]:
+        parameter.grad = torch.ones_like(parameter)
+    first.step()
+    opt = fastadam.Adam(tensors(0), lr=HALVING)
+    opt.load_state_dict(first.state_dict())
+    state = opt.state_dict()["state"]
+    assert [(state[name]["step"], state[name].get("skipped", 0)) for name in range(3)] == [(3, 0), (1, 2), (3, 0)]
+    assert opt.get_last_lr() == [HALVING(3)]
+
+
 def test_a_state_of_torch_with_other_parameters_is_refused():
     state = trained("Adam", tensors(0), [1], {}).state_dict()
     opt = fastadam.Adam([np.ones((3, 5), np.float32), np.ones(7, np.float32)])
