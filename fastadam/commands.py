@@ -95,6 +95,26 @@ def info() -> None:
     raise typer.Exit(show(Console()))
 
 
+@app.command()
+def checkpoint(
+    file: Annotated[Path, typer.Argument(help="What `save` of an optimizer has written.", show_default=False)],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every byte too; the exit status is 1 if the file is damaged.")
+    ] = False,
+) -> None:
+    """Show what is in a checkpoint: names, shapes, dtypes, bytes, steps and settings."""
+    from fastadam.checkpoints import CheckpointError
+    from fastadam.checkpoints.show import show
+
+    try:
+        raise typer.Exit(show(file, _console(), verify=verify))
+    except CheckpointError as error:
+        _refused(error)
+        raise typer.Exit(1) from None
+    except OSError as error:
+        raise _refused(error) from None
+
+
 def _console():
     """A console. Without a terminal it is as wide as the tables need."""
     from rich.console import Console

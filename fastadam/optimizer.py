@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastadam.containers import Watch, rebind, warn_of_copies, watches
-from fastadam.memory.arrays import assign, backend_of, rebound, zeros
+from fastadam.memory.arrays import as_torch, assign, backend_of, is_of_torch, rebound, zeros
 from fastadam.memory.buffers import Buffers, Views, as_16_bit
 from fastadam.memory.formats import formats_of, warn_of_vanishing
 from fastadam.memory.layout import plain
@@ -24,17 +24,19 @@ from fastadam.params import (
     parse_group,
     parse_groups,
 )
+from fastadam.resumable import Resumable
+from fastadam.saved import Loading
 from fastadam.settings import recipes
 from fastadam.settings.checks import flag, nonnegative
 from fastadam.settings.groups import ParamGroup
 from fastadam.settings.options import OPTION_NAMES, Options, moment_dtypes
-from fastadam.state import dump_state, load_state, steps_not_taken
+from fastadam.state import Loaded, dump_state, load_state, steps_not_taken
 from fastadam.step.engine import Engine
 from fastadam.step.gradients import Collector
 from fastadam.step.rows import row_indices
 
 
-class Optimizer:
+class Optimizer(Resumable):
     """A member of the Adam family; see `fastadam.Adam` for arguments, attributes and errors."""
 
     def __init__(self, params: Any, member: str, options: Mapping[str, Any], **defaults: Any):
@@ -54,9 +56,10 @@ class Optimizer:
         self._groups: list[ParamGroup] = []
         self._watches: list[Watch] = []
         self._seed = self._options.seed
-        self._engine: Engine | None = None
+        self._engine = None
         self._one_step = RLock()
         self._params = Views({})
+        self._of_torch: set[Hashable] = set()
         self._add(parse_groups(params), required=True)
 
     def _add(self, groups: list[Group], *, required: bool) -> None:
@@ -144,6 +147,7 @@ class Optimizer:
             for entry, parameter in zip(entries, plan.parameters[-len(entries) :], strict=True)
         }
         self._params = Views({**self._params, **added})
+        self._of_torch |= {entry.name for entry in entries if is_of_torch(entry.original)}
         lying = [self._params[each.name] for each in plan.parameters if not each.packed]
         example = next(iter(added.values()))
         self._collector = Collector(plan.parameters, lying or [example], plan.backend, zeroed=self._options.zero_grad)
@@ -320,40 +324,60 @@ class Optimizer:
         does not lie in C order. Further entries, where the optimizer has them: "max_exp_avg_sq" (`amsgrad`),
         "mu_product" (NAdam), "exp_avg_slow" (AdEMAMix), "ema" (`ema_decay`), "skipped" (steps that were asked for and
         not taken), "remainder" (`master_weights`), "words" and "words_seed" (stochastic rounding). Adamax has "exp_inf"
-        in place of "exp_avg_sq", Lion neither. A schedule is in it as it is: to be pickled, it must be one that can
-        be, as those of `fastadam.schedules`. The parameters are not part of it: save `params` too, after this call,
-        which brings all rows up to date with `sparse="exact"`.
+        in place of "exp_avg_sq", Lion neither. Arrays of torch parameters are tensors, so that `torch.save` and
+        `torch.load` take the state as they are. A schedule is not part of it, its position is: "lr" is the learning
+        rate of the next step, left out if the schedule gives none. The parameters are not part of it: save `params`
+        too, after this call, which brings all rows up to date with `sparse="exact"`; or `save` all of it.
         """
         self.catch_up()
         assert self._engine is not None
-        return dump_state(self._engine.plan, self._groups, self._seed)
+        return dump_state(self._engine.plan, self._groups, self._seed, self._copied)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False) -> None:
+    def _copied(self, name, key, view):
+        copy = view.copy()
+        return as_torch(copy, bits=key == "remainder") if name in self._of_torch else copy
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False, strict: bool = True) -> Loaded:
         """Take over a `state_dict()` of an optimizer with the same names, shapes and dtypes, by copying, in place.
 
         The run continues bit for bit as the saved one would have, with the parameters written first. Parameters may be
-        grouped otherwise than in the saved run, and packed or not. A schedule goes on where the saved run was; where
-        the state has a number, a schedule that this optimizer has stays. `copies` are made anew of the parameters; with
-        `sparse="exact"`, every row is taken as up to date.
+        grouped otherwise than in the saved run, and packed or not. A schedule that this optimizer has stays, and goes
+        on where the saved run was. `copies` are made anew of the parameters; with `sparse="exact"`, every row is taken
+        as up to date.
+
+        States of torch's own Adam optimizers are taken too: by the names that torch was given, or in the order of the
+        parameters. What torch has never stepped begins afresh.
 
         Args:
             state_dict: What `state_dict()` made.
             convert: Round what is stored in another format than here, to nearest, instead of raising an error: moments
                 in float32 to bfloat16 or to 8-bit codes, say, or back. Also takes states with stochastic rounding of
                 fastadam 0.1, which go on with other random numbers.
+            strict: False takes partial states. A parameter that has no entry, or one of another shape, begins afresh:
+                no steps, moments of zero, its group's settings as they are. So does what was switched on meanwhile:
+                `ema_decay`, `amsgrad` (which stays as it is here), `master_weights`. Everything else is left out.
+
+        Returns:
+            What was taken, what began afresh and what was left out.
 
         Raises:
             TypeError, ValueError: names, shapes, dtypes or values do not fit. Nothing has been written then.
         """
+        how = Loading(convert=flag(convert, "convert"), strict=flag(strict, "strict"))
+        return self._load(state_dict, how)
+
+    def _load(self, state_dict, how):
         assert self._engine is not None
         plan = self._engine.plan
-        seed = load_state(plan, self._groups, state_dict, convert=flag(convert, "convert"))
+        loaded = load_state(plan, self._groups, state_dict, how)
+        seed = loaded.seed
         if seed is not None and seed != self._seed:
             self._seed = seed
             plan.place_random_words([random_place(seed, each.name, at) for at, each in enumerate(plan.parameters)])
         self._engine.loaded()
         if self._engine.reduction is not None:
             self._engine.reduction.skipped = steps_not_taken(plan, self._groups)
+        return loaded
 
     def __repr__(self) -> str:
         groups = "".join(f"\n  {dict(group)}" for group in self.param_groups)

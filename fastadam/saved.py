@@ -1,17 +1,39 @@
 """One parameter in a state dictionary: which keys its entry has, and how an entry is checked before it is loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastadam.kernels.texts.casts import WORDS
 from fastadam.kernels.texts.member import Member
-from fastadam.memory.arrays import as_array, as_bits, dtype_name, moved
+from fastadam.memory.arrays import as_array, as_bits, saved_dtype_name
 from fastadam.memory.conversion import check_codes, converted, saved_layout
 from fastadam.memory.parameters import Parameter
 from fastadam.settings.checks import integer, real
 from fastadam.settings.options import Options
+
+# In the place of an entry: of a parameter that begins afresh.
+NEVER_STEPPED: Any = object()
+PARAMETER = "param"
+_NUMBERS = ("step", "skipped", "words", "words_seed", "seed", "layout")
+
+
+class Loading(NamedTuple):
+    """How a state is loaded.
+
+    Attributes:
+        label: What error messages call the state.
+        convert: Whether values in other formats are rounded to those that are here.
+        strict: Whether there must be all that is needed; else what is missing begins afresh.
+        params: Whether entries have the parameters themselves.
+    """
+
+    label: str = "state_dict"
+    convert: bool = False
+    strict: bool = True
+    params: bool = False
 
 
 class Saved(NamedTuple):
@@ -19,15 +41,24 @@ class Saved(NamedTuple):
 
     Attributes:
         carried: The numbers that its clock carries from step to step.
-        asked: How many steps have been asked of its group.
+        asked: How many steps have been asked of its group; None for one that begins afresh.
         seed: Seed of the stochastic rounding; None if nothing is rounded stochastically.
-        arrays: Flat array -> the values for it, 1-D.
+        arrays: Flat array -> the values for it, 16-bit floats as their bits: in the shape of the parameter, exponents
+            1-D, or 0.
+        conversions: Buffer that comes in another format -> makes its `arrays`, as it has done once.
+        taken: The keys of its entry that were taken.
+        afresh: The keys of what begins afresh.
+        left_out: The keys of its entry that were not taken.
     """
 
     carried: tuple[float, ...]
-    asked: int
+    asked: int | None
     seed: int | None
     arrays: dict[str, Any]
+    conversions: dict[str, Callable[[], dict[str, Any]]]
+    taken: tuple[str, ...]
+    afresh: tuple[str, ...]
+    left_out: tuple[str, ...]
 
 
 def saved_buffers(options: Options, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -51,36 +82,75 @@ def saved_arrays(parameter: Parameter, options: Options, settings: Mapping[str, 
 
 
 def checked_entry(
-    entry: Any, parameter: Parameter, options: Options, settings: Mapping[str, Any], *, convert: bool
+    entry: Any, parameter: Parameter, options: Options, settings: Mapping[str, Any], how: Loading
 ) -> Saved:
-    """Check `entry` and return the state of the parameter. Nothing is cast without `convert`.
-
-    `settings` are those of the group after loading.
+    """Check `entry` and return the state of the parameter. `settings` are those of the group after loading.
 
     Raises:
         TypeError, ValueError: the entry does not fit the parameter. Nothing has been written or allocated then.
     """
-    label, member = f"state_dict['state'][{parameter.name!r}]", options.family_member
+    label, member = f"{how.label}['state'][{parameter.name!r}]", options.family_member
+    buffers, flats = saved_buffers(options, settings), saved_arrays(parameter, options, settings)
+    if entry is NEVER_STEPPED:
+        return _afresh(options, flats, ())
     if not isinstance(entry, Mapping):
         raise TypeError(f"`{label}` must be a dict, got {entry!r}")
-    buffers, flats = saved_buffers(options, settings), saved_arrays(parameter, options, settings)
-    if not convert:
+    if not how.strict and not _can_go_on(entry, buffers, parameter, member):
+        return _afresh(options, flats, tuple(key for key in entry if key not in _NUMBERS))
+    if how.params:
+        buffers, flats = {PARAMETER: "p", **buffers}, {PARAMETER: "p", **flats}
+    missing = () if how.strict else tuple(key for key in _optional(buffers, flats) if key not in entry)
+    buffers = {key: buffer for key, buffer in buffers.items() if key not in missing}
+    if not how.convert:
         _check_no_other_format(entry, label, flats)
-    needed = ["step", *(buffers if convert else flats)]
+    needed = ["step", *(buffers if how.convert else (flat for flat in flats if flat not in missing))]
     if not set(needed) <= entry.keys():
         raise ValueError(f"`{label}` must have the keys {', '.join(map(repr, needed))}, got {list(entry)}")
     carried, asked = _counts(entry, label, member)
-    arrays = {}
-    if convert:
-        for key, buffer in buffers.items():
-            if not _is_stored_alike(entry, key, label, parameter, buffer):
-                arrays.update(converted(entry, key, label, parameter, buffer, member))
-        if "remainder" in flats and "remainder" not in entry:
-            arrays["remainder"] = 0
+    arrays = {flats[key]: 0 for key in missing if key != PARAMETER}
+    conversions = _conversions(entry, label, parameter, buffers, member) if how.convert else {}
+    if how.convert and "remainder" in flats and "remainder" not in entry and "p" not in conversions:
+        arrays["remainder"] = 0
+    done = {*arrays, *(flat for buffer in conversions for flat in parameter.formats.flats(buffer))}
     for key, flat in flats.items():
-        if flat not in arrays:
+        if flat not in done and key not in missing:
             arrays[flat] = _as_stored(entry, key, label, parameter, flat)
-    return Saved(carried, asked, _seed(entry, label, parameter, convert), arrays)
+    known = {*_NUMBERS, *flats, *(number.state for number in member.carried.values())}
+    taken, left_out = (tuple(key for key in entry if (key in flats) == kept) for kept in (True, False))
+    left_out = tuple(key for key in left_out if key not in known)
+    seed = _seed(entry, label, parameter, how.convert)
+    return Saved(carried, asked, seed, arrays, conversions, taken, missing, left_out)
+
+
+def _afresh(options, flats, left_out):
+    """The state of a parameter that has taken no step; the parameter itself stays as it is."""
+    return Saved(options.first_carried, None, None, dict.fromkeys(flats.values(), 0), {}, (), tuple(flats), left_out)
+
+
+def _can_go_on(entry, buffers, parameter, member):
+    """Whether `entry` has the count of steps and the moments of a parameter of this shape."""
+    optional = _optional(buffers, ())
+    needed = {"step", *(number.state for number in member.carried.values()), *(buffers.keys() - set(optional))}
+    shapes = [getattr(entry[key], "shape", parameter.shape) for key in (PARAMETER, *buffers) if key in entry]
+    return needed <= entry.keys() and all(tuple(shape) == parameter.shape for shape in shapes)
+
+
+def _optional(buffers, flats):
+    """The keys of what can begin afresh while the moments go on."""
+    return [key for key, buffer in buffers.items() if buffer in ("v_max", "ema", "p")] + ["remainder"] * (
+        "remainder" in flats
+    )
+
+
+def _conversions(entry, label, parameter, buffers, member):
+    """Buffer -> what converts it, for all that `entry` has in another format; each is tried."""
+    found = {}
+    for key, buffer in buffers.items():
+        if not _is_stored_alike(entry, key, label, parameter, buffer):
+            # Its result is made again when it is written, so that no two parameters are in memory twice.
+            found[buffer] = partial(converted, entry, key, label, parameter, buffer, member)
+            found[buffer]()
+    return found
 
 
 def _check_no_other_format(entry, label, expected):
@@ -89,28 +159,27 @@ def _check_no_other_format(entry, label, expected):
     if others:
         raise TypeError(
             f"`{label}` must be stored as in this optimizer, got {', '.join(map(repr, others))} too: nothing is "
-            "dropped or cast unless `load_state_dict` is asked to by `convert=True`"
+            "dropped or cast without `convert=True`"
         )
 
 
 def _is_stored_alike(entry, key, label, parameter, buffer):
-    """Whether a moment in `entry` has the format that it has in this optimizer."""
+    """Whether a buffer in `entry` has the format that it has in this optimizer."""
     stored = as_array(entry[key], f"{label}['{key}']")
     has_codes, codes = f"{key}_exponent" in entry, buffer in parameter.formats.blocked
-    alike = dtype_name(stored) == parameter.buffers.dtype(buffer).name and has_codes == codes
+    alike = saved_dtype_name(stored) == _name(_dtype(parameter, buffer), parameter) and has_codes == codes
     return alike and (not codes or saved_layout(entry, label, parameter.shape) == parameter.layout)
 
 
 def _as_stored(entry, key, label, parameter, flat):
-    """`entry[key]`, which must be stored as this optimizer stores it, in the order of memory of the parameter."""
-    dtype, value = parameter.buffers.dtype(flat), as_array(entry[key], f"{label}['{key}']")
-    if value.dtype != dtype and not (value.dtype.isnative and dtype_name(value) == _name(dtype, parameter)):
+    """The bits of `entry[key]`, which must be stored as this optimizer stores it."""
+    dtype, value = _dtype(parameter, flat), as_array(entry[key], f"{label}['{key}']")
+    name = saved_dtype_name(value)
+    if value.dtype != dtype and not (value.dtype.isnative and name == _name(dtype, parameter)):
         raise TypeError(
-            f"`{label}['{key}']` must be {dtype} as in this optimizer, got {value.dtype}: nothing is cast unless "
-            "`load_state_dict` is asked to by `convert=True`"
+            f"`{label}['{key}']` must be {dtype} as in this optimizer, got "
+            f"{name if name == 'bfloat16' else value.dtype}: nothing is cast without `convert=True`"
         )
-    # bfloat16 has another dtype in CuPy.
-    value = moved(as_bits(value), parameter.flat("p")).view(dtype)
     if key.endswith("_exponent"):
         codes = key.removesuffix("_exponent")
         check_codes(as_array(entry[codes], f"{label}['{codes}']"), value, codes, label)
@@ -119,10 +188,14 @@ def _as_stored(entry, key, label, parameter, flat):
                 f"`{label}['layout']` must be that of the parameter in this optimizer, "
                 f"{list(parameter.layout.axes)}: codes of another order are taken with `convert=True`"
             )
-        return value
-    if value.shape != parameter.shape:
+    elif value.shape != parameter.shape:
         raise ValueError(f"`{label}['{key}']` must have shape {parameter.shape} like its parameter, got {value.shape}")
-    return parameter.layout.flat(value)
+    return as_bits(value)
+
+
+def _dtype(parameter, flat):
+    """The dtype of a flat array of the parameter, which may be the user's own."""
+    return parameter.flat("p").dtype if flat == "p" else parameter.buffers.dtype(flat)
 
 
 def _name(dtype, parameter):

@@ -1,18 +1,32 @@
 """State dictionaries in torch's layout: what a checkpoint needs so that a resumed run is bit for bit the same run."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
 
 from fastadam.kernels.texts.casts import WORDS
-from fastadam.memory.arrays import assign, on_host
-from fastadam.saved import Saved, checked_entry, saved_arrays
+from fastadam.memory.arrays import as_bits, assign, moved, on_host
+from fastadam.saved import NEVER_STEPPED, PARAMETER, Loading, checked_entry, saved_arrays
+from fastadam.saved_groups import homes, parts, settings_of
 from fastadam.settings.groups import ParamGroup
 from fastadam.settings.recipes import STEP
 from fastadam.step.plan import Plan
+from fastadam.torch_state import from_torch, renamed
 
 
-def dump_state(plan: Plan, groups: Sequence[ParamGroup], seed: int) -> dict[str, Any]:
-    """Copies of the state of every parameter, and the settings of every group."""
+def dump_state(
+    plan: Plan,
+    groups: Sequence[ParamGroup],
+    seed: int,
+    take: Callable[[Hashable, str, Any], Any] = lambda name, key, view: view.copy(),
+    *,
+    params: bool = False,
+) -> dict[str, Any]:
+    """The state of every parameter, and the settings of every group; with `params`, the parameters too.
+
+    `take(name, key, view)` makes of a view what the state has: a copy. The learning rate of a schedule is that of the
+    next step, and is left out if the schedule gives none.
+    """
     state: dict[Hashable, dict[str, Any]] = {}
     carried = on_host(plan.tables.carried)[plan.clock_of].tolist()
     parameters = iter(zip(plan.parameters, carried, strict=True))
@@ -22,8 +36,9 @@ def dump_state(plan: Plan, groups: Sequence[ParamGroup], seed: int) -> dict[str,
             # The replays of a CUDA graph take steps that are not asked for here.
             asked = max(plan.asked_of(index), int(step))
             entry = state[parameter.name] = {"step": int(step)}
-            for key, flat in saved_arrays(parameter, plan.options, group).items():
-                entry[key] = parameter.view(flat).copy()
+            flats = {PARAMETER: "p"} if params else {}
+            for key, flat in {**flats, **saved_arrays(parameter, plan.options, group)}.items():
+                entry[key] = take(parameter.name, key, parameter.view(flat))
             if parameter.formats.blocked and not parameter.layout.plain:
                 entry["layout"] = list(parameter.layout.axes)
             if parameter.formats.dithers:
@@ -32,57 +47,127 @@ def dump_state(plan: Plan, groups: Sequence[ParamGroup], seed: int) -> dict[str,
                 entry[number.state] = value
             if plan.options.nonfinite == "skip" or asked != step:
                 entry["skipped"] = int(asked - step)
-    return {"state": state, "param_groups": [{**group, "params": list(group["params"])} for group in groups]}
+    return {"state": state, "param_groups": [_saved_group(plan, *each) for each in enumerate(groups)]}
 
 
-def load_state(plan: Plan, groups: Sequence[ParamGroup], state_dict: Mapping[str, Any], *, convert: bool) -> int | None:
-    """Load `state_dict`. Everything is checked before anything is written, and nothing is cast without `convert`.
+def _saved_group(plan, index, group):
+    saved = {**group, "params": list(group["params"])}
+    if callable(group["lr"]):
+        try:
+            saved["lr"] = plan.lr(index)
+        except Exception:  # whatever the user's schedule raises, what has been trained can be saved
+            del saved["lr"]
+    return saved
 
-    Returns the seed of the stochastic rounding in the state, or None if there is no seed to take over.
+
+class Loaded(NamedTuple):
+    """What has been loaded, by names such as "w" (the parameter) and "w.exp_avg".
+
+    Attributes:
+        seed: Seed of the stochastic rounding; None if there is none to take over.
+        taken: Taken over from the state.
+        afresh: Not in the state, or not for this shape: begun as for a new parameter.
+        left_out: In the state, and not used.
+        changed: Options of the saved run that are others here, from a checkpoint: name -> (saved, here).
     """
-    saved_groups, state = _parts(state_dict)
-    positions = {parameter.name: member for member, parameter in enumerate(plan.parameters)}
-    if state.keys() != positions.keys():
-        difference = sorted(map(repr, state.keys() ^ positions.keys()))
-        raise ValueError(f"`state_dict['state']` must have an entry for every parameter and no other, got {difference}")
-    homes = _homes(saved_groups)
-    settings = [_settings(group, homes, plan.options.exclude_from_weight_decay) for group in groups]
-    loaded: dict[int, Saved] = {}
+
+    seed: int | None
+    taken: tuple[str, ...]
+    afresh: tuple[str, ...]
+    left_out: tuple[str, ...]
+    changed: dict[str, tuple[Any, Any]] = {}  # noqa: RUF012 (never written)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.taken):,} arrays taken"]
+        for what, names in (("begun afresh", self.afresh), ("left out", self.left_out)):
+            listed = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
+            lines += [f"{len(names):,} {what}: {listed}"] * bool(names)
+        lines += [f"{name}: {saved!r} when saved, {here!r} here" for name, (saved, here) in self.changed.items()]
+        return "\n".join(lines)
+
+
+def load_state(plan: Plan, groups: Sequence[ParamGroup], state_dict: Any, how: Loading) -> Loaded:
+    """Load `state_dict`. Everything is checked before anything is written."""
+    saved_groups, state = parts(state_dict, how.label)
+    names = [parameter.name for parameter in plan.parameters]
+    if from_torch(saved_groups):
+        saved_groups, state = renamed(saved_groups, state, names, how.label)
+    unknown = [name for name in state if name not in set(names)]
+    if how.strict and (unknown or len(state) != len(names)):
+        difference = sorted(state.keys() ^ set(names), key=repr)
+        raise ValueError(
+            f"`{how.label}['state']` must have an entry for every parameter and no other, got {difference}"
+        )
+    placed = homes(saved_groups, how.label)
+    settings = [settings_of(group, placed, plan.options.exclude_from_weight_decay, how) for group in groups]
+    loaded = _checked(plan, groups, settings, state, how)
+    asked = [_asked(loaded, group, how.label) for group in groups]
+    seed = _one({entry.seed for entry in loaded.values() if entry.seed is not None}, "seed for all parameters", how)
+    _write(plan, groups, settings, asked, loaded)
+    listed = {name: tuple(key for key in state[name] if hasattr(state[name][key], "shape")) for name in unknown}
+    left_out = {name: each.left_out for name, each in loaded.items()}
+    return Loaded(
+        seed,
+        _labels({name: each.taken for name, each in loaded.items()}),
+        _labels({name: each.afresh for name, each in loaded.items()}),
+        _labels({**left_out, **listed}),
+    )
+
+
+def _checked(plan, groups, settings, state, how):
+    """Name -> what is to be loaded of a parameter, in the order of the parameters."""
+    parameters, loaded = iter(plan.parameters), {}
     for group, values in zip(groups, settings, strict=True):
         will_hold = {**group, **values}
-        for name in group["params"]:
-            parameter = plan.parameters[positions[name]]
-            loaded[positions[name]] = checked_entry(state[name], parameter, plan.options, will_hold, convert=convert)
-        _one(
-            {loaded[positions[name]].asked for name in group["params"]},
-            "number of steps, taken and skipped, for all parameters of a group",
-        )
-    seed = _one({entry.seed for entry in loaded.values() if entry.seed is not None}, "seed for all parameters")
-    _write(plan, groups, settings, loaded)
-    return seed
+        for parameter in (next(parameters) for _ in group["params"]):
+            entry = state.get(parameter.name, NEVER_STEPPED)
+            loaded[parameter.name] = checked_entry(entry, parameter, plan.options, will_hold, how)
+    return loaded
 
 
-def _one(values, what):
+def _labels(keys):
+    """What a report calls these keys of each parameter: the parameter "w" is "w", its moment is "w.exp_avg"."""
+    return tuple(
+        str(name) if key == PARAMETER else f"{name}.{key}"
+        for name, found in keys.items()
+        for key in found
+        if key != "step"
+    )
+
+
+def _asked(loaded, group, label):
+    """How many steps have been asked of a group: none, if all of it begins afresh."""
+    counts = {loaded[name].asked for name in group["params"]} - {None}
+    return _one(counts, "number of steps, taken and skipped, for all parameters of a group", Loading(label)) or 0
+
+
+def _one(values, what, how):
     """The one of `values`, None if there is none; raise if there are several."""
     if len(values) > 1:
-        raise ValueError(f"`state_dict` must have one {what}, got {sorted(values)}")
+        raise ValueError(f"`{how.label}` must have one {what}, got {sorted(values)}")
     return next(iter(values), None)
 
 
-def _write(plan, groups, settings, loaded):
-    for member, entry in loaded.items():
-        for flat in entry.arrays:
-            plan.parameters[member].flat(flat)  # allocate everything before anything is written
+def _write(plan, groups, settings, asked, loaded):
+    for parameter, entry in zip(plan.parameters, loaded.values(), strict=True):
+        converted = [flat for buffer in entry.conversions for flat in parameter.formats.flats(buffer)]
+        for flat in (*entry.arrays, *converted):
+            parameter.flat(flat)  # allocate everything before anything is written
     first = 0
     for index, (group, values) in enumerate(zip(groups, settings, strict=True)):
         group.update(values)
         members = range(first, first + len(group["params"]))
-        plan.set_clocks(index, {member: loaded[member].carried for member in members})
-        plan.set_asked(index, loaded[first].asked)
+        plan.set_clocks(index, {member: loaded[plan.parameters[member].name].carried for member in members})
+        plan.set_asked(index, asked[index])
         first = members.stop
-    for member, entry in loaded.items():
-        for flat, value in entry.arrays.items():
-            assign(plan.parameters[member].flat(flat), value)
+    for parameter, entry in zip(plan.parameters, loaded.values(), strict=True):
+        # What is converted is in memory for one buffer at a time.
+        for arrays in chain([entry.arrays], (convert() for convert in entry.conversions.values())):
+            for flat, value in arrays.items():
+                view = as_bits(parameter.view(flat))
+                assign(view, moved(value, view) if hasattr(value, "shape") else value)
+        if "ema" in entry.afresh:
+            parameter.start_average()
 
 
 def steps_not_taken(plan: Plan, groups: Sequence[ParamGroup]) -> int:
@@ -94,73 +179,3 @@ def steps_not_taken(plan: Plan, groups: Sequence[ParamGroup]) -> int:
     taken = on_host(plan.tables.carried)[plan.clock_of, STEP].tolist()
     most = max(asked)
     return int(min(most - step for count, step in zip(asked, taken, strict=True) if count == most))
-
-
-def _parts(state_dict):
-    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
-        raise TypeError(
-            "`state_dict` must be a dict with the keys 'state' and 'param_groups', as `state_dict()` makes it"
-        )
-    groups, state = state_dict["param_groups"], state_dict["state"]
-    _check_kind(groups, Sequence, "state_dict['param_groups']", "a list")
-    _check_kind(state, Mapping, "state_dict['state']", "a dict")
-    for index, group in enumerate(groups):
-        _check_kind(group, Mapping, f"state_dict['param_groups'][{index}]", "a dict")
-        _check_kind(group.get("params"), Sequence, f"state_dict['param_groups'][{index}]['params']", "a list")
-    return groups, state
-
-
-def _check_kind(value, kind, label, description):
-    if not isinstance(value, kind) or isinstance(value, str):
-        raise TypeError(f"`{label}` must be {description}, got {value!r}")
-
-
-def _homes(saved_groups):
-    """Name of a parameter -> the saved group that it is in."""
-    homes: dict[Hashable, Mapping[str, Any]] = {}
-    for index, saved in enumerate(saved_groups):
-        label = f"state_dict['param_groups'][{index}]['params']"
-        for name in saved["params"]:
-            if not isinstance(name, Hashable):
-                raise TypeError(f"`{label}` must have the names of parameters, got {name!r}")
-            if name in homes:
-                raise ValueError(f"`{label}` must have parameters that are in no group before, got {name!r}")
-            homes[name] = saved
-    return homes
-
-
-def _settings(
-    group: ParamGroup, homes: Mapping[Hashable, Mapping[str, Any]], predicate: Callable[[Hashable], Any] | None
-) -> dict[str, Any]:
-    """Check and return the saved settings for `group`. The saved groups may be others than those of this optimizer."""
-    missing = [name for name in group["params"] if name not in homes]
-    found = [] if missing else _all_settings(group, homes, predicate)
-    if missing or any(settings != found[0] for settings in found):
-        raise ValueError(
-            "`state_dict['param_groups']` must have the parameters of each group of this optimizer, with one set of "
-            f"settings, got {f'none of {missing}' if missing else found} for {list(group['params'])}"
-        )
-    settings = found[0]
-    if callable(group["lr"]) and not callable(settings.get("lr")):
-        # A saved number does not replace a schedule, which goes on where the saved run was.
-        settings.pop("lr", None)
-    group.check(settings)
-    return settings
-
-
-def _all_settings(group, homes, predicate):
-    """The settings of every saved group that has a parameter of `group`."""
-    by_home: dict[int, list[Hashable]] = {}
-    for name in group["params"]:
-        by_home.setdefault(id(homes[name]), []).append(name)
-    decaying: list[dict[str, Any]] = []
-    excluded: list[dict[str, Any]] = []
-    for names in by_home.values():
-        # The arrays themselves tell how moments are stored.
-        saved = {key: value for key, value in homes[names[0]].items() if key not in ("params", "moment_dtype")}
-        # Older states have parameters without weight decay in groups of their own, whose decay is zero.
-        alone = predicate is not None and saved.get("weight_decay") == 0.0 and all(map(predicate, names))
-        (excluded if alone else decaying).append(saved)
-    if not decaying:
-        return excluded
-    return decaying + [{**saved, "weight_decay": decaying[0].get("weight_decay")} for saved in excluded]

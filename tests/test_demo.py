@@ -197,6 +197,18 @@ def test_a_difference_to_the_reference_is_an_error(short, monkeypatch, tmp_path,
     assert "exactly the same parameters" not in printed.out
 
 
+def test_a_run_that_is_not_resumed_to_the_last_bit_is_an_error(short, monkeypatch, tmp_path, capsys):
+    right = demo_training.fastadam.Adam.load
+
+    def wrong(self, path):
+        right(self, path)
+        self.buffers.v[0] = np.nextafter(self.buffers.v[0], np.float32(1))
+
+    monkeypatch.setattr(demo_training.fastadam.Adam, "load", wrong)
+    assert demo.run("cpu", 0, tmp_path) == 1
+    assert "saved and resumed in the middle ended with other parameters" in " ".join(capsys.readouterr().err.split())
+
+
 def test_on_cuda_the_reference_takes_copies_of_the_gradients_from_the_device(short, monkeypatch, tmp_path, capsys):
     waits = []
     stream = SimpleNamespace(synchronize=lambda: waits.append(1))
@@ -244,7 +256,12 @@ def test_the_demo_runs_from_start_to_end(tmp_path):
     assert [row[-1] for row in rows["reference"]] == ["0", "0"]
     assert all(0 < float(row[-1]) < 0.1 for row in rows["textbook"])
     printed = " ".join(finished.stdout.split())
-    for text in ("kernels compiled, or loaded from their cache, in", "exactly the same parameters", "times as long as"):
+    for text in (
+        "kernels compiled, or loaded from their cache, in",
+        "exactly the same parameters",
+        "times as long as",
+        "ended the same to the last bit",
+    ):
         assert text in printed
     assert str(Path("some") / "where" / demo.PICTURE) in printed
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fastadam.kernels import cpu
-from fastadam.memory.arrays import on_host
+from fastadam.memory.arrays import as_array, on_host
 
 LARGE = cpu.DIRECT_FROM  # from here on a gradient is read where it lies, and a buffer is stepped by threads
 HYPER = {"lr": 3e-3, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.05}
@@ -31,7 +31,7 @@ def pmv(opt):
     state = [opt.state_dict()["state"][name] for name in opt.params]
     moments = [key for key in ("exp_avg", "exp_avg_sq", "exp_inf") if key in state[0]]
     return tuple(
-        np.concatenate([on_host(array).ravel() for array in arrays])
+        np.concatenate([on_host(as_array(array, "state")).ravel() for array in arrays])
         for arrays in (opt.params.values(), *([entry[key] for entry in state] for key in moments))
     )
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from rich import box
 from rich.table import Table
 
-from fastadam.demo.training import FastRun, ReferenceRun, Run, TextbookRun
+from fastadam.demo.training import FastRun, ReferenceRun, ResumedRun, Run, TextbookRun
 
 # The curves lie on each other, so thick pale lines go below thin dark ones.
 _STYLES: dict[str, dict[str, Any]] = {
@@ -33,6 +33,9 @@ class Comparison:
         self.runs = [self.textbook, self.reference, self.fast]
         self.from_reference = self.fast.furthest_from(self.reference)
         self.from_textbook = self.fast.furthest_from(self.textbook)
+        resumed = by_name[ResumedRun.name]
+        assert isinstance(resumed, ResumedRun)
+        self.is_resumed = resumed.is_same_as(self.fast)
 
     def step_ratio(self, run: Run) -> float:
         """The median step of `run` in median steps of fastadam."""

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 
 from rich.console import Console
 from rich.markup import escape
@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fastadam.demo.models import diabetes, digits
 from fastadam.demo.report import Comparison, gain, save_picture, table
-from fastadam.demo.training import CPU, Device, contenders, train, warm_up
+from fastadam.demo.training import CPU, Device, ResumedRun, contenders, train, warm_up
 
 PICTURE = "losses-and-times.png"
 
@@ -85,10 +85,11 @@ def _compare(device: Device, seed: int, console: Console) -> list[Comparison]:
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     comparisons = []
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console) as progress, TemporaryDirectory() as directory:
         for task in tasks:
             bar = progress.add_task(task.title, total=task.steps)
-            runs = contenders(task, device, seed)
+            resumed = ResumedRun(task, device, seed, Path(directory) / "checkpoint.safetensors")
+            runs = [*contenders(task, device, seed), resumed]
             train(runs, seed, partial(progress.advance, bar))
             comparisons.append(Comparison(runs))
     return comparisons
@@ -113,4 +114,16 @@ def _verdict(comparisons: list[Comparison], device: Device, console: Console) ->
             "from fastadam: a GPU flushes subnormal numbers to zero, and nothing else may differ."
         )
     console.print("The textbook form rounds in another order, and training carries that on to the difference shown.")
+    return _verdict_on_resuming(comparisons, console)
+
+
+def _verdict_on_resuming(comparisons: list[Comparison], console: Console) -> int:
+    """Say how the runs ended that were saved and resumed, and return the exit status."""
+    if not all(comparison.is_resumed for comparison in comparisons):
+        Console(stderr=True).print(
+            "error: a run that was saved and resumed in the middle ended with other parameters than one that was not.",
+            style="bold red",
+        )
+        return 1
+    console.print("Saved in the middle and resumed by a new optimizer, each run ended the same to the last bit.")
     return 0

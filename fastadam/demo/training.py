@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -118,6 +119,33 @@ class FastRun(Run):
     def step(self) -> None:
         """Take one optimizer step with `gradients`."""
         self._optimizer.step(self.gradients)
+
+
+class ResumedRun(FastRun):
+    """Trains with fastadam, and in the middle saves a checkpoint and goes on from it with a new optimizer."""
+
+    name = "resumed"
+
+    def __init__(self, task: Task, device: Device, seed: int, path: Path):
+        super().__init__(task, device, seed)
+        self._path, self._steps_to_go = path, task.steps // 2
+
+    def step(self) -> None:
+        """Take one optimizer step with `gradients`, and resume after half of the steps."""
+        super().step()
+        self._steps_to_go -= 1
+        if self._steps_to_go == 0:
+            self._optimizer.save(self._path)
+            self.params = {name: self.device.move(np.zeros(p.shape, np.float32)) for name, p in self.params.items()}
+            self._optimizer = fastadam.Adam(self.params)
+            self._optimizer.load(self._path)
+
+    def is_same_as(self, other: Run) -> bool:
+        """Whether two runs have the same parameters to the last bit."""
+        mine, others = (
+            {name: self.device.back(p).tobytes() for name, p in run.params.items()} for run in (self, other)
+        )
+        return mine == others
 
 
 class ReferenceRun(Run):

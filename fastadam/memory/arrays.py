@@ -71,6 +71,20 @@ def rebound(view: Any, original: Any, label: str) -> Any:
     return library.from_dlpack(view)
 
 
+def is_of_torch(value: Any) -> bool:
+    """Whether `value` is a tensor of torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def as_torch(array: Any, *, bits: bool = False) -> Any:
+    """`array` as a tensor of torch over the same memory; `bits` are no bfloat16, even in CuPy."""
+    torch = importlib.import_module("torch")
+    if dtype_name(array) == "bfloat16" and not bits:
+        return torch.from_dlpack(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_dlpack(array)
+
+
 def require_cupy(label: str) -> ModuleType:
     """CuPy with a working CUDA device, which `label` needs."""
     try:
@@ -147,6 +161,11 @@ def dtype_name(array: Any) -> str:
     """The name of the dtype of `array`. In CuPy, bfloat16 is handled as its bits, uint16."""
     name = array.dtype.name
     return "bfloat16" if name == "uint16" and not isinstance(array, np.ndarray) else name
+
+
+def saved_dtype_name(array: Any) -> str:
+    """The same of an array in a saved state, where bfloat16 may also be void of two bytes: that needs no ml_dtypes."""
+    return "bfloat16" if array.dtype == "V2" else dtype_name(array)
 
 
 def check_dtype(array: Any, label: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from fastadam.kernels import stored
 from fastadam.kernels.texts.formats import EXPONENT_GROUP, Formats
 from fastadam.kernels.texts.member import Member
-from fastadam.memory.arrays import as_array, as_bits, check_dtype, dtype_name, moved, on_host
+from fastadam.memory.arrays import as_array, as_bits, check_dtype, on_host, saved_dtype_name
 from fastadam.memory.layout import Layout, plain
 from fastadam.memory.parameters import Parameter
 
@@ -17,7 +17,10 @@ from fastadam.memory.parameters import Parameter
 def converted(
     entry: Mapping[str, Any], key: str, label: str, parameter: Parameter, buffer: str, member: Member
 ) -> dict[str, Any]:
-    """Flat array -> its new contents for a parameter, 1-D: `entry[key]`, rounded to nearest to the format."""
+    """Flat array -> its new contents for a parameter: `entry[key]`, rounded to nearest to the format.
+
+    They are bits on the host, in the shape of the parameter; exponents are 1-D.
+    """
     # Adding zero turns -0.0 into 0.0, which has the code zero.
     values = _values(entry, key, label, buffer, member).astype(parameter.arithmetic, copy=False) + 0.0
     if values.shape != parameter.shape:
@@ -35,7 +38,8 @@ def converted(
         raise ValueError(
             f"`{label}['{key}']` must be within the range of {formats[buffer]}, got {np.abs(values).max()}"
         )
-    return {flat: moved(held[flat].view(dtype), parameter.flat("p")) for flat, dtype in dtypes.items()}
+    layout = parameter.layout
+    return {flat: each if flat.endswith("_exponent") else layout.view(each) for flat, each in held.items()}
 
 
 def _values(entry, key, label, buffer, member):
@@ -49,12 +53,26 @@ def _values(entry, key, label, buffer, member):
         with np.errstate(all="ignore"):
             flats = {buffer: layout.flat(array), f"{buffer}_exponent": exponents}
             return layout.view(stored.load(formats, buffer, flats))
-    check_dtype(original, f"{label}['{key}']")
-    name = dtype_name(original)
+    name = saved_dtype_name(original)
+    if name != "bfloat16":
+        check_dtype(original, f"{label}['{key}']")
+    if buffer == "p" and "remainder" in entry and name == "bfloat16":
+        return _masters(entry, label, array)
     if name in ("float32", "float64"):
         return array
     with np.errstate(all="ignore"):
         return stored.load(Formats(**{buffer: name}), buffer, {buffer: array.view(np.uint16)})
+
+
+def _masters(entry, label, array):
+    """The float32 values of bfloat16 parameters whose other bits are beside them."""
+    remainder = on_host(as_array(entry["remainder"], f"{label}['remainder']"))
+    if remainder.dtype != np.uint16 or remainder.shape != array.shape:
+        raise TypeError(
+            f"`{label}['remainder']` must be uint16 of shape {array.shape} like its parameter, got {remainder.dtype} "
+            f"of shape {remainder.shape}"
+        )
+    return stored.load(Formats(p="split"), "p", {"p": array.view(np.uint16), "remainder": remainder})
 
 
 def saved_layout(entry: Mapping[str, Any], label: str, shape: tuple[int, ...]) -> Layout:

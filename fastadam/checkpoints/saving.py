@@ -1,0 +1,83 @@
+"""A state is written into one safetensors file, which takes the place of the earlier one as a whole."""
+
+import json
+from collections.abc import Hashable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import fastadam
+from fastadam.checkpoints import pieces
+from fastadam.checkpoints.atomic import replacing
+from fastadam.checkpoints.header import header_bytes, laid_out
+from fastadam.checkpoints.manifest import KEY, Manifest, formats_of, groups_of, plain
+from fastadam.checkpoints.names import STATE_KEYS, encoded, tensor_name
+from fastadam.memory.arrays import dtype_name
+from fastadam.saved import PARAMETER
+
+CHECKSUMS = "crc32"
+_DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "uint16": "U16",
+    "uint8": "U8",
+}
+
+
+def save(
+    path: Path,
+    optimizer: str,
+    options: Mapping[str, Any],
+    schedules: Mapping[str, str],
+    state_dict: Mapping[str, Any],
+    keep: int,
+) -> None:
+    """Write `state_dict`, whose arrays may be views, to `path`."""
+    from safetensors import safe_open
+
+    arrays, numbers = _split(state_dict["state"])
+    keys = {key for entry in state_dict["state"].values() for key in entry}
+    groups = groups_of(state_dict["param_groups"])
+    manifest = Manifest(
+        fastadam.__version__, optimizer, dict(options), formats_of(keys), groups, dict(schedules), numbers
+    )
+    shapes = {name: (_dtype(name, array), array.shape) for name, array in arrays.items()}
+    tensors = laid_out(shapes)
+    checksums = dict.fromkeys(tensors, "0" * 8)
+
+    def header():
+        return header_bytes(tensors, {KEY: manifest.text(), CHECKSUMS: json.dumps(checksums)})
+
+    with replacing(path, keep) as file, ThreadPoolExecutor(1) as pool:
+        first = header()
+        pieces.reserve(file, len(first) + sum(tensor.nbytes for tensor in tensors.values()))
+        file.write(first)
+        for name in tensors:
+            checksums[name] = f"{pieces.write(file, arrays[name], pool):08x}"
+        file.seek(0)
+        file.write(header())
+        # Whatever the package does not read must not take the place of a good file.
+        with safe_open(file.name, framework="numpy"):
+            pass
+
+
+def _split(state: Mapping[Hashable, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Name of a tensor -> array, and encoded name of a parameter -> its numbers."""
+    arrays: dict[str, Any] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    for name, entry in state.items():
+        called = encoded(name)
+        numbers[called] = {}
+        for key, value in entry.items():
+            if key == PARAMETER or key in STATE_KEYS:
+                arrays[tensor_name(called, key)] = value
+            else:
+                numbers[called][key] = plain(value, f"state[{name!r}][{key!r}]")
+    return arrays, numbers
+
+
+def _dtype(name, array):
+    # In CuPy bfloat16 is its bits, uint16; only the remainder of a parameter is uint16 itself.
+    return "U16" if name.endswith(".remainder") else _DTYPES[dtype_name(array)]
