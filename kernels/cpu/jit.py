@@ -18,8 +18,11 @@ _leaves: dict = {}
 
 
 def jit(function, name, sources="", *, parallel=False):
-    """`function` compiled under `name`, and cached on disk as long as `sources` stay."""
-    kernel = njit(parallel=parallel, error_model=_ERRORS)(_named(function, name, sources))
+    """`function` compiled under `name`, and cached on disk as long as `sources` stay.
+
+    A `parallel` one lets other Python threads run meanwhile, such as those of a backward pass.
+    """
+    kernel = njit(parallel=parallel, nogil=parallel, error_model=_ERRORS)(_named(function, name, sources))
     # RuntimeError: there is no writable place for a cache. The kernel is then compiled in every process.
     with contextlib.suppress(RuntimeError):
         kernel.enable_caching()
