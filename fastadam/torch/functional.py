@@ -165,7 +165,7 @@ def _number(step, label):
     return taken + 1
 
 
-_ONE = {dtype: torch.ones((), dtype=dtype) for dtype in _STEP_DTYPES}
+_ONE = {dtype: torch.ones((), dtype=dtype, device="cpu") for dtype in _STEP_DTYPES}
 
 
 def _advance(steps):
