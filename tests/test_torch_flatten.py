@@ -30,7 +30,7 @@ class Model(torch.nn.Module):
 
     def forward(self, images, words):
         features = self.norm(self.convolution(images)).mean((2, 3)) + self.embedding(words)
-        return self.head(self.scale * features) + self.wide.sum().float()
+        return self.head(self.scale * features) * self.wide.mean().float()
 
 
 def train(model, optimizer, steps=6, zero=lambda model: model.zero_grad(set_to_none=False)):
@@ -70,28 +70,28 @@ def test_an_optimizer_that_was_made_before_goes_on():
     for model, optimizer in zip((plain, flattened), optimizers, strict=True):
         train(model, optimizer)
     flatten_(flattened, grads=True)
-    same(*(train(model, optimizer) for model, optimizer in zip((flattened, plain), optimizers, strict=True)))
+    same(*(train(model, optimizer) for model, optimizer in zip((plain, flattened), optimizers, strict=True)))
 
 
-def test_flat_tensors_are_the_masters_of_adamw_step():
-    model = Model()
-    flats = flatten_(model, grads=True)
-    state = [[torch.zeros_like(flat) for flat in flats] for _ in range(2)]
-    steps = [torch.tensor(0.0) for _ in flats]
+class Ours:
+    """`adamw_step` on parameters with their gradients."""
 
-    class Optimizer:
-        def step(self):
-            grads = [flat.grad for flat in flats]
-            hyper = {"lr": 0.01, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.1, "eps": 1e-8}
-            fastadam.torch.adamw_step(flats, grads, *state, steps, **hyper)
+    def __init__(self, params):
+        self.params = params
+        self.state = [[torch.zeros_like(p) for p in params] for _ in range(2)]
+        self.steps = [torch.tensor(0.0) for _ in params]
 
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    after = train(model, Optimizer())
-    plain = Model()
-    expected = train(plain, torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.1))
-    for name, value in expected.items():
-        torch.testing.assert_close(after[name], value, rtol=1e-4, atol=1e-5)
-    assert not torch.equal(before["head.weight"], after["head.weight"])
+    def step(self):
+        grads = [p.grad for p in self.params]
+        hyper = {"lr": 0.01, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.1, "eps": 1e-8}
+        fastadam.torch.adamw_step(self.params, grads, *self.state, self.steps, **hyper)
+
+
+def test_adamw_step_takes_the_flat_tensors():
+    plain, flattened = Model(), Model()
+    ours = train(flattened, Ours(flatten_(flattened, grads=True)))
+    used = [p for p in plain.parameters() if p.requires_grad and p.numel()]
+    same(ours, train(plain, Ours(used)))
 
 
 @grads_or_not
@@ -133,7 +133,7 @@ def test_gradients_that_are_there_are_kept():
     assert flattened.scale.grad == 0
     assert float(flats[0].grad.abs().sum()) > 0
     for (name, mine), other in zip(flattened.named_parameters(), plain.parameters(), strict=True):
-        if mine.requires_grad and name != "scale":
+        if other.grad is not None and name != "scale":
             assert torch.equal(mine.grad, other.grad), name
 
 

@@ -168,11 +168,11 @@ def test_all_tensors_are_one_launch_which_later_calls_take_again(launches):
 
 
 def test_what_is_kept_ready_is_bounded(monkeypatch):
-    from fastadam.torch import functional
+    from fastadam.torch import launches as launching
 
-    monkeypatch.setattr(functional, "_MOST_KEPT", 20_000)
+    monkeypatch.setattr(launching, "_MOST_KEPT", 20_000)
     with ThreadPoolExecutor(1) as pool:
-        counts = list(pool.map(lambda size: (Lists([(size,)]).call(), len(functional._kept.ready))[1], range(1, 60)))
+        counts = list(pool.map(lambda size: (Lists([(size,)]).call(), len(launching._kept.ready))[1], range(1, 60)))
     assert 10 < max(counts) < 25
     assert min(counts[20:]) < max(counts)
 

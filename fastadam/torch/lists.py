@@ -132,8 +132,10 @@ def _overlaps(low, high, written):
 
 
 def _raise_overlap(names, order, low, high, written):
-    second = 1 + int(np.flatnonzero(_overlaps(low, high, written))[0])
-    shared = (high[:second] > low[second]) & (written[:second] | written[second])
-    first = int(np.flatnonzero(shared)[0])
-    labels = [f"{names[position % len(names)]}[{position // len(names)}]" for position in order[[first, second]]]
-    raise ValueError(f"`{labels[1]}` must not overlap `{labels[0]}`, got tensors that share memory")
+    """Name the first two, in the order of the lists, of those that must not share memory."""
+    pairs = []
+    for second in 1 + np.flatnonzero(_overlaps(low, high, written)):
+        shared = (high[:second] > low[second]) & (written[:second] | written[second])
+        pairs += [sorted((order[first], order[second])) for first in np.flatnonzero(shared)]
+    first, second = (f"{names[place % len(names)]}[{place // len(names)}]" for place in min(pairs))
+    raise ValueError(f"`{second}` must not overlap `{first}`, got tensors that share memory")
