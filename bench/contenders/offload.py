@@ -4,6 +4,7 @@ One pass of fastadam beside a pass each for the gradients, for the step and for 
 """
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -18,12 +19,12 @@ def of_one_pass(params, grads, kind):
     from fastadam.torch import adamw_step
 
     masters, gradients, copies, feed, values = _tensors(params, grads)
-    moments = [[torch.zeros_like(master) for master in masters] for _ in range(2)]
+    first, second = ([torch.zeros_like(master) for master in masters] for _ in range(2))
     steps = [torch.tensor(0.0) for _ in masters]
-    hyper = {"lr": LR, "beta1": BETAS[0], "beta2": BETAS[1], "weight_decay": WEIGHT_DECAY, "eps": EPS}
+    hyper: Any = {"lr": LR, "beta1": BETAS[0], "beta2": BETAS[1], "weight_decay": WEIGHT_DECAY, "eps": EPS}
 
     def step():
-        adamw_step(masters, gradients, *moments, steps, copies, **hyper, gradient_scale=SCALE)
+        adamw_step(masters, gradients, first, second, steps, copies, gradient_scale=SCALE, **hyper)
 
     return Built(step, values, feed)
 

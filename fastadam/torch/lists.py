@@ -137,5 +137,5 @@ def _raise_overlap(names, order, low, high, written):
     for second in 1 + np.flatnonzero(_overlaps(low, high, written)):
         shared = (high[:second] > low[second]) & (written[:second] | written[second])
         pairs += [sorted((order[first], order[second])) for first in np.flatnonzero(shared)]
-    first, second = (f"{names[place % len(names)]}[{place // len(names)}]" for place in min(pairs))
-    raise ValueError(f"`{second}` must not overlap `{first}`, got tensors that share memory")
+    labels = [f"{names[place % len(names)]}[{place // len(names)}]" for place in min(pairs)]
+    raise ValueError(f"`{labels[1]}` must not overlap `{labels[0]}`, got tensors that share memory")

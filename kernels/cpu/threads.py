@@ -79,9 +79,11 @@ def _start_pool():
     # Numba's OpenMP pool resets torch's thread count when it starts.
     global _pool_started
     torch = sys.modules.get("torch")
-    torch_threads = torch.get_num_threads() if hasattr(torch, "get_num_threads") else None
+    if not hasattr(torch, "set_num_threads"):  # not there, or about to be imported
+        torch = None
+    torch_threads = torch.get_num_threads() if torch else None
     numba.get_num_threads()
-    if torch_threads is not None:
+    if torch:
         torch.set_num_threads(torch_threads)
     _pool_started = True
 
