@@ -107,7 +107,7 @@ def adamw_step(
     lists = {"grads": lists.pop("grads"), **lists}
     ready = ready_for(lists, shapes, ranges, MEMBERS["adam"].small((beta1, beta2)))
     addresses = addresses_of(lists)
-    check_memory(lists, addresses, ready.itemsizes, ready.spans, "grads")
+    check_memory(list(lists), addresses, ready.itemsizes, ready.ranges, "grads")
     tables = ready.tables
     tables.addresses[:, GRADIENT : len(lists)] = addresses
     tables.write("hyper", (slice(None), slice(len(hyper))), hyper)

@@ -24,13 +24,13 @@ class Ready(NamedTuple):
         tables: A clock for each parameter.
         launch: Runs the step.
         itemsizes: int64 (parameters, lists): bytes of an element.
-        spans: int64 (parameters, 2): the elements that are stepped.
+        ranges: int64 (2, parameters, lists): where what is stepped begins and ends in a tensor, in bytes.
     """
 
     tables: Tables
     launch: Callable[[], None]
     itemsizes: np.ndarray
-    spans: np.ndarray
+    ranges: np.ndarray
 
 
 _dtype_of = Tensor.dtype.__get__
@@ -86,7 +86,8 @@ def _made_ready(dtypes, shapes, ranges, small_betas):
     tables.addresses[:, len(dtypes)] = random_place(0, 0, 0)
     launch = cpu.launcher(passes, tables, guarded=False)
     itemsizes = np.array([[dtype.itemsize for dtype in column] for column in dtypes.values()], np.int64).T
-    return Ready(tables, launch, itemsizes, spans), sum(each.blocks.nbytes for each in passes) + 1_000 * count
+    ready = Ready(tables, launch, itemsizes, spans.T[:, :, np.newaxis] * itemsizes)
+    return ready, sum(each.blocks.nbytes for each in passes) + 1_000 * count
 
 
 def _checked_spans(ranges, shapes):

@@ -99,25 +99,23 @@ def is_dense(tensor: Tensor) -> bool:
 
 def addresses_of(lists: Mapping[str, Sequence[Tensor]]) -> np.ndarray:
     """Where the tensors begin: int64 (tensors of a list, lists)."""
-    columns = [np.fromiter(map(Tensor.data_ptr, tensors), np.int64, len(tensors)) for tensors in lists.values()]
-    return np.stack(columns, axis=1)
+    return np.array([list(map(Tensor.data_ptr, tensors)) for tensors in lists.values()], np.int64).T
 
 
 def check_memory(
-    lists: Mapping[str, Sequence[Tensor]], addresses: np.ndarray, itemsizes: np.ndarray, spans: np.ndarray, read: str
+    names: Sequence[str], addresses: np.ndarray, itemsizes: np.ndarray, ranges: np.ndarray, read: str
 ) -> None:
-    """Raise if a tensor is not aligned, or if elements `spans` of two tensors, not both in list `read`, share memory.
+    """Raise if a tensor is not aligned, or if parts of two tensors, not both in the list `read`, share memory.
 
-    `itemsizes` is of the shape of `addresses`; `spans` are int64 (tensors of a list, 2), start and stop.
+    All arrays are of the shape of `addresses`; `itemsizes` are bytes, and `ranges`, (2, ...), where a part begins and
+    ends in its tensor, in bytes.
     """
-    names = list(lists)
-    odd = np.argwhere(addresses % itemsizes)
-    if len(odd):
-        index, column = odd[0]
+    if (addresses % itemsizes).any():
+        index, column = np.argwhere(addresses % itemsizes)[0]
         label = f"{names[column]}[{index}]"
         raise ValueError(f"`{label}` must be aligned to {itemsizes[index, column]} bytes, got a tensor that is not")
-    low, high = ((addresses + itemsizes * edge[:, np.newaxis]).reshape(-1) for edge in spans.T)
-    order = np.argsort(low, kind="stable")
+    low, high = (ranges + addresses).reshape(2, -1)
+    order = low.argsort(kind="stable")
     order = order[high[order] > low[order]]
     low, high, written = low[order], high[order], order % len(names) != names.index(read)
     if _overlaps(low, high, written).any():
