@@ -17,12 +17,12 @@ _ERRORS = "numpy"
 _leaves: dict = {}
 
 
-def jit(function, name, sources="", *, parallel=False):
+def jit(function, name, sources="", *, parallel=False, nogil=False):
     """`function` compiled under `name`, and cached on disk as long as `sources` stay.
 
-    A `parallel` one lets other Python threads run meanwhile, such as those of a backward pass.
+    Other Python threads run meanwhile if it is `parallel` or `nogil`.
     """
-    kernel = njit(parallel=parallel, nogil=parallel, error_model=_ERRORS)(_named(function, name, sources))
+    kernel = njit(parallel=parallel, nogil=nogil, error_model=_ERRORS)(_named(function, name, sources))
     # RuntimeError: there is no writable place for a cache. The kernel is then compiled in every process.
     with contextlib.suppress(RuntimeError):
         kernel.enable_caching()

@@ -31,10 +31,10 @@ def on_threads(kernel):
     def launch(*arguments):
         with _one_launch:
             threads = _count()
-            if threads == 1:
-                return kernel(False)(*arguments)
-            with _masked(threads):
-                return kernel(True)(*arguments)
+            if threads > 1:
+                with _masked(threads):
+                    return kernel(True)(*arguments)
+        return kernel(False)(*arguments)
 
     return launch
 
