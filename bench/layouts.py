@@ -73,6 +73,7 @@ EXTRAS = {
     "g zeroed": Moves((), (4, 4, 4, 4)),
     "one buffer more": Moves((4,), (4, 4, 4, 4)),
     "16-bit copy": Moves((4,), (4, 4, 4), (2,)),
+    "bfloat16 g, 16-bit copy": Moves((2,), (4, 4, 4), (2,)),
     "g twice": Moves((4,), (4, 4, 4), first=4),
     "all": Moves((), (4, 4, 4, 4, 4), (2,), first=4),
 }

@@ -19,6 +19,7 @@ from fastadam.bench.contenders import (
     numexpr_adam,
     numpy_in_place,
     numpy_textbook,
+    offload,
     optax_adam,
     torch_adam,
 )
@@ -38,6 +39,7 @@ _MODULES = (
     kernel_alone,
     fastadam_groups,
     fastadam_rows,
+    offload,
     cuda_adam,
     limits,
 )

@@ -4,6 +4,7 @@ from fastadam import schedules
 from fastadam.family import Adam, Adamax, AdamW, AdEMAMix, Lion, NAdam, RAdam
 from fastadam.functional import adam_step
 from fastadam.step.rows import SparseRows
+from fastadam.threads import get_num_threads, set_num_threads
 
 __all__ = [
     "AdEMAMix",
@@ -15,6 +16,8 @@ __all__ = [
     "RAdam",
     "SparseRows",
     "adam_step",
+    "get_num_threads",
     "schedules",
+    "set_num_threads",
 ]
 __version__ = "0.1.0"

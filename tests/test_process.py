@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numba
 import pytest
+from new_process import run
 
 import fastadam.kernels
 
@@ -23,15 +24,6 @@ def step(size=200_000, count=1):
         fastadam.adam_step(p, g, m, v, step=number, lr=0.1)
     return p
 """
-
-
-def run(code, **environment):
-    """The output of `code`, run in a new process that must end well."""
-    completed = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, timeout=300
-    )
-    assert completed.returncode == 0, completed.stderr
-    return completed.stdout.strip()
 
 
 def test_import_loads_no_backend():

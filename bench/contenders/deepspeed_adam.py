@@ -10,13 +10,18 @@ from fastadam.bench.contenders.torch_adam import values, with_gradients
 
 def build(params, grads, kind):
     tensors, feed = with_gradients(params, grads)
+    optimizer = made(list(tensors.values()), lr=LR, betas=BETAS, eps=EPS, adamw_mode=False)
+    return Built(optimizer.step, lambda: values(tensors), feed)
+
+
+def made(params, **settings):
+    """DeepSpeed's optimizer of these tensors."""
     # If the environment is not activated, its ninja is not on the path; another version of ninja would build anew.
     path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)))
     with patch.dict(os.environ, PATH=path, DS_ACCELERATOR="cpu"):
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        optimizer = DeepSpeedCPUAdam(list(tensors.values()), lr=LR, betas=BETAS, eps=EPS, adamw_mode=False)
-    return Built(optimizer.step, lambda: values(tensors), feed)
+        return DeepSpeedCPUAdam(params, **settings)
 
 
 CONTENDERS = (Contender("DeepSpeed CPUAdam", build, needs=("deepspeed", "torch", "ninja"), threads="DeepSpeed"),)

@@ -72,19 +72,19 @@ def launch_of(blocks: np.ndarray, held: Any, **job: int) -> Callable[[], None]:
     if total < threads.PARALLEL_FROM:
         launch = partial(driver(parallel=False), told.ctypes.data)
     else:
-        launch = partial(threads.on_threads(lambda parallel: driver(parallel=parallel)), told.ctypes.data)
+        launch = partial(threads.on_threads(lambda parallel: driver(parallel=parallel, nogil=True)), told.ctypes.data)
     launch.held = told, blocks, held  # type: ignore[attr-defined]
     return launch
 
 
 @cache
-def driver(*, parallel: bool) -> Callable[[int], None]:
-    """The machine code of the driver, for the address of a job.
+def driver(*, parallel: bool, nogil: bool = False) -> Callable[[int], None]:
+    """The machine code of the driver, for the address of a job; other Python threads run meanwhile if `nogil`.
 
     A call of it skips Numba's look at the types of the arguments, which takes half the time of a short one.
     """
     function, name = (_drive_threads, "drive_parallel") if parallel else (_drive, "drive_serial")
-    return jit(function, name, parallel=parallel).compile((int64,))
+    return jit(function, f"{name}_nogil" if nogil else name, parallel=parallel, nogil=nogil).compile((int64,))
 
 
 # Few functions, and integers alone: each function takes Numba 0.05 s to compile, and a view of an array more.

@@ -17,9 +17,12 @@ _ERRORS = "numpy"
 _leaves: dict = {}
 
 
-def jit(function, name, sources="", *, parallel=False):
-    """`function` compiled under `name`, and cached on disk as long as `sources` stay."""
-    kernel = njit(parallel=parallel, error_model=_ERRORS)(_named(function, name, sources))
+def jit(function, name, sources="", *, parallel=False, nogil=False):
+    """`function` compiled under `name`, and cached on disk as long as `sources` stay.
+
+    Other Python threads run meanwhile if it is `parallel` or `nogil`.
+    """
+    kernel = njit(parallel=parallel, nogil=nogil, error_model=_ERRORS)(_named(function, name, sources))
     # RuntimeError: there is no writable place for a cache. The kernel is then compiled in every process.
     with contextlib.suppress(RuntimeError):
         kernel.enable_caching()

@@ -9,6 +9,7 @@ from functools import cache
 
 import numba
 
+from fastadam.kernels import thread_count
 from fastadam.kernels.callers import levels_to_caller
 
 # Elements from which the parallel kernel is as fast as the serial one: its launch costs a few us more, which two
@@ -23,15 +24,47 @@ _forked_from_pool = False
 
 
 def on_threads(kernel):
-    """`kernel(parallel)`, compiled now, and launched on all threads where that is safe."""
+    """`kernel(parallel)`, compiled now, and launched on as many threads as `count` says."""
     with _one_launch:
-        kernel(_can_be_parallel())
+        kernel(_count() > 1)
 
     def launch(*arguments):
         with _one_launch:
-            return kernel(_can_be_parallel())(*arguments)
+            threads = _count()
+            if threads > 1:
+                with _masked(threads):
+                    return kernel(True)(*arguments)
+        return kernel(False)(*arguments)
 
     return launch
+
+
+def count():
+    """How many threads a launch of the calling thread takes."""
+    with _one_launch:
+        return _count()
+
+
+def _count():
+    asked = thread_count.asked()
+    most = thread_count.limit() if asked is None else asked
+    if most == 1 or not _can_be_parallel():
+        return 1
+    # Whoever has set a mask for this thread by `numba.set_num_threads` is heard unless we were asked ourselves.
+    return min(most, numba.get_num_threads()) if asked is None else asked
+
+
+@contextlib.contextmanager
+def _masked(threads):
+    """Numba's mask, which belongs to the calling thread, lets through so many threads."""
+    before = numba.get_num_threads()
+    if threads != before:
+        numba.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        if threads != before:
+            numba.set_num_threads(before)
 
 
 def _can_be_parallel():
@@ -46,6 +79,8 @@ def _start_pool():
     # Numba's OpenMP pool resets torch's thread count when it starts.
     global _pool_started
     torch = sys.modules.get("torch")
+    if not hasattr(torch, "set_num_threads"):  # not there, or about to be imported
+        torch = None
     torch_threads = torch.get_num_threads() if torch else None
     numba.get_num_threads()
     if torch:

@@ -107,7 +107,8 @@ class Recipe:
         ema: Whether an average of the parameters is kept.
         zero_grad: Whether the gradients are zeroed.
         small_betas: Numbers of the betas below 0.5 that need another stage: `Member.small`.
-        storage: How the buffers are stored; a copy of the parameters is written if it says how.
+        copy: Whether a copy of the parameters is written; one in other than the arithmetic's dtype is in any case.
+        storage: How the buffers are stored.
     """
 
     member: str = "adam"
@@ -119,6 +120,7 @@ class Recipe:
     ema: bool = False
     zero_grad: bool = False
     small_betas: tuple[int, ...] = ()
+    copy: bool = False
     storage: Formats = NATIVE
 
 
@@ -164,7 +166,7 @@ def _element_stages(recipe):
     stages += MEMBERS[recipe.member].element(recipe)
     if recipe.ema:
         stages += [shared.average]
-    if recipe.storage["copy"] != "native":
+    if recipe.copy or recipe.storage["copy"] != "native":
         stages += [shared.copy]
     if recipe.zero_grad:
         stages += [shared.zero_gradient]

@@ -1,0 +1,139 @@
+"""Lists of torch tensors on the CPU, checked against one another, as columns of addresses."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_PLAIN = {Tensor, torch.nn.Parameter}
+
+
+def checked_lengths(lists: Mapping[str, Any]) -> dict[str, list]:
+    """`lists`, whatever iterables they are, as lists; raise unless they are as long as the first."""
+    made: dict[str, list] = {}
+    for name, given in lists.items():
+        if isinstance(given, (Tensor, str, bytes, dict)) or not hasattr(given, "__iter__"):
+            raise TypeError(f"`{name}` must be a list, got {type(given).__name__}")
+        made[name] = list(given)
+    first, count = next((name, len(made[name])) for name in made)
+    for name, entries in made.items():
+        if len(entries) != count:
+            raise ValueError(f"`{name}` must have {count} entries like `{first}`, got {len(entries)}")
+    return made
+
+
+def checked_shapes(lists: Mapping[str, Sequence[Any]]) -> list[Any]:
+    """The shapes of the tensors; raise unless those of one position are dense, on the CPU, and lie alike in memory."""
+    try:
+        if all(map(_is_usual, lists.values())):
+            # The usual case first: the checks one by one take several times as long.
+            shapes, *others = [[tensor.shape for tensor in tensors] for tensors in lists.values()]
+            if all(other == shapes for other in others):
+                return shapes
+    except (TypeError, AttributeError, RuntimeError, NotImplementedError):
+        pass  # no tensor, or no strided one: below it is named
+    (first, leaders), *_ = lists.items()
+    for name, tensors in lists.items():
+        for index, (tensor, leader) in enumerate(zip(tensors, leaders, strict=True)):
+            _check(tensor, f"{name}[{index}]", leader, f"{first}[{index}]")
+    return [leader.shape for leader in leaders]
+
+
+def _is_usual(tensors):
+    return set(map(type, tensors)) <= _PLAIN and all(map(_is_cpu, tensors)) and all(map(Tensor.is_contiguous, tensors))
+
+
+_is_cpu = Tensor.is_cpu.__get__
+
+
+def _check(tensor, label, leader, leader_label):
+    check_plain(tensor, label)
+    if not tensor.is_cpu:
+        raise ValueError(f"`{label}` must be on the CPU, got a tensor on {tensor.device}")
+    if tensor.shape != leader.shape:
+        raise ValueError(
+            f"`{label}` must have shape {tuple(leader.shape)} like `{leader_label}`, got {tuple(tensor.shape)}"
+        )
+    if not is_dense(tensor):
+        raise ValueError(
+            f"`{label}` must be contiguous, or dense in another order, got shape {tuple(tensor.shape)} with strides "
+            f"{tensor.stride()}"
+        )
+    if tensor.numel() and _strides(tensor) != _strides(leader):
+        raise ValueError(
+            f"`{label}` must have strides {leader.stride()} like `{leader_label}`, got {tensor.stride()}: its elements "
+            "lie in another order"
+        )
+
+
+def _strides(tensor):
+    """The strides that say where elements lie: not those of axes of one element."""
+    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+
+
+def check_plain(tensor: Any, label: str) -> None:
+    """Raise unless `tensor` is a strided tensor that owns its memory: no subclass, such as DTensor."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"`{label}` must be a torch.Tensor, got {type(tensor).__name__}")
+    if type(tensor) not in _PLAIN:
+        hint = ": pass what its `to_local()` returns" if hasattr(tensor, "to_local") else ""
+        raise TypeError(f"`{label}` must be a plain torch.Tensor, got {type(tensor).__name__}{hint}")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"`{label}` must be a strided tensor, got {tensor.layout}")
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements of a tensor fill a range of memory without a gap, in any order of the axes."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def addresses_of(lists: Mapping[str, Sequence[Tensor]]) -> np.ndarray:
+    """Where the tensors begin: int64 (tensors of a list, lists)."""
+    return np.array([list(map(Tensor.data_ptr, tensors)) for tensors in lists.values()], np.int64).T
+
+
+def check_memory(
+    names: Sequence[str], addresses: np.ndarray, itemsizes: np.ndarray, ranges: np.ndarray, read: str
+) -> None:
+    """Raise if a tensor is not aligned, or if parts of two tensors, not both in the list `read`, share memory.
+
+    All arrays are of the shape of `addresses`; `itemsizes` are bytes, and `ranges`, (2, ...), where a part begins and
+    ends in its tensor, in bytes.
+    """
+    if (addresses % itemsizes).any():
+        index, column = np.argwhere(addresses % itemsizes)[0]
+        label = f"{names[column]}[{index}]"
+        raise ValueError(f"`{label}` must be aligned to {itemsizes[index, column]} bytes, got a tensor that is not")
+    low, high = (ranges + addresses).reshape(2, -1)
+    order = low.argsort(kind="stable")
+    order = order[high[order] > low[order]]
+    low, high, written = low[order], high[order], order % len(names) != names.index(read)
+    if _overlaps(low, high, written).any():
+        _raise_overlap(names, order, low, high, written)
+
+
+def _overlaps(low, high, written):
+    """Of ranges in the order of `low`, from the second on, those that share memory with one before."""
+    before = np.maximum.accumulate(high)[:-1]
+    written_before = np.maximum.accumulate(np.where(written, high, 0))[:-1]
+    return np.where(written[1:], before, written_before) > low[1:]
+
+
+def _raise_overlap(names, order, low, high, written):
+    """Name the first two, in the order of the lists, of those that must not share memory."""
+    pairs = []
+    for second in 1 + np.flatnonzero(_overlaps(low, high, written)):
+        shared = (high[:second] > low[second]) & (written[:second] | written[second])
+        pairs += [sorted((order[first], order[second])) for first in np.flatnonzero(shared)]
+    labels = [f"{names[place % len(names)]}[{place // len(names)}]" for place in min(pairs)]
+    raise ValueError(f"`{labels[1]}` must not overlap `{labels[0]}`, got tensors that share memory")

@@ -1,0 +1,50 @@
+"""How many threads a launch on the CPU may take: what was asked for, and else what the rest of the process keeps to."""
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+
+UNLIMITED = sys.maxsize
+
+
+def _of_openmp():
+    """The first number of OMP_NUM_THREADS, which may be a list with one for each level of nesting."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return max(1, int(first)) if first.isdecimal() else UNLIMITED
+
+
+# Read once, as OpenMP does.
+_OPENMP = _of_openmp()
+_asked_of_process: int | None = None
+_asked_of_call = threading.local()
+
+
+def ask(count: int | None) -> None:
+    """Let launches of the process take so many threads; None: what `limit` says."""
+    global _asked_of_process
+    _asked_of_process = count
+
+
+@contextlib.contextmanager
+def asking(count: int | None) -> Iterator[None]:
+    """Let launches of this thread take so many threads inside of the context; None: as many as outside of it."""
+    before = getattr(_asked_of_call, "count", None)
+    _asked_of_call.count = before if count is None else count
+    try:
+        yield
+    finally:
+        _asked_of_call.count = before
+
+
+def asked() -> int | None:
+    """How many threads the next launch of this thread was asked to take; None if nobody has said so."""
+    of_call = getattr(_asked_of_call, "count", None)
+    return _asked_of_process if of_call is None else of_call
+
+
+def limit() -> int:
+    """How many threads a launch should take at most if nobody has asked: torch's number, or that of OpenMP."""
+    count = getattr(sys.modules.get("torch"), "get_num_threads", None)  # None while torch is being imported
+    return _OPENMP if count is None else count()
