@@ -1,0 +1,10 @@
+"""torch.optim's Adam family as one fused pass over tensors where they lie: the classes of torch, and two more.
+
+    optimizer = fastadam.torch.AdamW(model.parameters(), lr=3e-4)
+
+is the only line of a training that changes. This package needs torch, 2.7 or newer; `import fastadam` alone does not.
+"""
+
+from fastadam.torch.family import Adam, Adamax, AdamW, AdEMAMix, Lion, NAdam, RAdam
+
+__all__ = ["AdEMAMix", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RAdam"]
