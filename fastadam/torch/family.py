@@ -174,7 +174,8 @@ class NAdam(Fused, torch.optim.NAdam):
     With m and v as in `Adam`, mu_t = beta1 * (1 - 0.5 * 0.96**(t * momentum_decay)) and the product P_t of mu_1 to
     mu_t, which is `mu_product`, for every element at step t:
 
-        p = p - lr * ((1 - mu_t) * g / (1 - P_t) + mu_{t+1} * m / (1 - P_t * mu_{t+1})) / (sqrt(v / (1 - beta2**t)) + eps)
+        m_hat = (1 - mu_t) * g / (1 - P_t) + mu_{t+1} * m / (1 - P_t * mu_{t+1})
+        p     = p - lr * m_hat / (sqrt(v / (1 - beta2**t)) + eps)
 
     Takes the further arguments of `Adam`. On a CUDA device, `mu_product` waits for each step.
 

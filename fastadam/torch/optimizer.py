@@ -23,7 +23,7 @@ class Fused(torch.optim.Optimizer):
         """Take over the options that torch's classes do not have."""
         self._options = options_of(self._member, given)
         if differentiable:
-            raise ValueError("`differentiable` must be False, got True: what is launched is unknown to autograd")
+            raise ValueError("`differentiable` must be False, got True: autograd knows nothing of what is launched")
 
     @hooked
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -97,8 +97,8 @@ class Stepper:
         for index, group in enumerate(groups):
             if group.get("differentiable"):
                 raise ValueError(
-                    f"`differentiable` must be False, got True in param_groups[{index}]: what is launched is unknown to "
-                    "autograd"
+                    f"`differentiable` must be False, got True in param_groups[{index}]: autograd knows "
+                    "nothing of what is launched"
                 )
         return [
             {**_ABSENT, **{key: _plain(value) for key, value in zip(self._keys, self._values(group), strict=True)}}
