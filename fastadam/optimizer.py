@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastadam.containers import Watch, rebind, warn_of_copies, watches
-from fastadam.memory.arrays import as_torch, assign, backend_of, is_of_torch, rebound, zeros
+from fastadam.memory.arrays import as_torch, assign, backend_of, dtype_name, is_of_torch, rebound, zeros
 from fastadam.memory.buffers import Buffers, Views, as_16_bit
 from fastadam.memory.formats import formats_of, warn_of_vanishing
 from fastadam.memory.layout import plain
@@ -97,7 +97,7 @@ class Optimizer(Resumable):
         """The group of `entries`, and the formats of each of them."""
         options = self._options
         dtypes = moment_dtypes(settings.get("moment_dtype", options.moment_dtype))
-        formats = [formats_of(entry.array, dtypes, options) for entry in entries]
+        formats = [formats_of(dtype_name(each.array), each.array.size, dtypes, options) for each in entries]
         together = partial(recipes.check_together, options=options, formats=list(dict.fromkeys(formats)))
         values = {**self._defaults, **settings}
         group = ParamGroup(tuple(entry.name for entry in entries), values, options.family_member, together)

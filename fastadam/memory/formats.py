@@ -20,16 +20,19 @@ _HALF_STEP = {"bfloat16": 2.0**-9, "float16": 2.0**-12}
 _SAMPLE = 100_000
 
 
-def formats_of(array: Any, dtypes: tuple[str | None, str | None], options: Options) -> Formats:
-    """The formats of all buffers of the parameter `array`; its first and second moments have these `dtypes`."""
-    stored, member = dtype_name(array), options.family_member
+def formats_of(stored: str, size: int, dtypes: tuple[str | None, str | None], options: Options) -> Formats:
+    """The formats of all buffers of a parameter of `size` elements that is `stored` in a dtype.
+
+    Its first and second moments have these `dtypes`.
+    """
+    member = options.family_member
     arithmetic = "float64" if stored == "float64" else "float32"
     stochastic = options.rounding == "stochastic"
     if options.copy_dtype and stored in ("bfloat16", "float16"):
         raise ValueError(f"`copy_dtype` must be None with {stored} parameters, got {options.copy_dtype!r}")
     if options.master_weights and stored != "bfloat16":
         raise ValueError(f"`master_weights` needs bfloat16 parameters, got {stored}: they would lack nothing")
-    first, second = (_moment(dtype, arithmetic, array.size < SMALL) for dtype in dtypes)
+    first, second = (_moment(dtype, arithmetic, size < SMALL) for dtype in dtypes)
     formats = {
         buffer: member.format(buffer, first if kept.signed else second, stochastic=stochastic)
         for buffer, kept in member.buffers.items()

@@ -61,6 +61,10 @@ class Parameter:
             return self.p
         return self.buffers.cut(self.name, name)
 
+    def address(self, name: str, backend: Any) -> int:
+        """Where its part of a flat array begins. The array is allocated if it is not there yet."""
+        return backend.address(self.flat(name))
+
     def view(self, name: str) -> Any:
         """Its part of a flat array in its shape; exponents are 1-D, one for each group of codes."""
         flat = self.flat(name)

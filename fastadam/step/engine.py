@@ -23,11 +23,13 @@ class Engine:
         reduction: The norm of the gradients, where an option needs it.
     """
 
-    def __init__(self, options: Options, backend: Backend, device_of: Any):
+    def __init__(self, options: Options, backend: Backend, device_of: Any, *, host_counts: bool = False):
+        """Make one without parameters; `host_counts` says that the front end must know which steps were taken."""
         self._options, self._device_of = options, device_of
         on_device = not isinstance(device_of, np.ndarray)
         # On a GPU the kernels themselves skip, without waiting for the host, unless that must keep a history.
-        self._skipped_by_kernels = options.nonfinite == "skip" and on_device and options.sparse == "lazy"
+        host_counts = host_counts or options.sparse == "exact"
+        self._skipped_by_kernels = options.nonfinite == "skip" and on_device and not host_counts
         host_decides = options.nonfinite != "propagate" and not self._skipped_by_kernels
         self._waits = host_decides or options.sparse == "exact"
         self.plan = Plan(options, backend, device_of, guarded=self._skipped_by_kernels)

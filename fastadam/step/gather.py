@@ -16,7 +16,9 @@ class Gradients(NamedTuple):
     """The gradients of one step, from any front end.
 
     Attributes:
-        addresses: int64 (parameters,): where each begins; 0 where there is none, and the parameter is skipped.
+        addresses: int64 (parameters,): where each begins; 0 where there is none, and the parameter is skipped. A front
+            end that hands over the column of the tables itself may write other addresses into it between steps, as long
+            as the same parameters have a gradient.
         rows: Position of a parameter -> its gradient, for those with a gradient of rows only.
         held: The gradient of each parameter as it was handed over, None where there is none; what the addresses point
             into lives as long as this.

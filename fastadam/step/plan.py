@@ -150,40 +150,44 @@ class Plan:
             update_of(recipe_of(settings, self.options, part.formats, decays=part.decays))
             for part in self._parts[group]
         ]
-        for part, update in zip(self._parts[group], updates, strict=True):
-            for member in part.members if update is not part.update else ():
-                for flat in update.flats:
-                    self.parameters[member].flat(flat)  # allocated, if need be, before anything is changed
+        # Allocated, if need be, before anything is changed.
+        rows = [
+            {member: self._row(member, update) for member in (part.members if update is not part.update else ())}
+            for part, update in zip(self._parts[group], updates, strict=True)
+        ]
         self.scheduled = [position for position in self.scheduled if position != group]
         if callable(settings["lr"]):
             self.scheduled.append(group)
-        for part, update in zip(self._parts[group], updates, strict=True):
+        for part, update, located in zip(self._parts[group], updates, rows, strict=True):
+            if update is not part.update:
+                # The kernel is compiled at the next step, and not while setting after setting is assigned.
+                part.update = update
+                for member, row in located.items():
+                    self._locate(member, row)
+                self.forget_launches()
             self._refresh_part(part, update, settings)
 
     def _refresh_part(self, part, update, settings):
-        if update is not part.update:
-            # The kernel is compiled at the next step, and not while setting after setting is assigned.
-            part.update = update
-            for member in part.members:
-                self._locate(member, update)
-            self.forget_launches()
         lr = 0.0 if callable(settings["lr"]) else settings["lr"]
         values = hyper_of(settings, self.options, update.hyper, lr, decays=part.decays)
         row = np.array(values, np.float64)
         for clock in part.clocks:
             self.tables.write("hyper", (clock, slice(len(row))), row)
 
-    def _locate(self, member, update):
-        """Write where the flat arrays of a parameter lie into its row of addresses, and its place of random words."""
-        parameter, backend = self.parameters[member], self.backend
-        columns = [backend.address(parameter.flat(flat)) for flat in update.flats]
-        self.tables.addresses[member, GRADIENT + 1 : GRADIENT + 2 + len(columns)] = [*columns, parameter.place]
+    def _row(self, member, update):
+        """Where the flat arrays of a parameter lie, and its place of random words."""
+        parameter = self.parameters[member]
+        return [*(parameter.address(flat, self.backend) for flat in update.flats), parameter.place]
+
+    def _locate(self, member, row):
+        """Write what `_row` returns into the parameter's row of addresses."""
+        self.tables.addresses[member, GRADIENT + 1 : GRADIENT + 1 + len(row)] = row
 
     def place_random_words(self, places: Sequence[int]) -> None:
         """Let the random words of each parameter begin at these places from now on."""
         for member, place in enumerate(places):
             self.parameters[member].place = place
-            self._locate(member, self.update_of(member))
+            self._locate(member, self._row(member, self.update_of(member)))
 
     def set_lr(self, group: int, lr: float) -> None:
         """Take over the learning rate of a group: `refresh` for that alone."""

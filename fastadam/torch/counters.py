@@ -1,0 +1,68 @@
+"""The `step` tensors of parameters, and other numbers of which each parameter has one, as few arrays."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class Counters:
+    """Tensors of one number each, in CPU memory, written and read together where they lie one after the other.
+
+    Whoever put them there may write them between steps: `stamp` tells.
+    """
+
+    def __init__(self, tensors: Sequence[Any]):
+        self.tensors = tensors
+        self._runs: list[tuple[slice, np.ndarray]] = []
+        arrays = [tensor.detach().numpy().reshape(1) for tensor in tensors]
+        first = 0
+        for stop in range(1, len(arrays) + 1):
+            if stop == len(arrays) or not _follows(tensors[stop - 1], tensors[stop]):
+                self._runs.append((slice(first, stop), _joined(arrays[first:stop])))
+                first = stop
+
+    def stamp(self) -> bytes:
+        """The bytes of all numbers."""
+        if len(self._runs) == 1:
+            return self._runs[0][1].tobytes()
+        return b"".join(run.tobytes() for _, run in self._runs)
+
+    def values(self) -> np.ndarray:
+        """All numbers, float64."""
+        return np.concatenate([np.zeros(0), *(run for _, run in self._runs)])
+
+    def advance(self, going: np.ndarray | None = None) -> None:
+        """Add one to each number, or to those for which `going`, a bool for each, is true."""
+        for where, run in self._runs:
+            run += 1 if going is None else going[where]
+
+    def assign(self, values: np.ndarray) -> None:
+        """Set all numbers."""
+        for where, run in self._runs:
+            run[...] = values[where]
+
+
+def _follows(before, after):
+    return before.dtype is after.dtype and after.data_ptr() - before.data_ptr() == before.element_size()
+
+
+def _joined(arrays):
+    """Arrays of one element, which lie one after the other, as one array."""
+    return np.lib.stride_tricks.as_strided(arrays[0], (len(arrays),), arrays[0].strides)
+
+
+def new_counters(values: Iterable[float]) -> list[Any]:
+    """A tensor for each of `values`, 0-d, all in one array; each has its own part of it for a storage."""
+    dtype = np.float64 if torch.get_default_dtype() == torch.float64 else np.float32
+    memory = np.array(list(values), dtype)
+    return [torch.from_numpy(memory[index : index + 1]).reshape(()) for index in range(len(memory))]
+
+
+def put_together(entries: Sequence[dict[str, Any]], keys: Mapping[str, float]) -> None:
+    """Give all `entries` new tensors for `keys`, with the numbers that they have, in one array for each key."""
+    for key in keys:
+        having = [entry for entry in entries if key in entry]
+        for entry, tensor in zip(having, new_counters(float(entry[key]) for entry in having), strict=True):
+            entry[key] = tensor

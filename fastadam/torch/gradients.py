@@ -1,0 +1,59 @@
+"""The gradients of a step, found where they lie; copies of those in another order; rows for sparse ones."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastadam.step.gather import Gradients
+from fastadam.step.rows import Rows, ordered_rows
+from fastadam.torch.parameter import TensorParameter
+from fastadam.torch.tensors import array_over, laid_like, layout_of
+
+
+def found(parameters: Sequence[TensorParameter], labels: Sequence[str], backend: Any, *, as_arrays: bool) -> Gradients:
+    """The gradients of `parameters` as they are now, checked one by one; `labels` are their names in messages.
+
+    `as_arrays`: hand them over as arrays, of which an error can tell what is not finite.
+    """
+    addresses = np.zeros(len(parameters), np.int64)
+    held: list[Any] = [None] * len(parameters)
+    rows: dict[int, Rows] = {}
+    copied = []
+    for member, (parameter, label) in enumerate(zip(parameters, labels, strict=True)):
+        p = parameter.tensors["p"]
+        gradient = p.grad
+        if gradient is None:
+            continue
+        _check(gradient, p, f"{label}.grad")
+        if gradient.layout is not torch.strided:
+            held[member] = rows[member] = _rows(gradient, parameter, f"{label}.grad")
+            addresses[member] = backend.address(rows[member].values) or 1
+            continue
+        if layout_of(gradient) != parameter.layout:
+            copied.append(gradient)
+            gradient = laid_like(gradient, p)
+        addresses[member] = gradient.data_ptr() or 1
+        held[member] = parameter.layout.view(array_over(gradient)) if as_arrays else gradient
+    return Gradients(addresses, rows, held, copied)
+
+
+def _check(gradient, p, label):
+    """Raise unless `gradient` goes with parameter `p`."""
+    if gradient.dtype is not p.dtype:
+        raise TypeError(f"`{label}` must be {p.dtype} like its parameter, got {gradient.dtype}")
+    if gradient.shape != p.shape:
+        raise ValueError(f"`{label}` must have shape {tuple(p.shape)} like its parameter, got {tuple(gradient.shape)}")
+    if gradient.device != p.device:
+        raise ValueError(f"`{label}` must be on {p.device} like its parameter, got {gradient.device}")
+    if gradient.layout is not torch.strided and (gradient.layout is not torch.sparse_coo or gradient.sparse_dim() != 1):
+        kind = f"{gradient.sparse_dim()} sparse axes" if gradient.layout is torch.sparse_coo else f"{gradient.layout}"
+        raise ValueError(f"`{label}` must be dense, or sparse COO in its first axis alone, got {kind}")
+
+
+def _rows(gradient, parameter, label):
+    """A sparse gradient as rows; torch adds up those that occur twice."""
+    gradient = gradient.coalesce()
+    indices = gradient.indices()[0].cpu().numpy()
+    return ordered_rows(indices, array_over(gradient.values().contiguous()), parameter, label)

@@ -1,0 +1,171 @@
+"""The parameters of an optimizer that are on one device: found anew at each step, and stepped in one launch."""
+
+from collections.abc import Mapping, Sequence
+from itertools import compress
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from fastadam.kernels import GRADIENT
+from fastadam.memory.arrays import backend_of, on_host
+from fastadam.settings.options import Options
+from fastadam.step.engine import Engine
+from fastadam.step.gather import Gradients
+from fastadam.torch.counters import Counters
+from fastadam.torch.gradients import found
+from fastadam.torch.parameter import TensorParameter
+from fastadam.torch.state import carried_keys
+from fastadam.torch.tensors import array_over, on_stream
+
+_address, _grad, _dtype = torch.Tensor.data_ptr, attrgetter("grad"), attrgetter("dtype")
+_stride, _size = torch.Tensor.stride, torch.Tensor.numel
+
+
+class Member(NamedTuple):
+    """A parameter that has a state.
+
+    Attributes:
+        parameter: Its tensors.
+        label: What error messages call it.
+        group: Position of its group.
+        entry: Its state.
+    """
+
+    parameter: TensorParameter
+    label: str
+    group: int
+    entry: dict[str, Any]
+
+
+class Share:
+    """The parameters on one device that have a state, with all that a launch needs.
+
+    What `locate` reads at each step says whether they are still what they were: the addresses of all tensors, and of
+    the gradients also the dtypes, strides and sizes, which are those of the parameters.
+    """
+
+    def __init__(self, members: Sequence[Member], settings: Sequence[dict[str, Any]], options: Options):
+        self._options, self._settings, self._members = options, [dict(each) for each in settings], members
+        self._parameters = [member.parameter for member in members]
+        self._labels = [member.label for member in members]
+        self._params = [each.tensors["p"] for each in self._parameters]
+        kept = [[each.tensors[flat] for flat in each.tensors if flat != "p"] for each in self._parameters]
+        self._kept = [tensor for tensors in kept for tensor in tensors]
+        self._params_at, self._kept_at = (list(map(_address, each)) for each in (self._params, self._kept))
+        self._facts = _facts(self._params)
+        self._counters = [Counters([member.entry[key] for member in members]) for key in carried_keys(options)]
+        counters = zip(*(each.tensors for each in self._counters), strict=True)
+        self._written = [
+            [tensor for tensor in (p, *tensors, *numbers) if not tensor.is_inference()]
+            for p, tensors, numbers in zip(self._params, kept, counters, strict=True)
+        ]
+        self._all_written = [tensor for tensors in self._written for tensor in tensors]
+        # Of what is not finite an error tells the place, and NumPy has no bfloat16.
+        self._shows_arrays = options.nonfinite == "raise" and any(p.dtype is torch.bfloat16 for p in self._params)
+        self.engine = self._new_engine()
+        # What is written into the column is read by the launch that follows.
+        self._column = self.engine.plan.tables.addresses[:, GRADIENT]
+        self._restart()
+
+    def _new_engine(self):
+        example = array_over(self._params[0])
+        engine = Engine(self._options, backend_of(example, self._labels[0]), example[:0].copy(), host_counts=True)
+        groups: list[list[TensorParameter]] = [[] for _ in self._settings]
+        for member in self._members:
+            groups[member.group].append(member.parameter)
+        engine.add([(group, settings, set()) for group, settings in zip(groups, self._settings, strict=True)])
+        return engine
+
+    def refresh(self, settings: Sequence[Mapping[str, Any]]) -> None:
+        """Take over the settings of all groups."""
+        plan = self.engine.plan
+        for index, (kept, values) in enumerate(zip(self._settings, settings, strict=True)):
+            changed = {key for key in kept if kept[key] != values[key]}
+            kept.update(values)
+            if changed == {"lr"}:
+                plan.set_lr(index, kept["lr"])
+            elif changed:
+                plan.refresh(index)
+
+    def locate(self) -> Gradients | None:
+        """The gradients as they are now; None if parameters or their states are no longer what they were."""
+        params_at = list(map(_address, self._params))
+        if params_at != self._params_at:
+            if _facts(self._params) != self._facts or any(p.device != self._params[0].device for p in self._params):
+                return None
+            self.engine.plan.tables.addresses[:, GRADIENT + 1] = self._params_at = params_at
+        if list(map(_address, self._kept)) != self._kept_at:
+            return None
+        if [each.stamp() for each in self._counters] != self._stamps:
+            self._restart()
+        gradients = list(map(_grad, self._params))
+        backend = self.engine.plan.backend
+        located = self._where_they_lie(gradients)
+        return located or found(self._parameters, self._labels, backend, as_arrays=self._shows_arrays)
+
+    def _where_they_lie(self, gradients):
+        """The gradients, if all that are there are dense and lie as their parameters do; else None."""
+        if self._shows_arrays:
+            return None
+        try:
+            if _facts(gradients) != self._facts:
+                return None
+            addresses = list(map(_address, gradients))
+        except (AttributeError, RuntimeError):  # there is none, or one that is sparse
+            return self._those_there(gradients)
+        self._column[...] = [address or 1 for address in addresses] if 0 in addresses else addresses
+        return Gradients(self._column, {}, gradients)
+
+    def _those_there(self, gradients):
+        present = [gradient is not None for gradient in gradients]
+        there = list(compress(gradients, present))
+        if any(gradient.layout is not torch.strided for gradient in there):
+            return None
+        if _facts(there) != list(compress(self._facts, present * 3)):
+            return None
+        addresses = np.zeros(len(gradients), np.int64)
+        addresses[present] = [address or 1 for address in map(_address, there)]
+        return Gradients(addresses, {}, gradients)
+
+    def step(self, gradients: Gradients, grad_scale: float) -> bool:
+        """Step the parameters that have one of `gradients`; return whether the step was taken."""
+        with on_stream(self._params[0]):
+            taken = self.engine.take_step(gradients, (), grad_scale)
+        if taken:
+            self._count(gradients)
+        if self._options.zero_grad:
+            torch.autograd.graph.increment_version([each for each in gradients.held if isinstance(each, torch.Tensor)])
+        return taken
+
+    def _count(self, gradients):
+        """Let the counters of the parameters that were stepped go on, and say that their tensors were written."""
+        going, written = None, self._all_written
+        if gradients.addresses is not self._column:
+            going = gradients.addresses != 0
+            written = [tensor for tensors in compress(self._written, going) for tensor in tensors]
+        steps, *others = self._counters
+        steps.advance(going)
+        if others:
+            plan = self.engine.plan
+            carried = on_host(plan.tables.carried)[plan.clock_of]
+            for column, each in enumerate(others, 1):
+                each.assign(carried[:, column])
+        self._stamps = [each.stamp() for each in self._counters]
+        torch.autograd.graph.increment_version(written)
+
+    def _restart(self):
+        """Let all clocks go on from the numbers in the state."""
+        self._stamps = [each.stamp() for each in self._counters]
+        carried = np.stack([each.values() for each in self._counters], axis=1).tolist()
+        plan = self.engine.plan
+        for group in range(len(self._settings)):
+            of_group = {index: carried[index] for index, each in enumerate(self._members) if each.group == group}
+            if of_group:
+                plan.set_clocks(group, of_group)
+
+
+def _facts(tensors):
+    """What must be the same for gradients as for parameters, and from step to step."""
+    return [*map(_dtype, tensors), *map(_stride, tensors), *map(_size, tensors)]

@@ -1,0 +1,191 @@
+"""What an optimizer has from its first step on: nothing in it is relied on before it has been compared with what is."""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from operator import is_, itemgetter
+from threading import RLock
+from typing import Any
+
+import torch
+
+from fastadam.memory.formats import formats_of as formats_by_default
+from fastadam.memory.parameters import random_place
+from fastadam.settings.options import Options, moment_dtypes
+from fastadam.settings.recipes import check_together
+from fastadam.torch.parameter import TensorParameter
+from fastadam.torch.share import Member, Share
+from fastadam.torch.state import count, formats_of, kept_tensors
+from fastadam.torch.tensors import NAMES, arithmetic_of, layout_of
+
+_HYPER = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay")
+_ABSENT = {"eps": 0.0, "amsgrad": False, "decoupled_weight_decay": False}
+
+
+class Stepper:
+    """Takes the steps of one optimizer."""
+
+    def __init__(self, options: Options, group: Mapping[str, Any]):
+        """Make one for groups with the keys of `group`."""
+        self._options = options
+        self._keys = [key for key in (*_HYPER, *options.family_member.hyper) if key in group]
+        self._values = itemgetter(*self._keys)
+        self._one_step = RLock()  # another thread's step would put its addresses into the tables of this one
+        self._objects: list[Any] = []
+        self._read: list[tuple] = []
+        self._has_tensors = False
+        self._amsgrad: list[bool] = []
+        self._without_state: list[Any] = []
+        self.shares: list[Share] = []
+        self.skipped = 0
+
+    def step(self, groups: Sequence[dict], state: Any, grad_scale: float) -> None:
+        """Step all parameters that have a gradient."""
+        with self._one_step:
+            gradients = self._located(groups, state)
+            for share, located in zip(self.shares, gradients, strict=True):
+                if not share.step(located, grad_scale):
+                    self.skipped += 1
+
+    def skip(self, groups: Sequence[dict]) -> None:
+        """Count a step that is not taken; `zero_grad` holds for it all the same."""
+        self.skipped += 1
+        if self._options.zero_grad:
+            for p in chain.from_iterable(group["params"] for group in groups):
+                if p.grad is not None:
+                    p.grad.detach().zero_()
+
+    def _located(self, groups, state):
+        """The gradients of each share; the shares are made anew if something is no longer what it was."""
+        if self._is_as_seen(groups, state):
+            gradients = [share.locate() for share in self.shares]
+            if None not in gradients:
+                return gradients
+        self._look(groups, state)
+        return [share.locate() for share in self.shares]
+
+    def _is_as_seen(self, groups, state):
+        objects = _objects(groups, state)
+        if len(objects) != len(self._objects) or not all(map(is_, objects, self._objects)):
+            return False
+        if any(p.grad is not None for p in self._without_state):
+            return False
+        read = self._read_groups(groups)
+        return (read == self._read and not self._has_tensors) or self._refresh(groups, read)
+
+    def _read_groups(self, groups):
+        return [(len(group["params"]), *self._values(group)) for group in groups]
+
+    def _refresh(self, groups, read):
+        """Take over settings; False if they need other tensors, or the groups are others."""
+        if [each[0] for each in read] != [each[0] for each in self._read]:
+            return False
+        settings = self._settings(groups)
+        if [each["amsgrad"] for each in settings] != self._amsgrad:
+            return False
+        for share in self.shares:
+            share.refresh(settings)
+        self._note(read)
+        return True
+
+    def _note(self, read):
+        self._read = read
+        # A tensor may be written between steps.
+        self._has_tensors = any(isinstance(value, torch.Tensor) for value in _numbers(read))
+
+    def _settings(self, groups):
+        """What the groups say, as plain numbers."""
+        for index, group in enumerate(groups):
+            if group.get("differentiable"):
+                raise ValueError(
+                    f"`differentiable` must be False, got True in param_groups[{index}]: autograd knows "
+                    "nothing of what is launched"
+                )
+        return [
+            {**_ABSENT, **{key: _plain(value) for key, value in zip(self._keys, self._values(group), strict=True)}}
+            for group in groups
+        ]
+
+    # --- everything anew
+
+    def _look(self, groups, state):
+        """Find all parameters and their states, and make shares of them; all is checked first."""
+        settings = self._settings(groups)
+        # What is made in inference mode could not be written outside.
+        with torch.inference_mode(False), torch.no_grad():
+            found = list(self._found(groups, state, settings))
+            count([state[p] for p, *_ in found], self._options)
+            by_device: dict[Any, list[Member]] = {}
+            for p, *known in found:
+                by_device.setdefault(p.device, []).append(self._member(p, state[p], groups, *known))
+            if len(by_device) > 1 and self._options.reduces:
+                names = ", ".join(map(str, by_device))
+                raise ValueError(
+                    f"`max_grad_norm` and `nonfinite` need parameters on one device, whose norm is one, got {names}"
+                )
+            self.shares = [Share(members, settings, self._options) for members in by_device.values()]
+        self._amsgrad = [each["amsgrad"] for each in settings]
+        self._note(self._read_groups(groups))
+        self._objects = _objects(groups, state)
+
+    def _found(self, groups, state, settings):
+        """(parameter, position of its group, label, position, name, layout) of each that has a gradient or a state."""
+        position, seen = 0, set()
+        self._without_state = []
+        for index, group in enumerate(groups):
+            names = group.get("param_names") or [None] * len(group["params"])
+            for number, (p, name) in enumerate(zip(group["params"], names, strict=True)):
+                position += 1
+                if p.grad is None and not state.get(p):
+                    self._without_state.append(p)
+                    continue
+                label = name or f"param_groups[{index}]['params'][{number}]"
+                if p in seen:
+                    raise ValueError(f"`{label}` must be in its group once, got it twice: it would be stepped twice")
+                seen.add(p)
+                yield p, index, label, position - 1, name, self._checked(p, label, group, settings[index])
+
+    def _checked(self, p, label, group, settings):
+        """The layout of a parameter; raise unless it can be stepped where it lies."""
+        if p.device.type not in ("cpu", "cuda"):
+            raise TypeError(f"`{label}` must be in CPU or CUDA memory, got {p.device}")
+        if p.dtype not in NAMES:
+            raise TypeError(f"`{label}` must be float32, float64, bfloat16 or float16, got {p.dtype}")
+        layout = layout_of(p)
+        if layout is None:
+            raise ValueError(
+                f"`{label}` must be dense to be stepped where it lies, got strides {p.stride()} for shape "
+                f"{tuple(p.shape)}"
+            )
+        dtypes = moment_dtypes(group.get("moment_dtype", self._options.moment_dtype))
+        check_together(settings, self._options, [formats_by_default(NAMES[p.dtype], p.numel(), dtypes, self._options)])
+        return layout
+
+    def _member(self, p, entry, groups, index, label, position, name, layout):
+        options = self._options
+        tensors = kept_tensors(entry, p, layout, groups[index], options, label)
+        place = random_place(options.seed, name, position)
+        arithmetic = NAMES[arithmetic_of(p)]
+        parameter = TensorParameter(label, place, layout, tensors, formats_of(tensors, options), arithmetic)
+        return Member(parameter, label, index, entry)
+
+
+def _objects(groups, state):
+    """All tensors of parameters and states, and the dicts of these."""
+    entries = state.values()
+    return [
+        *chain.from_iterable([group["params"] for group in groups]),
+        *entries,
+        *chain.from_iterable([entry.values() for entry in entries if type(entry) is dict]),
+    ]
+
+
+def _numbers(read):
+    for value in chain.from_iterable(read):
+        yield from value if isinstance(value, (tuple, list)) else (value,)
+
+
+def _plain(value):
+    """A setting without tensors: a learning rate may be one, and betas may be."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_plain, value))
+    return value if isinstance(value, bool) else float(value)

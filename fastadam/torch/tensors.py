@@ -1,0 +1,71 @@
+"""Tensors as kernels see them: their dtypes, the order of their elements in memory, and that memory as an array."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastadam.memory.layout import Layout, plain
+
+# Those of parameters and moments.
+NAMES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+DTYPES = {name: dtype for dtype, name in NAMES.items()}
+
+
+def arithmetic_of(tensor: Any) -> Any:
+    """The dtype of the arithmetic on a parameter: float64 for float64, else float32."""
+    return torch.float64 if tensor.dtype is torch.float64 else torch.float32
+
+
+def layout_of(tensor: Any) -> Layout | None:
+    """How a dense tensor lies; None if there are gaps between its elements, or elements that share memory."""
+    shape, strides = tuple(tensor.shape), tensor.stride()
+    if tensor.is_contiguous() or 0 in shape:
+        return plain(shape)
+    # An axis of one element has no place of its own: it stays where it is in the order.
+    order = tuple(sorted(range(len(shape)), key=lambda axis: -strides[axis] if shape[axis] > 1 else 0))
+    size = 1
+    for axis in reversed(order):
+        if shape[axis] > 1 and strides[axis] != size:
+            return None
+        size *= shape[axis]
+    return Layout(shape, order)
+
+
+def laid_like(value: Any, tensor: Any) -> Any:
+    """A copy of `value`, in its own dtype, whose elements lie in the order of those of `tensor`."""
+    return torch.empty_like(tensor, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+def array_over(tensor: Any) -> Any:
+    """The memory of a dense tensor as a 1-D NumPy or CuPy array; floats of 16 bits as those bits."""
+    tensor = tensor.detach()
+    tensor = tensor.as_strided((tensor.numel(),), (1,))
+    if tensor.element_size() == 2:
+        tensor = tensor.view(torch.int16)
+    if tensor.device.type == "cpu":
+        array = tensor.numpy()
+    else:
+        import cupy
+
+        array = cupy.from_dlpack(tensor)
+    return array.view(np.uint16) if array.dtype == np.int16 else array
+
+
+def on_stream(tensor: Any) -> AbstractContextManager:
+    """Where CuPy launches on torch's current stream of the device of `tensor`; nothing on the CPU."""
+    if tensor.device.type == "cpu":
+        return _HERE
+    import cupy
+
+    stream = torch.cuda.current_stream(tensor.device)
+    return cupy.cuda.ExternalStream(stream.cuda_stream, tensor.device.index)
+
+
+_HERE = nullcontext()

@@ -1,0 +1,151 @@
+"""What `fastadam.torch` refuses, before anything is written."""
+
+import re
+
+import pytest
+from torch_training import every, fused, names, torch
+
+
+def refuse(opt, error, message, params=()):
+    """Stepping raises, and leaves parameters as they are."""
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(error, match=re.escape(message)):
+        opt.step()
+    assert all(torch.equal(p, value) for p, value in zip(params, before, strict=True))
+
+
+def with_gradients(*shapes, dtype=torch.float32):
+    params = [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    return params
+
+
+@names
+@pytest.mark.parametrize(
+    "settings",
+    [{"lr": -1.0}, {"betas": (1.0, 0.9)}, {"eps": -1.0}, {"weight_decay": -1.0}],
+    ids=lambda each: next(iter(each)),
+)
+def test_errors_of_torch_are_torchs(name, settings):
+    with pytest.raises(ValueError, match=r"Invalid") as theirs:
+        getattr(torch.optim, name)([torch.zeros(1)], **settings)
+    with pytest.raises(ValueError, match=re.escape(str(theirs.value))):
+        getattr(fused, name)([torch.zeros(1)], **settings)
+
+
+@every
+def test_parameters_that_torch_refuses(name):
+    make_opt = getattr(fused, name)
+    p = torch.zeros(2, requires_grad=True)
+    with pytest.raises(ValueError, match="empty parameter list"):
+        make_opt([])
+    with pytest.raises(TypeError, match="iterable of Tensors"):
+        make_opt(p)
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        make_opt([{"params": [p]}, {"params": [p]}])
+    with pytest.raises(ValueError, match="non-leaf"):
+        make_opt([p * 2])
+
+
+@every
+def test_unknown_and_wrong_options(name):
+    make_opt = getattr(fused, name)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'max_grad_nrom'"):
+        make_opt([torch.zeros(1)], max_grad_nrom=1.0)
+    with pytest.raises(ValueError, match="`max_grad_norm` must be > 0"):
+        make_opt([torch.zeros(1)], max_grad_norm=0.0)
+    with pytest.raises(TypeError, match="`moment_dtype` must be"):
+        make_opt([torch.zeros(1)], moment_dtype=[1, 2, 3])
+
+
+@pytest.mark.parametrize("name", ["Lion", "AdEMAMix"])
+def test_hyperparameters_of_classes_that_torch_lacks(name):
+    make_opt, p = getattr(fused, name), [torch.zeros(1)]
+    for settings, error in (
+        ({"lr": -1.0}, "`lr` must be >= 0"),
+        ({"lr": torch.zeros(2)}, "`lr` must be a number or a tensor of one element"),
+        ({"betas": (0.9,)}, "`betas` must be"),
+        ({"weight_decay": -0.1}, "`weight_decay` must be >= 0"),
+        ({"maximize": 1}, "`maximize` must be True or False"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=re.escape(error)):
+            make_opt(p, **settings)
+
+
+@names
+def test_differentiable(name):
+    with pytest.raises(ValueError, match="`differentiable` must be False"):
+        getattr(fused, name)([torch.zeros(1)], differentiable=True)
+    params = with_gradients(2)
+    opt = getattr(fused, name)([{"params": params, "differentiable": True}])
+    refuse(opt, ValueError, "`differentiable` must be False, got True in param_groups[0]", params)
+
+
+def test_parameters_that_cannot_be_stepped():
+    good = with_gradients(3)
+    meta = torch.zeros(2, device="meta", requires_grad=True)
+    meta.grad = torch.zeros(2, device="meta")
+    refuse(fused.Adam([*good, meta]), TypeError, "`param_groups[0]['params'][1]` must be in CPU or CUDA memory", good)
+    bad = with_gradients(2, dtype=torch.complex64)
+    named = [("good", good[0]), ("bad", bad[0])]
+    refuse(fused.Adam(named), TypeError, "`bad` must be float32, float64, bfloat16 or float16", good)
+    gaps = torch.zeros(4, 6)[:, :5].requires_grad_()
+    gaps.grad = torch.ones(4, 5)
+    refuse(fused.Adam([*good, gaps]), ValueError, "must be dense to be stepped where it lies, got strides (6, 1)", good)
+
+
+def test_a_parameter_listed_twice():
+    (p,) = with_gradients(2)
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        opt = fused.Adam([p, p])
+    refuse(opt, ValueError, "`param_groups[0]['params'][1]` must be in its group once", [p])
+
+
+def test_gradients_that_do_not_fit():
+    for moved in (torch.ones(3, dtype=torch.float64), torch.ones(4)):
+        params = with_gradients(2, 3)
+        opt = fused.Adam(params, lr=0.1)
+        opt.step()
+        params[1].grad.data = moved
+        refuse(opt, (TypeError, ValueError), "`param_groups[0]['params'][1].grad` must", params)
+        params[1].grad = torch.ones(3)
+        opt.step()
+        assert opt.state[params[0]]["step"] == 2
+
+
+def test_a_parameter_of_another_shape_than_its_state():
+    params = with_gradients(2, 3)
+    opt = fused.Adam(params, lr=0.1)
+    opt.step()
+    params[1].data = torch.zeros(4)
+    params[1].grad = torch.ones(4)
+    message = "`state of param_groups[0]['params'][1]['exp_avg']` must have shape (4,) like its parameter, got (3,)"
+    refuse(opt, ValueError, message, params)
+
+
+def test_states_that_do_not_fit():
+    for key, value, message in (
+        ("exp_avg", torch.zeros(5), "must have shape (3,)"),
+        ("exp_avg", "zeros", "must be a tensor, got str"),
+        ("exp_avg_sq", torch.zeros(3, dtype=torch.int32), "must be one of torch.float32"),
+    ):
+        params = with_gradients(3)
+        opt = fused.Adam(params)
+        opt.step()
+        opt.state[params[0]][key] = value
+        refuse(opt, (TypeError, ValueError), f"`state of param_groups[0]['params'][0]['{key}']` {message}", params)
+
+
+def test_loading_a_state_of_other_groups():
+    opt, other = fused.Adam(with_gradients(3)), fused.Adam(with_gradients(3, 2))
+    with pytest.raises(ValueError, match="doesn't match the size"):
+        opt.load_state_dict(other.state_dict())
+    assert not opt._optimizer_load_state_dict_pre_hooks
+
+
+def test_formats_that_do_not_go_together():
+    params = with_gradients(3)
+    refuse(fused.Adam(params, master_weights=True), ValueError, "`master_weights` needs bfloat16 parameters", params)
+    refuse(fused.Adam(params, moment_dtype="float64"), ValueError, "`moment_dtype` must not be float64", params)
+    refuse(fused.Adam(params, moment_dtype="float16"), ValueError, "`eps` must be >=", params)

@@ -1,0 +1,319 @@
+"""What torch puts around an optimizer: schedulers, scalers, hooks, closures, averages, compilation, threads."""
+
+import threading
+import warnings
+
+import pytest
+from torch_training import assert_close, every, fused, give_gradients, make, names, pair, torch, train, twins
+
+schedulers = torch.optim.lr_scheduler
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def nets():
+    torch.manual_seed(0)
+    net = Net()
+    twin = Net()
+    twin.load_state_dict(net.state_dict())
+    return net, twin
+
+
+def loss_of(net, step):
+    x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+    return (net(x) - x.sum(1, keepdim=True)).square().mean()
+
+
+SCHEDULES = {
+    "LambdaLR": lambda opt: schedulers.LambdaLR(opt, lambda step: 0.9**step),
+    "MultiplicativeLR": lambda opt: schedulers.MultiplicativeLR(opt, lambda step: 0.95),
+    "StepLR": lambda opt: schedulers.StepLR(opt, 3, 0.5),
+    "MultiStepLR": lambda opt: schedulers.MultiStepLR(opt, [3, 8], 0.5),
+    "ConstantLR": lambda opt: schedulers.ConstantLR(opt, 0.5, 4),
+    "LinearLR": lambda opt: schedulers.LinearLR(opt, 0.1, total_iters=10),
+    "ExponentialLR": lambda opt: schedulers.ExponentialLR(opt, 0.9),
+    "PolynomialLR": lambda opt: schedulers.PolynomialLR(opt, 15, 2.0),
+    "CosineAnnealingLR": lambda opt: schedulers.CosineAnnealingLR(opt, 10),
+    "CosineAnnealingWarmRestarts": lambda opt: schedulers.CosineAnnealingWarmRestarts(opt, 5),
+    "CyclicLR": lambda opt: schedulers.CyclicLR(opt, 1e-3, 1e-2, 4),
+    "OneCycleLR": lambda opt: schedulers.OneCycleLR(opt, 1e-2, 30),
+    "SequentialLR": lambda opt: schedulers.SequentialLR(
+        opt, [schedulers.LinearLR(opt, 0.1, total_iters=5), schedulers.ExponentialLR(opt, 0.9)], [5]
+    ),
+    "ChainedScheduler": lambda opt: schedulers.ChainedScheduler(
+        [schedulers.LinearLR(opt, 0.1, total_iters=5), schedulers.ExponentialLR(opt, 0.9)]
+    ),
+    "SWALR": lambda opt: torch.optim.swa_utils.SWALR(opt, 1e-3, anneal_epochs=5),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("kind", ["number", "tensor"])
+def test_schedulers(schedule, kind):
+    net, twin = nets()
+    runs = []
+    for each, make_opt in ((net, fused.AdamW), (twin, torch.optim.AdamW)):
+        opt = make_opt(each.parameters(), lr=0.01 if kind == "number" else torch.tensor(0.01))
+        runs.append((each, opt, SCHEDULES[schedule](opt)))
+    rates = [[], []]
+    for step in range(20):
+        for (each, opt, scheduler), seen in zip(runs, rates, strict=True):
+            opt.zero_grad()
+            loss_of(each, step).backward()
+            opt.step()
+            scheduler.step()
+            seen.append((float(opt.param_groups[0]["lr"]), opt.param_groups[0]["betas"]))
+    assert rates[0] == rates[1]
+    assert len({rate for rate, _ in rates[0]}) > 1
+    assert_close(list(net.parameters()), list(twin.parameters()), 1e-5)
+
+
+def test_a_scheduler_that_watches_the_loss():
+    net, twin = nets()
+    for each, make_opt in ((net, fused.Adam), (twin, torch.optim.Adam)):
+        opt = make_opt(each.parameters(), lr=0.1)
+        scheduler = schedulers.ReduceLROnPlateau(opt, factor=0.5, patience=0)
+        for step in range(10):
+            opt.zero_grad()
+            loss = loss_of(each, step)
+            loss.backward()
+            opt.step()
+            scheduler.step(1.0)
+        assert opt.param_groups[0]["lr"] < 0.01
+    assert_close(list(net.parameters()), list(twin.parameters()), 1e-5)
+
+
+@pytest.mark.parametrize("step_unscales", [False, True])
+@pytest.mark.parametrize("overflow_at", [None, 2])
+def test_grad_scaler(step_unscales, overflow_at):
+    net, twin = nets()
+    runs = []
+    for each, make_opt in ((net, fused.Adam), (twin, torch.optim.Adam)):
+        opt = make_opt(each.parameters(), lr=0.01, fused=step_unscales)
+        assert getattr(opt, "_step_supports_amp_scaling", False) == step_unscales
+        runs.append((each, opt, torch.amp.GradScaler("cpu", init_scale=1024.0)))
+    for step in range(6):
+        for each, opt, scaler in runs:
+            opt.zero_grad()
+            scaler.scale(loss_of(each, step)).backward()
+            if step == overflow_at:
+                next(each.parameters()).grad[0, 0] = float("inf")
+            scaler.step(opt)
+            scaler.update()
+            assert "grad_scale" not in vars(opt)
+    assert_close(list(net.parameters()), list(twin.parameters()), 1e-5)
+    (_, opt, scaler), (_, other, other_scaler) = runs
+    assert scaler.get_scale() == other_scaler.get_scale()
+    assert opt.skipped_steps == (step_unscales and overflow_at is not None)
+    steps = [float(each.state[p]["step"]) for each in (opt, other) for p in each.param_groups[0]["params"]]
+    assert set(steps) == {6.0 - (overflow_at is not None)}
+
+
+def test_scale_and_overflow_are_taken_from_attributes():
+    # As prime-rl sets them by hand.
+    params = [torch.ones(3, requires_grad=True)]
+    opt = fused.AdamW(params, lr=0.1, weight_decay=0.0)
+    params[0].grad = torch.full((3,), 8.0)
+    opt.grad_scale, opt.found_inf = torch.tensor(8.0), torch.tensor(1.0)
+    opt.step()
+    assert opt.skipped_steps == 1
+    assert torch.equal(params[0], torch.ones(3))
+    opt.found_inf.zero_()
+    opt.step()
+    torch.testing.assert_close(opt.state[params[0]]["exp_avg"], torch.full((3,), 0.1))
+    del opt.grad_scale, opt.found_inf
+
+
+def test_averaged_models():
+    net, twin = nets()
+    averages = []
+    for each, make_opt in ((net, fused.Adam), (twin, torch.optim.Adam)):
+        opt, average = make_opt(each.parameters(), lr=0.01), torch.optim.swa_utils.AveragedModel(each)
+        for step in range(5):
+            opt.zero_grad()
+            loss_of(each, step).backward()
+            opt.step()
+            average.update_parameters(each)
+        averages.append(list(average.parameters()))
+    assert_close(*averages, 1e-5)
+
+
+def test_hooks_of_an_instance_and_of_all():
+    params, calls = make(), []
+    opt = fused.Adam(params, lr=0.01)
+    give_gradients(params, twins(params), torch.Generator())
+    handles = [
+        opt.register_step_pre_hook(lambda opt, args, kwargs: calls.append("pre")),
+        opt.register_step_post_hook(lambda opt, args, kwargs: calls.append("post")),
+        torch.optim.optimizer.register_optimizer_step_pre_hook(lambda opt, args, kwargs: calls.append("all pre")),
+        torch.optim.optimizer.register_optimizer_step_post_hook(lambda opt, args, kwargs: calls.append("all post")),
+    ]
+    opt.step()
+    assert calls == ["all pre", "pre", "post", "all post"]
+    for handle in handles:
+        handle.remove()
+    opt.step()
+    assert len(calls) == 4
+    assert opt.state[params[0]]["step"] == 2
+
+
+def test_a_hook_may_replace_the_arguments():
+    params = make()
+    opt = fused.Adam(params)
+    opt.register_step_pre_hook(lambda opt, args, kwargs: ((opt, lambda: 7.0), {}))
+    assert opt.step() == 7.0
+
+
+def test_a_class_with_a_step_of_its_own_has_its_hooks_once():
+    class Clipped(fused.Adam):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    calls, params = [], make()
+    opt = Clipped(params)
+    opt.register_step_pre_hook(lambda *_: calls.append("pre"))
+    opt.step()
+    assert calls == ["pre"]
+
+
+def test_closures_compute_the_gradients_of_the_step():
+    net, twin = nets()
+    for each, make_opt in ((net, fused.Adam), (twin, torch.optim.Adam)):
+        opt = make_opt(each.parameters(), lr=0.01)
+
+        def closure(each=each, opt=opt):
+            opt.zero_grad()
+            loss = loss_of(each, 0)
+            loss.backward()
+            return loss
+
+        with torch.no_grad():
+            losses = [opt.step(closure).item() for _ in range(5)]
+        assert losses[-1] < losses[0]
+    assert_close(list(net.parameters()), list(twin.parameters()), 1e-5)
+
+
+@every
+def test_the_method_zero_grad_is_torchs(name):
+    params = make()
+    opt = getattr(fused, name)(params, zero_grad=True)
+    give_gradients(params, twins(params), torch.Generator())
+    gradients = [p.grad for p in params if p.requires_grad]
+    opt.step()
+    assert all(not gradient.any() for gradient in gradients)
+    opt.zero_grad()
+    assert all(p.grad is None for p in params)
+
+
+def test_a_profiler_sees_the_step():
+    params = make()
+    opt = fused.Adam(params)
+    give_gradients(params, twins(params), torch.Generator())
+    with torch.profiler.profile() as profile:
+        opt.step()
+    assert any(event.key == "Optimizer.step#Adam.step" for event in profile.key_averages())
+
+
+def test_autograd_notices_that_parameters_were_written():
+    net, _ = nets()
+    opt = fused.Adam(net.parameters(), lr=0.01)
+    loss = loss_of(net, 0)
+    loss.backward(retain_graph=True)
+    opt.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_one_optimizer_for_each_parameter_steps_in_backward():
+    net, twin = nets()
+    opts = {p: fused.Adam([p], lr=0.01) for p in net.parameters()}
+    threads = set()
+
+    def step(p):
+        threads.add(threading.get_ident())
+        opts[p].step()
+        opts[p].zero_grad()
+
+    for p in net.parameters():
+        p.register_post_accumulate_grad_hook(step)
+    other = torch.optim.Adam(twin.parameters(), lr=0.01)
+
+    def backward(steps):
+        for number in steps:
+            loss_of(net, number).backward()
+
+    backward(range(5))
+    thread = threading.Thread(target=backward, args=(range(5, 10),))
+    thread.start()
+    thread.join()
+    for number in range(10):
+        other.zero_grad()
+        loss_of(twin, number).backward()
+        other.step()
+    assert len(threads) == 2
+    assert_close(list(net.parameters()), list(twin.parameters()), 1e-5)
+
+
+def test_threads_step_optimizers_of_their_own_at_once():
+    results, errors = {}, []
+
+    def work(number):
+        try:
+            params = make()
+            train(fused.Adam(params, lr=0.01), torch.optim.SGD(twins(params)), params, twins(params), 20)
+            results[number] = params
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    for number in range(1, 4):
+        assert all(torch.equal(p, first) for p, first in zip(results[number], results[0], strict=True))
+
+
+@names
+def test_a_compiled_training_step_calls_it(name):
+    net, twin = nets()
+    runs = [(net, getattr(fused, name)(net.parameters(), lr=0.01))]
+    runs += [(twin, getattr(torch.optim, name)(twin.parameters(), lr=0.01, foreach=False))]
+    torch._dynamo.reset()
+
+    def training_step(opt, net, x):
+        opt.zero_grad()
+        loss = (net(x) - 1.0).square().mean()
+        loss.backward()
+        opt.step()
+        return loss
+
+    # The backend that compiles nothing: no C++ compiler is asked for.
+    compiled = torch.compile(training_step, backend="eager")
+    steps = [compiled, training_step]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for number in range(5):
+            x = torch.randn(16, 4, generator=torch.Generator().manual_seed(number))
+            for (each, opt), step in zip(runs, steps, strict=True):
+                step(opt, each, x)
+    assert_close(list(net.parameters()), list(twin.parameters()), 1e-5)
+
+
+def test_steps_in_inference_mode_and_without_gradients():
+    opt, other, params, others = pair("Adam", torch.float32, lr=0.01)
+    give_gradients(params, others, torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        opt.step()
+    with torch.no_grad():
+        other.step()
+    train(opt, other, params, others, 5)
+    assert_close(params, others, 1e-5)
