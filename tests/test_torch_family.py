@@ -76,7 +76,8 @@ def test_groups_are_added_later_and_changed(name, dtype):
 @dtypes
 @pytest.mark.parametrize("shape", [(), (1,)], ids=["0-d", "1-d"])
 def test_learning_rates_are_tensors(name, dtype, shape):
-    rates = torch.full(shape, 0.01), torch.full(shape, 0.01)
+    # Torch computes with a tensor in its own dtype, and we in that of the parameters.
+    rates = [torch.full(shape, 0.01, dtype=dtype) for _ in range(2)]
     params = make(dtype)
     others = twins(params)
     opt = getattr(fused, name)(params, lr=rates[0])

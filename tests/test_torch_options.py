@@ -37,7 +37,7 @@ def test_master_weights_train_as_float32():
         opt.step()
         other.step()
     remainder = opt.state[params[0]]["remainder"]
-    bits = (params[0].detach().view(torch.int16).int() << 16) | (remainder.int() & 0xFFFF)
+    bits = (params[0].detach().view(torch.int16).int() << 16) + remainder.int()  # -0x8000 to 0x7FFF
     assert torch.equal(bits.view(torch.float32), exact[0].detach())
 
 

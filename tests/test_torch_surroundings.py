@@ -4,6 +4,7 @@ import threading
 import warnings
 
 import pytest
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch_training import assert_close, every, fused, give_gradients, make, names, pair, torch, train, twins
 
 schedulers = torch.optim.lr_scheduler
@@ -152,8 +153,8 @@ def test_hooks_of_an_instance_and_of_all():
     handles = [
         opt.register_step_pre_hook(lambda opt, args, kwargs: calls.append("pre")),
         opt.register_step_post_hook(lambda opt, args, kwargs: calls.append("post")),
-        torch.optim.optimizer.register_optimizer_step_pre_hook(lambda opt, args, kwargs: calls.append("all pre")),
-        torch.optim.optimizer.register_optimizer_step_post_hook(lambda opt, args, kwargs: calls.append("all post")),
+        register_optimizer_step_pre_hook(lambda opt, args, kwargs: calls.append("all pre")),
+        register_optimizer_step_post_hook(lambda opt, args, kwargs: calls.append("all post")),
     ]
     opt.step()
     assert calls == ["all pre", "pre", "post", "all post"]
