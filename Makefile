@@ -1,8 +1,10 @@
-# Each target sets up all that it needs in .venv, from Python and make alone.
+# Each target sets up all that it needs in .venv (hosts: .venv-hosts), from Python and make alone.
 PYTHON ?= python3
 VENV ?= .venv
+HOSTS ?= .venv-hosts
 RUN = $(VENV)/bin/python
-PIP = $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP = $(RUN) $(INSTALL)
 EXTRAS_demo = demo
 EXTRAS_test = demo,test
 EXTRAS_bench = bench,contenders
@@ -11,7 +13,7 @@ RESULTS = fastadam-bench
 GPU_RESULTS = fastadam-gpu
 LIMIT = 600
 
-.PHONY: demo test bench bench-readme study gpu-day clean
+.PHONY: demo test test-hosts bench bench-readme study gpu-day clean
 
 demo: $(VENV)/ready-demo
 	$(RUN) -m fastadam demo
@@ -20,6 +22,10 @@ test: $(VENV)/ready-test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pytest --numprocesses auto --dist loadgroup
+
+# The libraries that run fastadam.torch, each with a tiny model: docs/hosts.md.
+test-hosts: $(HOSTS)/ready
+	$(HOSTS)/bin/python -m pytest --numprocesses auto --dist worksteal tests/hosts
 
 # The quick suite: tables, pictures and one HTML page.
 bench: $(VENV)/ready-bench
@@ -52,8 +58,13 @@ $(VENV)/ready-%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[$(EXTRAS_$*)]'
 	touch $@
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+$(HOSTS)/ready: tests/hosts/requirements.txt pyproject.toml constraints.txt | $(HOSTS)/bin/python
+	$(HOSTS)/bin/python $(INSTALL) --no-deps --requirement tests/hosts/requirements.txt
+	DS_BUILD_OPS=0 $(HOSTS)/bin/python $(INSTALL) --no-deps --no-build-isolation deepspeed --editable .
+	touch $@
+
+$(VENV)/bin/python $(HOSTS)/bin/python:
+	$(PYTHON) -m venv $(@:/bin/python=)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(HOSTS) build dist *.egg-info

@@ -3,6 +3,8 @@
 import pytest
 from gpu import device_problem
 
+collect_ignore = ["hosts"]  # libraries that `make test-hosts` installs
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     gpu = [item for item in items if item.get_closest_marker("gpu")]
