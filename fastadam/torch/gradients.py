@@ -9,11 +9,18 @@ import torch
 from fastadam.step.gather import Gradients
 from fastadam.step.rows import Rows, ordered_rows
 from fastadam.torch.parameter import TensorParameter
-from fastadam.torch.tensors import array_over, laid_like, layout_of
+from fastadam.torch.tensors import array_over, has_memory, is_sharded, laid_like, layout_of, local, placed
 
 
-def found(parameters: Sequence[TensorParameter], labels: Sequence[str], backend: Any, *, as_arrays: bool) -> Gradients:
-    """The gradients of `parameters` as they are now, checked one by one; `labels` are their names in messages.
+def found(
+    params: Sequence[Any],
+    parameters: Sequence[TensorParameter],
+    labels: Sequence[str],
+    backend: Any,
+    *,
+    as_arrays: bool,
+) -> Gradients:
+    """The gradients of `params` as they are now, checked one by one; `labels` are their names in messages.
 
     `as_arrays`: hand them over as arrays, of which an error can tell what is not finite.
     """
@@ -21,8 +28,7 @@ def found(parameters: Sequence[TensorParameter], labels: Sequence[str], backend:
     held: list[Any] = [None] * len(parameters)
     rows: dict[int, Rows] = {}
     copied = []
-    for member, (parameter, label) in enumerate(zip(parameters, labels, strict=True)):
-        p = parameter.tensors["p"]
+    for member, (p, parameter, label) in enumerate(zip(params, parameters, labels, strict=True)):
         gradient = p.grad
         if gradient is None:
             continue
@@ -31,9 +37,15 @@ def found(parameters: Sequence[TensorParameter], labels: Sequence[str], backend:
             held[member] = rows[member] = _rows(gradient, parameter, f"{label}.grad")
             addresses[member] = backend.address(rows[member].values) or 1
             continue
+        gradient = local(gradient)
+        if not has_memory(gradient):
+            raise TypeError(f"`{label}.grad` must be a tensor with memory of its own, got {type(gradient).__name__}")
+        if placed(p.grad) != placed(p):
+            copied.append(gradient)
+            gradient = local(p.grad.redistribute(p.device_mesh, p.placements))
         if layout_of(gradient) != parameter.layout:
             copied.append(gradient)
-            gradient = laid_like(gradient, p)
+            gradient = laid_like(gradient, parameter.tensors["p"])
         addresses[member] = gradient.data_ptr() or 1
         held[member] = parameter.layout.view(array_over(gradient)) if as_arrays else gradient
     return Gradients(addresses, rows, held, copied)
@@ -47,6 +59,8 @@ def _check(gradient, p, label):
         raise ValueError(f"`{label}` must have shape {tuple(p.shape)} like its parameter, got {tuple(gradient.shape)}")
     if gradient.device != p.device:
         raise ValueError(f"`{label}` must be on {p.device} like its parameter, got {gradient.device}")
+    if is_sharded(gradient) != is_sharded(p):
+        raise TypeError(f"`{label}` must be a {type(p).__name__} like its parameter, got a {type(gradient).__name__}")
     if gradient.layout is not torch.strided and (gradient.layout is not torch.sparse_coo or gradient.sparse_dim() != 1):
         kind = f"{gradient.sparse_dim()} sparse axes" if gradient.layout is torch.sparse_coo else f"{gradient.layout}"
         raise ValueError(f"`{label}` must be dense, or sparse COO in its first axis alone, got {kind}")

@@ -15,7 +15,7 @@ class TensorParameter(Parameter):
     """A parameter whose flat arrays are the memory of tensors that others own and may replace.
 
     Attributes:
-        tensors: Flat array -> tensor.
+        tensors: Flat array -> tensor; of DTensors, the parts in this process.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The parameters of an optimizer that are on one device: found anew at each step, and stepped in one launch."""
+"""The parameters of an optimizer that lie alike: found anew at each step, and stepped in one launch."""
 
 from collections.abc import Mapping, Sequence
 from itertools import compress
@@ -17,22 +17,25 @@ from fastadam.torch.counters import Counters
 from fastadam.torch.gradients import found
 from fastadam.torch.parameter import TensorParameter
 from fastadam.torch.state import carried_keys
-from fastadam.torch.tensors import array_over, on_stream
+from fastadam.torch.tensors import array_over, has_memory, is_sharded, on_stream
 
 _address, _grad, _dtype = torch.Tensor.data_ptr, attrgetter("grad"), attrgetter("dtype")
 _stride, _size = torch.Tensor.stride, torch.Tensor.numel
+_part, _placements = attrgetter("_local_tensor"), attrgetter("placements")
 
 
 class Member(NamedTuple):
     """A parameter that has a state.
 
     Attributes:
-        parameter: Its tensors.
+        tensors: Flat array -> tensor, as the optimizer and its state have them.
+        parameter: Those that are stepped: the same tensors, or of DTensors the parts in this process.
         label: What error messages call it.
         group: Position of its group.
         entry: Its state.
     """
 
+    tensors: dict[str, Any]
     parameter: TensorParameter
     label: str
     group: int
@@ -40,7 +43,7 @@ class Member(NamedTuple):
 
 
 class Share:
-    """The parameters on one device that have a state, with all that a launch needs.
+    """The parameters on one device that have a state, all DTensors or none, with all that a launch needs.
 
     What `locate` reads at each step says whether they are still what they were: the addresses of all tensors, and of
     the gradients also the dtypes, strides and sizes, which are those of the parameters.
@@ -50,11 +53,13 @@ class Share:
         self._options, self._settings, self._members = options, [dict(each) for each in settings], members
         self._parameters = [member.parameter for member in members]
         self._labels = [member.label for member in members]
-        self._params = [each.tensors["p"] for each in self._parameters]
-        kept = [[each.tensors[flat] for flat in each.tensors if flat != "p"] for each in self._parameters]
+        self._params = [member.tensors["p"] for member in members]
+        kept = [[tensor for flat, tensor in member.tensors.items() if flat != "p"] for member in members]
         self._kept = [tensor for tensors in kept for tensor in tensors]
-        self._params_at, self._kept_at = (list(map(_address, each)) for each in (self._params, self._kept))
-        self._facts = _facts(self._params)
+        self._sharded = is_sharded(self._params[0])
+        params = self._parts(self._params)
+        self._params_at, self._kept_at = (list(map(_address, each)) for each in (params, self._parts(self._kept)))
+        self._facts, self._placements = _facts(params), self._placements_of(self._params)
         self._counters = [Counters([member.entry[key] for member in members]) for key in carried_keys(options)]
         counters = zip(*(each.tensors for each in self._counters), strict=True)
         self._written = [
@@ -70,7 +75,7 @@ class Share:
         self._restart()
 
     def _new_engine(self):
-        example = array_over(self._params[0])
+        example = array_over(self._parts(self._params[:1])[0])
         engine = Engine(self._options, backend_of(example, self._labels[0]), example[:0].copy(), host_counts=True)
         groups: list[list[TensorParameter]] = [[] for _ in self._settings]
         for member in self._members:
@@ -89,45 +94,63 @@ class Share:
             elif changed:
                 plan.refresh(index)
 
+    def _parts(self, tensors):
+        """The tensors that have the memory of `tensors`: of DTensors the parts in this process."""
+        return list(map(_part, tensors)) if self._sharded else tensors
+
+    def _placements_of(self, tensors):
+        return list(map(_placements, tensors)) if self._sharded else None
+
     def locate(self) -> Gradients | None:
         """The gradients as they are now; None if parameters or their states are no longer what they were."""
-        params_at = list(map(_address, self._params))
+        params = self._parts(self._params)
+        params_at = list(map(_address, params))
         if params_at != self._params_at:
-            if _facts(self._params) != self._facts or any(p.device != self._params[0].device for p in self._params):
+            # Another part of a DTensor is another tensor, and not one whose memory has moved.
+            if self._sharded or _facts(params) != self._facts or any(p.device != params[0].device for p in params):
                 return None
             self.engine.plan.tables.addresses[:, GRADIENT + 1] = self._params_at = params_at
-        if list(map(_address, self._kept)) != self._kept_at:
+        if list(map(_address, self._parts(self._kept))) != self._kept_at:
             return None
         if [each.stamp() for each in self._counters] != self._stamps:
             self._restart()
         gradients = list(map(_grad, self._params))
         backend = self.engine.plan.backend
         located = self._where_they_lie(gradients)
-        return located or found(self._parameters, self._labels, backend, as_arrays=self._shows_arrays)
+        return located or found(self._params, self._parameters, self._labels, backend, as_arrays=self._shows_arrays)
 
     def _where_they_lie(self, gradients):
         """The gradients, if all that are there are dense and lie as their parameters do; else None."""
         if self._shows_arrays:
             return None
         try:
-            if _facts(gradients) != self._facts:
+            parts = self._parts(gradients)
+            if _facts(parts) != self._facts or self._placements_of(gradients) != self._placements:
                 return None
-            addresses = list(map(_address, gradients))
+            addresses = list(map(_address, parts))
         except (AttributeError, RuntimeError):  # there is none, or one that is sparse
             return self._those_there(gradients)
-        self._column[...] = [address or 1 for address in addresses] if 0 in addresses else addresses
-        return Gradients(self._column, {}, gradients)
+        if 0 in addresses:
+            if not all(map(has_memory, parts)):
+                return None
+            addresses = [address or 1 for address in addresses]
+        self._column[...] = addresses
+        return Gradients(self._column, {}, parts)
 
     def _those_there(self, gradients):
         present = [gradient is not None for gradient in gradients]
         there = list(compress(gradients, present))
-        if any(gradient.layout is not torch.strided for gradient in there):
+        if any(gradient.layout is not torch.strided or is_sharded(gradient) != self._sharded for gradient in there):
             return None
-        if _facts(there) != list(compress(self._facts, present * 3)):
+        if self._sharded and self._placements_of(there) != list(compress(self._placements, present)):
+            return None
+        parts = self._parts(there)
+        if _facts(parts) != list(compress(self._facts, present * 3)) or not all(map(has_memory, parts)):
             return None
         addresses = np.zeros(len(gradients), np.int64)
-        addresses[present] = [address or 1 for address in map(_address, there)]
-        return Gradients(addresses, {}, gradients)
+        addresses[present] = [address or 1 for address in map(_address, parts)]
+        found = iter(parts)
+        return Gradients(addresses, {}, [next(found) if is_there else None for is_there in present])
 
     def step(self, gradients: Gradients, grad_scale: float) -> bool:
         """Step the parameters that have one of `gradients`; return whether the step was taken."""
@@ -136,7 +159,7 @@ class Share:
         if taken:
             self._count(gradients)
         if self._options.zero_grad:
-            torch.autograd.graph.increment_version([each for each in gradients.held if isinstance(each, torch.Tensor)])
+            torch.autograd.graph.increment_version([p.grad for p in self._params if p.grad is not None])
         return taken
 
     def _count(self, gradients):

@@ -11,7 +11,7 @@ from fastadam.memory.formats import SMALL
 from fastadam.memory.layout import Layout
 from fastadam.settings.options import Options, moment_dtypes
 from fastadam.torch.counters import new_counters
-from fastadam.torch.tensors import DTYPES, NAMES, arithmetic_of, laid_like, layout_of
+from fastadam.torch.tensors import DTYPES, NAMES, arithmetic_of, is_sharded, laid_like, layout_of, local, placed
 
 
 def carried_keys(options: Options) -> dict[str, float]:
@@ -25,7 +25,8 @@ def kept_tensors(
     """Flat array -> tensor, for all that a step of `p` reads and writes beside the gradient.
 
     What is not in `entry` is put there: zeros, in the dtype of `p` unless `moment_dtype` says otherwise. What is there
-    already is taken in the dtype in which it is; it follows the parameter to another device or memory order.
+    already is taken in the dtype in which it is; it follows the parameter to another device or memory order. All are
+    DTensors if `p` is one, in the same parts; `layout` is that of the part in this process.
     """
     tensors = {"p": p}
     if options.master_weights:
@@ -37,6 +38,11 @@ def kept_tensors(
             continue
         dtype = _moment_dtype(p, first if buffer.signed else second, coded=buffer.speed is not None)
         key = buffer.state
+        if is_sharded(p) and (dtype is torch.uint8 or f"{key}_exponent" in entry):
+            raise ValueError(
+                f"`moment_dtype` must not be 'float8' for DTensors, got one for {label}: groups of elements with one "
+                "exponent would lie across parts"
+            )
         if key not in entry and dtype is torch.uint8:
             entry[f"{key}_exponent"] = torch.zeros(groups_of(p.numel()), dtype=torch.uint8, device=p.device)
         allowed = (*NAMES, torch.uint8) if f"{key}_exponent" in entry else tuple(NAMES)
@@ -73,6 +79,11 @@ def _kept(entry, key, p, layout, label, allowed, make):
         raise TypeError(f"`{label}` must be a tensor, got {type(value).__name__}")
     if value.shape != p.shape:
         raise ValueError(f"`{label}` must have shape {tuple(p.shape)} like its parameter, got {tuple(value.shape)}")
+    if placed(value) != placed(p):
+        raise ValueError(
+            f"`{label}` must be split like its parameter, over processes (mesh and placements) {placed(p)}, got "
+            f"{placed(value)}"
+        )
     if value.device != p.device:
         value = value.to(p.device)
     wide = arithmetic_of(p)
@@ -81,7 +92,7 @@ def _kept(entry, key, p, layout, label, allowed, make):
         value = value.to(wide)
     if value.dtype not in allowed:
         raise TypeError(f"`{label}` must be one of {', '.join(map(str, allowed))}, got {value.dtype}")
-    if layout_of(value) != layout:
+    if layout_of(local(value)) != layout:
         if value.dtype not in NAMES:
             raise ValueError(
                 f"`{label}` must lie in the memory order of its parameter, of strides {p.stride()}, got strides "

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fastadam.kernels.texts.casts import CHUNK
 from fastadam.memory.formats import formats_of as formats_by_default
 from fastadam.memory.parameters import random_place
 from fastadam.settings.options import Options, moment_dtypes
@@ -15,7 +16,7 @@ from fastadam.settings.recipes import check_together
 from fastadam.torch.parameter import TensorParameter
 from fastadam.torch.share import Member, Share
 from fastadam.torch.state import count, formats_of, kept_tensors
-from fastadam.torch.tensors import NAMES, arithmetic_of, layout_of
+from fastadam.torch.tensors import NAMES, arithmetic_of, first_element, has_memory, is_sharded, layout_of, local
 
 _HYPER = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay")
 _ABSENT = {"eps": 0.0, "amsgrad": False, "decoupled_weight_decay": False}
@@ -114,18 +115,25 @@ class Stepper:
         with torch.inference_mode(False), torch.no_grad():
             found = list(self._found(groups, state, settings))
             count([state[p] for p, *_ in found], self._options)
-            by_device: dict[Any, list[Member]] = {}
+            apart: dict[Any, list[Member]] = {}
             for p, *known in found:
-                by_device.setdefault(p.device, []).append(self._member(p, state[p], groups, *known))
-            if len(by_device) > 1 and self._options.reduces:
-                names = ", ".join(map(str, by_device))
-                raise ValueError(
-                    f"`max_grad_norm` and `nonfinite` need parameters on one device, whose norm is one, got {names}"
-                )
-            self.shares = [Share(members, settings, self._options) for members in by_device.values()]
+                apart.setdefault((p.device, is_sharded(p)), []).append(self._member(p, state[p], groups, *known))
+            if self._options.reduces:
+                self._check_norm(apart)
+            self.shares = [Share(members, settings, self._options) for members in apart.values()]
         self._amsgrad = [each["amsgrad"] for each in settings]
         self._note(self._read_groups(groups))
         self._objects = _objects(groups, state)
+
+    def _check_norm(self, apart):
+        """Raise unless the norm of the gradients that are here is the norm of all."""
+        devices, sharded = {device for device, _ in apart}, any(sharded for _, sharded in apart)
+        if sharded or len(devices) > 1:
+            got = "DTensors, of which each process has a part" if sharded else ", ".join(sorted(map(str, devices)))
+            raise ValueError(
+                "`max_grad_norm` and `nonfinite` need parameters that are whole and on one device, whose norm is one, "
+                f"got {got}: clip by `torch.nn.utils.clip_grad_norm_` before the step"
+            )
 
     def _found(self, groups, state, settings):
         """(parameter, position of its group, label, position, name, layout) of each that has a gradient or a state."""
@@ -150,11 +158,14 @@ class Stepper:
             raise TypeError(f"`{label}` must be in CPU or CUDA memory, got {p.device}")
         if p.dtype not in NAMES:
             raise TypeError(f"`{label}` must be float32, float64, bfloat16 or float16, got {p.dtype}")
-        layout = layout_of(p)
+        part = local(p)
+        if not has_memory(part):
+            raise TypeError(f"`{label}` must be a tensor with memory of its own, got {type(part).__name__}")
+        layout = layout_of(part)
         if layout is None:
             raise ValueError(
-                f"`{label}` must be dense to be stepped where it lies, got strides {p.stride()} for shape "
-                f"{tuple(p.shape)}"
+                f"`{label}` must be dense to be stepped where it lies, got strides {part.stride()} for shape "
+                f"{tuple(part.shape)}"
             )
         dtypes = moment_dtypes(group.get("moment_dtype", self._options.moment_dtype))
         check_together(settings, self._options, [formats_by_default(NAMES[p.dtype], p.numel(), dtypes, self._options)])
@@ -163,10 +174,13 @@ class Stepper:
     def _member(self, p, entry, groups, index, label, position, name, layout):
         options = self._options
         tensors = kept_tensors(entry, p, layout, groups[index], options, label)
-        place = random_place(options.seed, name, position)
+        # Parts of a DTensor have the random words of the whole, if they begin at a multiple of CHUNK elements.
+        chunks = -(-first_element(p) // CHUNK)
+        place = (random_place(options.seed, name, position) + chunks) % 2**32
+        parts = {flat: local(tensor) for flat, tensor in tensors.items()}
         arithmetic = NAMES[arithmetic_of(p)]
-        parameter = TensorParameter(label, place, layout, tensors, formats_of(tensors, options), arithmetic)
-        return Member(parameter, label, index, entry)
+        parameter = TensorParameter(label, place, layout, parts, formats_of(tensors, options), arithmetic)
+        return Member(tensors, parameter, label, index, entry)
 
 
 def _objects(groups, state):

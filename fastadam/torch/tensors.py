@@ -1,6 +1,7 @@
 """Tensors as kernels see them: their dtypes, the order of their elements in memory, and that memory as an array."""
 
 from contextlib import AbstractContextManager, nullcontext
+from operator import mul
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,33 @@ DTYPES = {name: dtype for dtype, name in NAMES.items()}
 def arithmetic_of(tensor: Any) -> Any:
     """The dtype of the arithmetic on a parameter: float64 for float64, else float32."""
     return torch.float64 if tensor.dtype is torch.float64 else torch.float32
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether it is a DTensor, of which this process has a part."""
+    return hasattr(tensor, "_local_tensor")
+
+
+def local(tensor: Any) -> Any:
+    """The part of a DTensor that this process has, waited for; any other tensor as it is."""
+    part = tensor._local_tensor if is_sharded(tensor) else tensor
+    return part.wait() if hasattr(part, "wait") else part
+
+
+def placed(tensor: Any) -> Any:
+    """How a DTensor is split over which processes; None for any other tensor."""
+    return (tensor.device_mesh, tensor.placements) if is_sharded(tensor) else None
+
+
+def first_element(tensor: Any) -> int:
+    """The position in the whole tensor of the first element that this process has."""
+    chunks = tensor.__create_chunk_list__() if is_sharded(tensor) else []
+    return sum(map(mul, chunks[0].offsets, tensor.stride())) if chunks else 0
+
+
+def has_memory(tensor: Any) -> bool:
+    """Whether a tensor has its elements at its address; those that wrap others do not."""
+    return tensor.numel() == 0 or tensor.data_ptr() != 0
 
 
 def layout_of(tensor: Any) -> Layout | None:

@@ -3,15 +3,11 @@
 import os
 import tempfile
 
-import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from training import small_model
-
-# An error as soon as it holds no longer: then this goes, and with it the note in docs/hosts.md.
-needs_dtensors = pytest.mark.xfail(strict=True, reason="fastadam.torch does not step DTensors yet")
 
 
 def run(function, *arguments, ranks=2):

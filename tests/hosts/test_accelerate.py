@@ -66,6 +66,5 @@ def fsdp2():
     assert_trains_as_torch(trained_by_fsdp2)
 
 
-@ranks.needs_dtensors
 def test_parameters_replaced_for_fsdp2():
     ranks.run(fsdp2)

@@ -22,7 +22,6 @@ def state_of_an_unstepped_optimizer():
         assert {"exp_avg", "exp_avg_sq", "step"} <= set(values)
 
 
-@ranks.needs_dtensors
 def test_state_of_an_unstepped_optimizer():
     ranks.run(state_of_an_unstepped_optimizer)
 
@@ -61,7 +60,6 @@ def resume(folder, first, then):
 CLASSES = {"fastadam": fastadam.torch.AdamW, "torch": torch.optim.AdamW}
 
 
-@ranks.needs_dtensors
 @pytest.mark.parametrize(("first", "then"), [("fastadam", "fastadam"), ("fastadam", "torch"), ("torch", "fastadam")])
 def test_a_fresh_optimizer_goes_on_where_the_saved_one_was(tmp_path, first, then):
     ranks.run(resume, tmp_path, CLASSES[first], CLASSES[then])

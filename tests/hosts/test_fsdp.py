@@ -2,9 +2,12 @@
 
 import ranks
 import torch
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from training import OPTIONS, STEPS, assert_trains_as_torch, copies, loss_of, small_model, train
+
+import fastadam.torch
 
 
 def trained_by_fsdp2(optimizer_class):
@@ -25,7 +28,6 @@ def fsdp2():
     assert_trains_as_torch(trained_by_fsdp2)
 
 
-@ranks.needs_dtensors
 def test_fsdp2():
     ranks.run(fsdp2)
 
@@ -63,3 +65,22 @@ def fsdp1():
 
 def test_fsdp1_with_original_parameters():
     ranks.run(fsdp1)
+
+
+def rounded_stochastically():
+    """Each process has 128 elements: they round as those of the whole."""
+    whole = torch.randn(16, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    mesh = init_device_mesh("cpu", (2,))
+    parameters = [torch.nn.Parameter(whole.clone()), torch.nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)]))]
+    for parameter in parameters:
+        optimizer = fastadam.torch.AdamW([parameter], lr=0.01)
+        for step in range(5):
+            gradient = torch.randn(16, 16, generator=torch.Generator().manual_seed(step)).bfloat16()
+            split = isinstance(parameter, DTensor)
+            parameter.grad = distribute_tensor(gradient, mesh, [Shard(0)]) if split else gradient
+            optimizer.step()
+    assert torch.equal(parameters[0].detach(), parameters[1].full_tensor())
+
+
+def test_parts_round_as_the_whole():
+    ranks.run(rounded_stochastically)

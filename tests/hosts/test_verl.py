@@ -39,6 +39,5 @@ def verl():
     assert_trains_as_torch(trained)
 
 
-@ranks.needs_dtensors
 def test_an_optimizer_built_from_a_configuration():
     ranks.run(verl)
