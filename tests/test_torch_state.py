@@ -232,7 +232,8 @@ def test_all_that_is_written_counts_as_written():
     params = make()
     opt = fused.NAdam(params)
     train(opt, params, 1)
-    tensors = [p for p in params if p.requires_grad] + [t for entry in opt.state.values() for t in entry.values()]
+    moments = [entry[key] for entry in opt.state.values() for key in ("exp_avg", "exp_avg_sq")]
+    tensors = [p for p in params if p.requires_grad] + moments
     before = [tensor._version for tensor in tensors]
     give_gradients(params, twins(params), torch.Generator(), skipped={0})
     opt.step()

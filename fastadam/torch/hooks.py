@@ -19,18 +19,16 @@ def hooked(step: Callable) -> Callable:
     everywhere = base._global_optimizer_pre_hooks, base._global_optimizer_post_hooks
     profiles, compiler = torch.autograd._profiler_enabled, torch._C._dynamo.eval_frame.get_eval_frame_callback
 
-    def with_few(self: Any, *args: Any, **kwargs: Any) -> Any:
+    @wraps(step)
+    def outer(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if compiler() is not None:
+            return left_alone(self, *args, **kwargs)
         own = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
         # A class that inherits and calls this `step` from its own has hooks around its own.
         if (own or everywhere[0] or everywhere[1] or profiles()) and type(self).step is outer:
             return with_hooks(self, *args, **kwargs)
         return step(self, *args, **kwargs)
 
-    left_alone = torch._disable_dynamo(with_few)
-
-    @wraps(step)
-    def outer(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return (with_few if compiler() is None else left_alone)(self, *args, **kwargs)
-
+    left_alone = torch._disable_dynamo(outer)
     outer.hooked = True  # type: ignore[attr-defined]  # torch wraps each class's `step` that does not say so
     return outer

@@ -55,16 +55,16 @@ class Share:
         self._labels = [member.label for member in members]
         self._params = [member.tensors["p"] for member in members]
         kept = [[tensor for flat, tensor in member.tensors.items() if flat != "p"] for member in members]
-        self._kept = [tensor for tensors in kept for tensor in tensors]
+        self._located = [*self._params, *(tensor for tensors in kept for tensor in tensors)]
         self._sharded = is_sharded(self._params[0])
-        params = self._parts(self._params)
-        self._params_at, self._kept_at = (list(map(_address, each)) for each in (params, self._parts(self._kept)))
-        self._facts, self._placements = _facts(params), self._placements_of(self._params)
+        self._located_at = list(map(_address, self._parts(self._located)))
+        self._device = self._params[0].device
+        self._facts, self._placements = _facts(self._parts(self._params)), self._placements_of(self._params)
         self._counters = [Counters([member.entry[key] for member in members]) for key in carried_keys(options)]
-        counters = zip(*(each.tensors for each in self._counters), strict=True)
+        # Without the counters, which are in no graph.
         self._written = [
-            [tensor for tensor in (p, *tensors, *numbers) if not tensor.is_inference()]
-            for p, tensors, numbers in zip(self._params, kept, counters, strict=True)
+            [tensor for tensor in (p, *tensors) if not tensor.is_inference()]
+            for p, tensors in zip(self._params, kept, strict=True)
         ]
         self._all_written = [tensor for tensors in self._written for tensor in tensors]
         # Of what is not finite an error tells the place, and NumPy has no bfloat16.
@@ -99,18 +99,12 @@ class Share:
         return list(map(_part, tensors)) if self._sharded else tensors
 
     def _placements_of(self, tensors):
-        return list(map(_placements, tensors)) if self._sharded else None
+        return list(map(_placements, tensors)) if self._sharded else []
 
     def locate(self) -> Gradients | None:
         """The gradients as they are now; None if parameters or their states are no longer what they were."""
-        params = self._parts(self._params)
-        params_at = list(map(_address, params))
-        if params_at != self._params_at:
-            # Another part of a DTensor is another tensor, and not one whose memory has moved.
-            if self._sharded or _facts(params) != self._facts or any(p.device != params[0].device for p in params):
-                return None
-            self.engine.plan.tables.addresses[:, GRADIENT + 1] = self._params_at = params_at
-        if list(map(_address, self._parts(self._kept))) != self._kept_at:
+        located_at = list(map(_address, self._parts(self._located)))
+        if located_at != self._located_at and not self._have_params_moved(located_at):
             return None
         if [each.stamp() for each in self._counters] != self._stamps:
             self._restart()
@@ -119,13 +113,27 @@ class Share:
         located = self._where_they_lie(gradients)
         return located or found(self._params, self._parameters, self._labels, backend, as_arrays=self._shows_arrays)
 
+    def _have_params_moved(self, located_at):
+        """Whether nothing but parameters has moved; their new addresses are taken over."""
+        count, params = len(self._params), self._params
+        # Another part of a DTensor is another tensor, and not one whose memory has moved.
+        if self._sharded or located_at[count:] != self._located_at[count:]:
+            return False
+        if _facts(params) != self._facts or any(p.device != self._device for p in params):
+            return False
+        self.engine.plan.tables.addresses[:, GRADIENT + 1] = located_at[:count]
+        self._located_at = located_at
+        return True
+
     def _where_they_lie(self, gradients):
         """The gradients, if all that are there are dense and lie as their parameters do; else None."""
         if self._shows_arrays:
             return None
         try:
             parts = self._parts(gradients)
-            if _facts(parts) != self._facts or self._placements_of(gradients) != self._placements:
+            if _facts(parts) != self._facts:
+                return None
+            if self._sharded and self._placements_of(gradients) != self._placements:
                 return None
             addresses = list(map(_address, parts))
         except (AttributeError, RuntimeError):  # there is none, or one that is sparse

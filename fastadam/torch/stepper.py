@@ -68,7 +68,7 @@ class Stepper:
         objects = _objects(groups, state)
         if len(objects) != len(self._objects) or not all(map(is_, objects, self._objects)):
             return False
-        if any(p.grad is not None for p in self._without_state):
+        if self._without_state and any(p.grad is not None for p in self._without_state):
             return False
         read = self._read_groups(groups)
         return (read == self._read and not self._has_tensors) or self._refresh(groups, read)
