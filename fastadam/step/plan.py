@@ -53,14 +53,14 @@ class Prepared(NamedTuple):
         pieces: The gradients as pieces, in the order of the parameters, for the norm.
         clocks: Those that go on.
         rows: Position of a parameter -> its gradient, for those with a gradient of rows only.
-        lanes: What the reduction keeps for these pieces, once it has been asked.
+        sums: What the reduction keeps for these pieces, once it has been asked.
     """
 
     launch: Callable[[], None]
     pieces: np.ndarray
     clocks: np.ndarray
     rows: dict[int, Rows]
-    lanes: list[Any]
+    sums: list[Any]
 
 
 class Plan:

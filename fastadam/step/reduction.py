@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.kernels import NORM, PARAMETER, SKIPPED, TAKEN, norm
+from fastadam.kernels import NORM, PARAMETER, SKIPPED, TAKEN
 from fastadam.kernels.blocks import cut
 from fastadam.memory.arrays import as_array, on_host, widened, zeros
 from fastadam.settings.options import Options
@@ -22,19 +22,19 @@ class Reduction:
         self._max_grad_norm = options.max_grad_norm or float("inf")
         self._propagate = float(options.nonfinite == "propagate")
         self._clips_values = options.clip_value is not None
-        # What whole gradients were cut into last, with the bytes of their pieces, and memory for the lanes of any step.
+        # What whole gradients were cut into last, with the bytes of their pieces, and memory for the sums of any step.
         self._whole: tuple[bytes, np.ndarray] = b"", np.zeros((0, 5), np.int64)
-        self._lanes = self._zeros(1)
+        self._sums = self._zeros(1)
 
     def clip(self, prepared: Prepared, grad_scale: float) -> None:
         """Write what follows from the norm of the gradients of a step into the record of the plan's tables."""
-        if not prepared.lanes:
-            prepared.lanes.extend([*self._launches(self._blocks(prepared)), self._largest()])
-        lanes, launches, largest = prepared.lanes
+        if not prepared.sums:
+            prepared.sums.extend([*self._launches(self._blocks(prepared)), self._largest()])
+        sums, launches, largest = prepared.sums
         for launch in launches:
             launch()
         tables = self._plan.tables
-        self._plan.backend.clip(lanes, grad_scale, self._max_grad_norm, largest, self._propagate, tables)
+        self._plan.backend.clip(sums, grad_scale, self._max_grad_norm, largest, self._propagate, tables)
 
     def _largest(self):
         """What the squared norm must stay below: squares that overflow count as not finite, unless each is clipped."""
@@ -52,23 +52,23 @@ class Reduction:
         return np.insert(whole, np.searchsorted(whole[:, PARAMETER], rows[:, PARAMETER]), rows, axis=0)
 
     def _zeros(self, blocks):
-        return zeros(blocks * norm.LANES, np.float64, self._device_of).reshape(-1, norm.LANES)
+        return zeros(blocks, np.float64, self._device_of)
 
     def _launches(self, blocks):
-        """The lanes of all blocks, and the launches that write them: one for each run of gradients stored alike."""
+        """The sums of all blocks, and the launches that write them: one for each run of gradients stored alike."""
         parameters, backend = self._plan.parameters, self._plan.backend
-        if len(self._lanes) < len(blocks):
-            self._lanes = self._zeros(len(blocks))
+        if len(self._sums) < len(blocks):
+            self._sums = self._zeros(len(blocks))
         # Without any gradient, the norm is that of a block of zeros.
-        lanes = self._lanes[: len(blocks)] if len(blocks) else self._zeros(1)
+        sums = self._sums[: len(blocks)] if len(blocks) else self._zeros(1)
         kinds: dict[tuple[np.dtype, str], int] = {}
         numbers = [kinds.setdefault((each.arithmetic, each.formats["g"]), len(kinds)) for each in parameters]
         of_blocks, launches = np.array(numbers)[blocks[:, PARAMETER]], []
         starts = np.flatnonzero(np.diff(of_blocks, prepend=-1)).tolist()
         for start, stop in pairwise([*starts, len(blocks)]):
             dtype, format = list(kinds)[of_blocks[start]]
-            launches.append(backend.squares(dtype, format, blocks[start:stop], self._plan.tables, lanes[start:stop]))
-        return lanes, launches
+            launches.append(backend.squares(dtype, format, blocks[start:stop], self._plan.tables, sums[start:stop]))
+        return sums, launches
 
     @property
     def taken(self) -> bool:
