@@ -30,10 +30,15 @@ from fastadam.settings import recipes
 from fastadam.settings.checks import flag, nonnegative
 from fastadam.settings.groups import ParamGroup
 from fastadam.settings.options import OPTION_NAMES, Options, moment_dtypes
+from fastadam.sharding.agreement import agree, shared_failure
+from fastadam.sharding.checks import check_entries, check_shared, shared
+from fastadam.sharding.exchange import Exchange
+from fastadam.sharding.ranges import buckets
 from fastadam.state import Loaded, dump_state, load_state, steps_not_taken
 from fastadam.step.engine import Engine
 from fastadam.step.gradients import Collector
 from fastadam.step.rows import row_indices
+from fastadam.step.said import ADDED, SAID_KEYS, said_of_parameters, said_of_values
 
 
 class Optimizer(Resumable):
@@ -41,7 +46,9 @@ class Optimizer(Resumable):
 
     def __init__(self, params: Any, member: str, options: Mapping[str, Any], **defaults: Any):
         chosen = dict(options)
-        self._flat = flag(chosen.pop("flat", False), "flat")
+        held = {key: chosen.pop(key) for key in ("flat", "shard", "bucket_bytes") if key in chosen}
+        group, self._bucket_bytes = shared(held)
+        self._flat = group is not None or flag(held.get("flat", False), "flat")
         unknown = sorted(chosen.keys() - OPTION_NAMES)
         if unknown:
             raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {unknown[0]!r}")
@@ -52,6 +59,9 @@ class Optimizer(Resumable):
             "decoupled_weight_decay": preset.decoupled,
             **self._options.family_member.hyper_defaults(self._options.convention),
         }
+        if group is not None:
+            check_shared(self._options)
+        self._group = group
         self._defaults = {key: presets.get(key) if value is None else value for key, value in defaults.items()}
         self._groups: list[ParamGroup] = []
         self._watches: list[Watch] = []
@@ -65,20 +75,20 @@ class Optimizer(Resumable):
     def _add(self, groups: list[Group], *, required: bool) -> None:
         """Check everything, then allocate, then re-bind: an error leaves all as it was."""
         options, entries = self._options, [entry for entries, _ in groups for entry in entries]
-        excluded = excluded_names(groups, options.exclude_from_weight_decay, required=required)
-        existing = [] if self._engine is None else self._engine.plan.parameters
-        occupied = [parameter.p for parameter in existing if parameter.p is not None]
-        occupied += [flat for buffers in all_buffers(existing) for flat in buffers.flats.values()]
-        check_together(entries, [each.name for each in existing], occupied)
         backend = backend_of(entries[0].array, entries[0].label)
         # An array that tells the device, and keeps no parameter alive.
         device_of = zeros(0, np.uint8, entries[0].array)
-        layouts = [plain(e.array.shape) if e.alone else self._layout(e) for e in entries]
-        checked = [self._checked_group(entries, settings) for entries, settings in groups]
-        parameters, bindings = self._placed(
-            entries, layouts, [formats for _, formats in checked], len(existing), device_of
-        )
-        engine = self._engine or Engine(options, backend, device_of)
+        exchange = self._exchange_of(device_of)
+        with shared_failure(exchange, len(SAID_KEYS), ADDED):
+            excluded, layouts, checked = self._checked(groups, entries, required)
+        if exchange is not None:
+            said = said_of_parameters(entries, [group for group, _ in checked], options, self._bucket_bytes)
+            agree(exchange, ADDED, said)
+        first = 0 if self._engine is None else len(self._parameters)
+        parameters, bindings = self._placed(entries, layouts, [formats for _, formats in checked], first, device_of)
+        if exchange is not None:
+            agree(exchange, ADDED, said_of_values(parameters))
+        engine = self._engine or Engine(options, backend, device_of, exchange=exchange)
         members = iter(parameters)
         added = [([next(members) for _ in group["params"]], group, excluded) for group, _ in checked]
         undo = rebind(bindings)
@@ -89,6 +99,24 @@ class Optimizer(Resumable):
             raise
         del undo  # it holds what has been replaced
         self._finish(engine, entries, [group for group, _ in checked], bindings)
+
+    def _checked(self, groups, entries, required):
+        """The names without weight decay, the layout of each entry, and each group with the formats of its entries."""
+        if self._group is not None:
+            check_entries(entries)
+        excluded = excluded_names(groups, self._options.exclude_from_weight_decay, required=required)
+        existing = [] if self._engine is None else self._engine.plan.parameters
+        occupied = [parameter.p for parameter in existing if parameter.p is not None]
+        occupied += [flat for buffers in all_buffers(existing) for flat in buffers.flats.values()]
+        check_together(entries, [each.name for each in existing], occupied)
+        layouts = [plain(e.array.shape) if e.alone else self._layout(e) for e in entries]
+        return excluded, layouts, [self._checked_group(entries, settings) for entries, settings in groups]
+
+    def _exchange_of(self, device_of):
+        """What ranks send one another; a single rank has nobody to send to."""
+        if self._engine is not None:
+            return self._engine.exchange
+        return None if self._group is None or self._group.size == 1 else Exchange(self._group, device_of)
 
     def _layout(self, entry):
         return layout_when_packed(entry) if self._flat else layout_in_place(entry)
@@ -114,10 +142,12 @@ class Optimizer(Resumable):
             together.setdefault((index,) if entry.alone else (each, arithmetic), []).append(index)
         parameters: dict[int, Parameter] = {}
         bindings = []
-        for members in together.values():
+        rank, ranks = (0, 1) if self._group is None else (self._group.rank, self._group.size)
+        nbytes = [entry.array.nbytes for entry in entries]
+        for members in (part for alike in together.values() for part in buckets(alike, nbytes, self._bucket_bytes)):
             entry, each = entries[members[0]], flat_formats[members[0]]
             named = {entries[index].name: layouts[index] for index in members}
-            buffers = Buffers(named, each, each.arithmetic(entry.array), device_of)
+            buffers = Buffers(named, each, each.arithmetic(entry.array), device_of, rank, ranks)
             if entry.alone:
                 buffers.adopt(entry.array)
             for index in members:
@@ -269,16 +299,20 @@ class Optimizer(Resumable):
             FloatingPointError: a gradient is not finite, with `nonfinite="raise"`. Parameters, moments and step counts
                 are as before.
         """
-        if type(grad_scale) is not float or not 0.0 <= grad_scale < inf:
-            grad_scale = nonnegative(grad_scale, "grad_scale")
-        for watch in self._watches:
-            watch.check()
         engine = self._engine
         assert engine is not None
-        rates = engine.rates()
         # Another thread's step would put the addresses of its gradients into the table of this one's launch.
         with self._one_step:
-            gradients = self._collector.collect(grads, lambda: self.buffers)
+            try:
+                if type(grad_scale) is not float or not 0.0 <= grad_scale < inf:
+                    grad_scale = nonnegative(grad_scale, "grad_scale")
+                for watch in self._watches:
+                    watch.check()
+                rates = engine.rates()
+                gradients = self._collector.collect(grads, lambda: self.buffers)
+            except Exception:
+                with engine.told():  # not around all of it, which would take a small step 0.5 us
+                    raise
             engine.take_step(gradients, rates, grad_scale)
 
     def catch_up(self, name: Hashable = None, indices: Any = None) -> None:
