@@ -199,10 +199,13 @@ class Optimizer(Resumable):
 
     @property
     def ema(self) -> Views:
-        """Name -> view of the exponential moving average of the parameter (with `ema_decay`)."""
+        """Name -> view of the exponential moving average of the parameter (with `ema_decay`).
+
+        With `shard` every rank must ask for it, and gets copies with the elements of all ranks, in new memory.
+        """
         if self._options.ema_decay is None:
             raise AttributeError("`ema` needs `ema_decay`, with which the optimizer keeps the average")
-        return Views({parameter.name: parameter.view("ema") for parameter in self._parameters})
+        return Views({parameter.name: view for parameter, _, view in self._whole(["ema"])})
 
     @property
     def copies(self) -> Views:
@@ -216,9 +219,21 @@ class Optimizer(Resumable):
     def masters(self) -> dict[Hashable, np.ndarray]:
         """Name -> the parameter as it is now in the dtype of the arithmetic, in a NumPy array of its own.
 
-        With `master_weights` these are the exact float32 masters of bfloat16 parameters.
+        With `master_weights` these are the exact float32 masters of bfloat16 parameters; with `shard` every rank must
+        ask for them.
         """
-        return {parameter.name: parameter.values("p").copy() for parameter in self._parameters}
+        found: dict[Hashable, dict[str, Any]] = {}
+        for parameter, flat, view in self._whole(["p", "remainder"]):
+            found.setdefault(parameter.name, {})[flat] = view
+        return {each.name: each.values("p", found[each.name]).copy() for each in self._parameters}
+
+    def _whole(self, flats):
+        """(parameter, flat, view) of those of `flats` that parameters have, with the elements of all ranks."""
+        assert self._engine is not None
+        held = [(each, flat) for each in self._parameters for flat in flats]
+        return self._engine.whole(
+            [(each, flat) for each, flat in held if flat != "remainder" or flat in each.formats.flats("p")]
+        )
 
     def memory_usage(self) -> MemoryUsage:
         """How much memory each buffer takes, and what it would take in the dtype of the arithmetic."""

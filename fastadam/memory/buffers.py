@@ -30,6 +30,12 @@ class Segment(NamedTuple):
         """The view of this segment in `flat`, in the shape of the parameter."""
         return self.layout.view(flat[self.start : self.stop])
 
+    def view(self, name: str, array: Any) -> Any:
+        """The same in the whole flat array called `name`; exponents are 1-D, one for each group of codes."""
+        if name.endswith("_exponent"):
+            return array[self.start // EXPONENT_GROUP : -(-self.stop // EXPONENT_GROUP)]
+        return self.of(array)
+
 
 class Buffers:
     """The flat buffers of parameters that are stored alike, all 1-D, of one size and device.

@@ -1,6 +1,6 @@
 """One array that trains, and everything that an optimizer keeps for it."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -95,13 +95,19 @@ class Parameter:
         flat = self.flat(name)
         return flat if name.endswith("_exponent") else self.layout.view(flat)
 
-    def values(self, buffer: str) -> np.ndarray:
-        """The values of a buffer in the dtype of the arithmetic, on the host, in the shape of the parameter."""
-        return self.layout.view(self.kept_values(buffer))
+    def values(self, buffer: str, views: Mapping[str, Any]) -> np.ndarray:
+        """The values of a buffer in the dtype of the arithmetic, on the host, in the shape of the parameter.
+
+        `views` has its flat arrays, in that shape.
+        """
+        return self.layout.view(self._values(buffer, {name: self.layout.flat(view) for name, view in views.items()}))
 
     def kept_values(self, buffer: str) -> np.ndarray:
         """The same of the elements that are `kept`, 1-D."""
-        flats = {name: on_host(as_bits(self.part(name))) for name in self.formats.flats(buffer)}
+        return self._values(buffer, {name: self.part(name) for name in self.formats.flats(buffer)})
+
+    def _values(self, buffer, held):
+        flats = {name: on_host(as_bits(array)) for name, array in held.items()}
         with np.errstate(all="ignore"):
             return stored.load(self.formats, buffer, flats)
 

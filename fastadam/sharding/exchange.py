@@ -1,6 +1,6 @@
 """What ranks send one another: gradients are reduced to their owners, sums for the norm and parameters are gathered."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -151,10 +151,20 @@ class Exchange:
 
     # --- whole arrays
 
-    def whole(self, buffers: Buffers, flat: str) -> Any:
-        """A flat array with the elements of all ranks: itself where every rank has it whole, else gathered."""
-        array = buffers.allocate(flat)
-        return array if flat in WHOLE else self.all_gather(array, f"`{flat}`")
+    def whole(self, wanted: Iterable[tuple[Parameter, str]]) -> Iterator[tuple[Parameter, str, Any]]:
+        """(parameter, flat, view of it with the elements of all ranks) of each (parameter, flat).
+
+        They come flat array by flat array, each of which is gathered once and forgotten.
+        """
+        together: dict[tuple[Buffers, str], list[Parameter]] = {}
+        for parameter, flat in wanted:
+            together.setdefault((parameter.buffers, flat), []).append(parameter)
+        for (buffers, flat), parameters in together.items():
+            array = buffers.allocate(flat)
+            if flat not in WHOLE:
+                array = self.all_gather(array, f"`{flat}`")
+            for parameter in parameters:
+                yield parameter, flat, buffers.segments[parameter.name].view(flat, array)
 
 
 class Partials:

@@ -1,6 +1,6 @@
 """One step, in order: every front end makes one call of `Engine.take_step`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -199,6 +199,12 @@ class Engine:
             self._history.catch_up(member, rows)
         if rows is None and len(members) == len(self.plan.parameters):
             self._history.forget()
+
+    def whole(self, wanted: Sequence[tuple[Parameter, str]]) -> Iterable[tuple[Parameter, str, Any]]:
+        """(parameter, flat, its view with the elements of all ranks) of each (parameter, flat), in any order."""
+        if self.exchange is not None:
+            return self.exchange.whole(wanted)
+        return ((parameter, flat, parameter.view(flat)) for parameter, flat in wanted)
 
     def loaded(self) -> None:
         """Take note that parameters and state have been written from outside: a state has been loaded."""

@@ -14,7 +14,7 @@ from fastadam.step.plan import Plan, Prepared
 
 ADDED = "when they are given to an optimizer"
 SAID_KEYS = ("parameters", "groups", "settings", "options")
-STEP_KEYS = ("steps", "settings", "gradients", "`grad_scale`")
+STEP_KEYS = ("gradients", "steps", "settings", "`grad_scale`")
 
 
 def said_of_step(
@@ -24,9 +24,9 @@ def said_of_step(
     tables = plan.tables
     counts = np.ascontiguousarray(tables.carried[plan.clock_of])
     said = (
-        (b"%d " % plan.asked + counts.tobytes(), lambda: _steps(plan, counts)),
-        (tables.hyper.tobytes() + repr(rates).encode(), lambda: _settings(plan, rates)),
         (prepared.present.tobytes(), lambda: _present(plan, prepared.present)),
+        (b"%d " % plan.asked + counts.tobytes(), lambda: _steps(plan, counts)),
+        (tables.hyper[plan.clock_of].tobytes() + repr(rates).encode(), lambda: _settings(plan, rates)),
         (repr(grad_scale).encode(), lambda: [repr(grad_scale)]),
     )
     return dict(zip(STEP_KEYS, said, strict=True))
