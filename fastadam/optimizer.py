@@ -38,7 +38,7 @@ from fastadam.state import Loaded, dump_state, load_state, steps_not_taken
 from fastadam.step.engine import Engine
 from fastadam.step.gradients import Collector
 from fastadam.step.rows import row_indices
-from fastadam.step.said import ADDED, SAID_KEYS, said_of_parameters, said_of_values
+from fastadam.step.said import ADDED, LOADED, SAID_KEYS, said_of_parameters, said_of_values
 
 
 class Optimizer(Resumable):
@@ -376,15 +376,21 @@ class Optimizer(Resumable):
         in place of "exp_avg_sq", Lion neither. Arrays of torch parameters are tensors, so that `torch.save` and
         `torch.load` take the state as they are. A schedule is not part of it, its position is: "lr" is the learning
         rate of the next step, left out if the schedule gives none. The parameters are not part of it: save `params`
-        too, after this call, which brings all rows up to date with `sparse="exact"`; or `save` all of it.
+        too, after this call, which brings all rows up to date with `sparse="exact"`; or `save` all of it. With `shard`
+        every rank must call it, and gets all of the state, as one process would have it.
         """
         self.catch_up()
         assert self._engine is not None
-        return dump_state(self._engine.plan, self._groups, self._seed, self._copied)
-
-    def _copied(self, name, key, view):
-        copy = view.copy()
-        return as_torch(copy, bits=key == "remainder") if name in self._of_torch else copy
+        taken: list[tuple[Parameter, str, str]] = []
+        state = dump_state(self._engine.plan, self._groups, self._seed, lambda *each: taken.append(each))
+        keys = {(parameter, flat): key for parameter, key, flat in taken}
+        for parameter, flat, view in self._engine.whole(list(keys)):
+            key, copy = keys[parameter, flat], view.copy()
+            bits = key == "remainder"
+            state["state"][parameter.name][key] = (
+                as_torch(copy, bits=bits) if parameter.name in self._of_torch else copy
+            )
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False, strict: bool = True) -> Loaded:
         """Take over a `state_dict()` of an optimizer with the same names, shapes and dtypes, by copying, in place.
@@ -413,11 +419,15 @@ class Optimizer(Resumable):
             TypeError, ValueError: names, shapes, dtypes or values do not fit. Nothing has been written then.
         """
         how = Loading(convert=flag(convert, "convert"), strict=flag(strict, "strict"))
-        return self._load(state_dict, how)
+        assert self._engine is not None
+        with shared_failure(self._engine.exchange, 0, LOADED):
+            return self._load(state_dict, how)
 
     def _load(self, state_dict, how):
         assert self._engine is not None
-        plan = self._engine.plan
+        plan, exchange = self._engine.plan, self._engine.exchange
+        if exchange is not None:
+            how = how._replace(ready=lambda: agree(exchange, LOADED, {}))
         loaded = load_state(plan, self._groups, state_dict, how)
         seed = loaded.seed
         if seed is not None and seed != self._seed:

@@ -7,7 +7,7 @@ from itertools import zip_longest
 
 import numpy as np
 
-from fastadam.sharding.errors import DisagreementError
+from fastadam.sharding.errors import CollectiveError, DisagreementError
 from fastadam.sharding.exchange import Exchange
 
 # What each rank says of a thing: bytes that are compared, and lines that tell people what they mean.
@@ -54,6 +54,8 @@ def shared_failure(exchange: Exchange | None, things: int, what: str) -> Iterato
     """Tell the other ranks, which go on to compare so many `things`, of an error that is raised inside."""
     try:
         yield
+    except (CollectiveError, DisagreementError):  # all ranks have it, or no rank can be told
+        raise
     except Exception as failure:
         if exchange is not None:
             agree(exchange, what, dict.fromkeys(map(str, range(things)), (b"", list)), failure)

@@ -13,6 +13,7 @@ from fastadam.sharding.agreement import Said, lines
 from fastadam.step.plan import Plan, Prepared
 
 ADDED = "when they are given to an optimizer"
+LOADED = "when a state is loaded"
 SAID_KEYS = ("parameters", "groups", "settings", "options")
 STEP_KEYS = ("gradients", "steps", "settings", "`grad_scale`")
 
