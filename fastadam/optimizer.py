@@ -313,6 +313,9 @@ class Optimizer(Resumable):
                 a schedule gives no learning rate. Nothing has been written then, and the optimizer can be used on.
             FloatingPointError: a gradient is not finite, with `nonfinite="raise"`. Parameters, moments and step counts
                 are as before.
+            DisagreementError: with `shard`, another rank has other settings, steps or parameters with a gradient, or
+                its gradients were refused. Nothing has been written on any rank.
+            CollectiveError: with `shard`, a collective has failed. Parameters may differ between ranks.
         """
         engine = self._engine
         assert engine is not None
