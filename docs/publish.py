@@ -18,7 +18,7 @@ import run_tables as tables
 from promises import COLUMNS, PROMISES
 from rich.console import Console
 
-from fastadam.bench import costs, report
+from fastadam.bench import costs, report, sharding
 from fastadam.bench.pictures import pictures
 from fastadam.bench.record import Record, RecordError, read_record
 from fastadam.bench.tables import markdown_table, notes, source
@@ -54,6 +54,7 @@ def pages(record: Record) -> dict[str, str]:
             "predictions": tables.predictions(record, arithmetic),
             "arithmetic": [*tables.second_bound(arithmetic), "", _where(arithmetic)],
         },
+        "docs/scaling.md": {"sharding": _sharding()},
         "docs/gpu.md": gpu_tables.blocks(json.loads((DOCS / "gpu.json").read_text(encoding="utf-8"))),
     }
     texts = {}
@@ -62,6 +63,15 @@ def pages(record: Record) -> dict[str, str]:
         for block, lines in of_page.items():
             texts[name] = between(texts[name], block, lines)
     return texts
+
+
+def _sharding():
+    """What a sharded step costs, and where it was measured."""
+    record = json.loads((DOCS / "sharding.json").read_text(encoding="utf-8"))
+    facts = record["machine"]
+    measured = f"{record['count']:,} parameters, gloo, medians of {sharding.STEPS - 1} steps"
+    where = f'{facts["date"]}: {facts["processor"]}; {measured}. "Sent" is what a ring sends.'
+    return [*markdown_table(sharding.COLUMNS, list(sharding.rows(record))), "", where]
 
 
 def _where(arithmetic):

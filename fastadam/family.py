@@ -67,6 +67,14 @@ class Adam(Optimizer):
         flat: Copy the parameters once into one flat buffer, `buffers.p`, and **re-bind the entries of the dict or list
             to views of it**: for thousands of small arrays, and to work on all parameters as one array. It warns if
             somebody else still holds an original array, because that array will not train. See docs/parameters.md.
+        shard: A process group, whose ranks share this optimizer: one of torch.distributed, an mpi4py communicator, a
+            CuPy `NcclCommunicator`, or an object with `rank`, `size`, `reduce_scatter(flat, shard)` and
+            `all_gather(shard, flat)`, which take 1-D arrays with len(flat) == size * len(shard) and return None when
+            they are done, or a handle with `wait()`. Every rank makes the same calls. It has all parameters and 1/size
+            of everything else, and gives the gradients of its part of the batch: their sum counts, times `grad_scale`.
+            The bits are those of one process. It implies `flat=True`. See docs/scaling.md.
+        bucket_bytes: With `shard`, split the flat buffers at ends of parameters, so that each has so many bytes of
+            parameters or more. While one is reduced or gathered, another is stepped.
         convention: "torch", "optax", "keras", "sklearn" or "apex": see above.
         eps_root: Added inside the root, >= 0, with `convention="optax"`.
         decouple_lr: Do not multiply the decoupled decay by lr.
@@ -116,7 +124,8 @@ class Adam(Optimizer):
         ValueError: a wrong value: a hyperparameter out of range, options that contradict one another, a read-only,
             unaligned or not dense array, parameters that share memory, arrays on several devices. Nothing has been
             re-bound or written then.
-        RuntimeError: an array in CUDA memory without CuPy or without a working GPU.
+        RuntimeError: an array in CUDA memory without CuPy or without a working GPU; with `shard`, ranks that disagree
+            (`fastadam.sharding.DisagreementError`) or a collective that fails (`fastadam.sharding.CollectiveError`).
 
     Warns:
         UserWarning: `lr` is too small to change most 16-bit parameters that are rounded to nearest; or, with `flat`,

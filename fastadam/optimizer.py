@@ -30,10 +30,15 @@ from fastadam.settings import recipes
 from fastadam.settings.checks import flag, nonnegative
 from fastadam.settings.groups import ParamGroup
 from fastadam.settings.options import OPTION_NAMES, Options, moment_dtypes
+from fastadam.sharding.agreement import agree, shared_failure
+from fastadam.sharding.checks import check_entries, check_shared, shared
+from fastadam.sharding.exchange import Exchange
+from fastadam.sharding.ranges import buckets
 from fastadam.state import Loaded, dump_state, load_state, steps_not_taken
 from fastadam.step.engine import Engine
 from fastadam.step.gradients import Collector
 from fastadam.step.rows import row_indices
+from fastadam.step.said import ADDED, LOADED, SAID_KEYS, said_of_parameters, said_of_values
 
 
 class Optimizer(Resumable):
@@ -41,7 +46,9 @@ class Optimizer(Resumable):
 
     def __init__(self, params: Any, member: str, options: Mapping[str, Any], **defaults: Any):
         chosen = dict(options)
-        self._flat = flag(chosen.pop("flat", False), "flat")
+        held = {key: chosen.pop(key) for key in ("flat", "shard", "bucket_bytes") if key in chosen}
+        group, self._bucket_bytes = shared(held)
+        self._flat = group is not None or flag(held.get("flat", False), "flat")
         unknown = sorted(chosen.keys() - OPTION_NAMES)
         if unknown:
             raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {unknown[0]!r}")
@@ -52,6 +59,9 @@ class Optimizer(Resumable):
             "decoupled_weight_decay": preset.decoupled,
             **self._options.family_member.hyper_defaults(self._options.convention),
         }
+        if group is not None:
+            check_shared(self._options)
+        self._group = group
         self._defaults = {key: presets.get(key) if value is None else value for key, value in defaults.items()}
         self._groups: list[ParamGroup] = []
         self._watches: list[Watch] = []
@@ -65,20 +75,20 @@ class Optimizer(Resumable):
     def _add(self, groups: list[Group], *, required: bool) -> None:
         """Check everything, then allocate, then re-bind: an error leaves all as it was."""
         options, entries = self._options, [entry for entries, _ in groups for entry in entries]
-        excluded = excluded_names(groups, options.exclude_from_weight_decay, required=required)
-        existing = [] if self._engine is None else self._engine.plan.parameters
-        occupied = [parameter.p for parameter in existing if parameter.p is not None]
-        occupied += [flat for buffers in all_buffers(existing) for flat in buffers.flats.values()]
-        check_together(entries, [each.name for each in existing], occupied)
         backend = backend_of(entries[0].array, entries[0].label)
         # An array that tells the device, and keeps no parameter alive.
         device_of = zeros(0, np.uint8, entries[0].array)
-        layouts = [plain(e.array.shape) if e.alone else self._layout(e) for e in entries]
-        checked = [self._checked_group(entries, settings) for entries, settings in groups]
-        parameters, bindings = self._placed(
-            entries, layouts, [formats for _, formats in checked], len(existing), device_of
-        )
-        engine = self._engine or Engine(options, backend, device_of)
+        exchange = self._exchange_of(device_of)
+        with shared_failure(exchange, len(SAID_KEYS), ADDED):
+            excluded, layouts, checked = self._checked(groups, entries, required)
+        if exchange is not None:
+            said = said_of_parameters(entries, [group for group, _ in checked], options, self._bucket_bytes)
+            agree(exchange, ADDED, said)
+        first = 0 if self._engine is None else len(self._parameters)
+        parameters, bindings = self._placed(entries, layouts, [formats for _, formats in checked], first, device_of)
+        if exchange is not None:
+            agree(exchange, ADDED, said_of_values(parameters))
+        engine = self._engine or Engine(options, backend, device_of, exchange=exchange)
         members = iter(parameters)
         added = [([next(members) for _ in group["params"]], group, excluded) for group, _ in checked]
         undo = rebind(bindings)
@@ -89,6 +99,24 @@ class Optimizer(Resumable):
             raise
         del undo  # it holds what has been replaced
         self._finish(engine, entries, [group for group, _ in checked], bindings)
+
+    def _checked(self, groups, entries, required):
+        """The names without weight decay, the layout of each entry, and each group with the formats of its entries."""
+        if self._group is not None:
+            check_entries(entries)
+        excluded = excluded_names(groups, self._options.exclude_from_weight_decay, required=required)
+        existing = [] if self._engine is None else self._engine.plan.parameters
+        occupied = [parameter.p for parameter in existing if parameter.p is not None]
+        occupied += [flat for buffers in all_buffers(existing) for flat in buffers.flats.values()]
+        check_together(entries, [each.name for each in existing], occupied)
+        layouts = [plain(e.array.shape) if e.alone else self._layout(e) for e in entries]
+        return excluded, layouts, [self._checked_group(entries, settings) for entries, settings in groups]
+
+    def _exchange_of(self, device_of):
+        """What ranks send one another; a single rank has nobody to send to."""
+        if self._engine is not None:
+            return self._engine.exchange
+        return None if self._group is None or self._group.size == 1 else Exchange(self._group, device_of)
 
     def _layout(self, entry):
         return layout_when_packed(entry) if self._flat else layout_in_place(entry)
@@ -114,10 +142,12 @@ class Optimizer(Resumable):
             together.setdefault((index,) if entry.alone else (each, arithmetic), []).append(index)
         parameters: dict[int, Parameter] = {}
         bindings = []
-        for members in together.values():
+        rank, ranks = (0, 1) if self._group is None else (self._group.rank, self._group.size)
+        nbytes = [entry.array.nbytes for entry in entries]
+        for members in (part for alike in together.values() for part in buckets(alike, nbytes, self._bucket_bytes)):
             entry, each = entries[members[0]], flat_formats[members[0]]
             named = {entries[index].name: layouts[index] for index in members}
-            buffers = Buffers(named, each, each.arithmetic(entry.array), device_of)
+            buffers = Buffers(named, each, each.arithmetic(entry.array), device_of, rank, ranks)
             if entry.alone:
                 buffers.adopt(entry.array)
             for index in members:
@@ -169,10 +199,13 @@ class Optimizer(Resumable):
 
     @property
     def ema(self) -> Views:
-        """Name -> view of the exponential moving average of the parameter (with `ema_decay`)."""
+        """Name -> view of the exponential moving average of the parameter (with `ema_decay`).
+
+        With `shard` every rank must ask for it, and gets copies with the elements of all ranks, in new memory.
+        """
         if self._options.ema_decay is None:
             raise AttributeError("`ema` needs `ema_decay`, with which the optimizer keeps the average")
-        return Views({parameter.name: parameter.view("ema") for parameter in self._parameters})
+        return Views({parameter.name: view for parameter, _, view in self._whole(["ema"])})
 
     @property
     def copies(self) -> Views:
@@ -186,9 +219,21 @@ class Optimizer(Resumable):
     def masters(self) -> dict[Hashable, np.ndarray]:
         """Name -> the parameter as it is now in the dtype of the arithmetic, in a NumPy array of its own.
 
-        With `master_weights` these are the exact float32 masters of bfloat16 parameters.
+        With `master_weights` these are the exact float32 masters of bfloat16 parameters; with `shard` every rank must
+        ask for them.
         """
-        return {parameter.name: parameter.values("p").copy() for parameter in self._parameters}
+        found: dict[Hashable, dict[str, Any]] = {}
+        for parameter, flat, view in self._whole(["p", "remainder"]):
+            found.setdefault(parameter.name, {})[flat] = view
+        return {each.name: each.values("p", found[each.name]).copy() for each in self._parameters}
+
+    def _whole(self, flats):
+        """(parameter, flat, view) of those of `flats` that parameters have, with the elements of all ranks."""
+        assert self._engine is not None
+        held = [(each, flat) for each in self._parameters for flat in flats]
+        return self._engine.whole(
+            [(each, flat) for each, flat in held if flat != "remainder" or flat in each.formats.flats("p")]
+        )
 
     def memory_usage(self) -> MemoryUsage:
         """How much memory each buffer takes, and what it would take in the dtype of the arithmetic."""
@@ -268,17 +313,24 @@ class Optimizer(Resumable):
                 a schedule gives no learning rate. Nothing has been written then, and the optimizer can be used on.
             FloatingPointError: a gradient is not finite, with `nonfinite="raise"`. Parameters, moments and step counts
                 are as before.
+            DisagreementError: with `shard`, another rank has other settings, steps or parameters with a gradient, or
+                its gradients were refused. Nothing has been written on any rank.
+            CollectiveError: with `shard`, a collective has failed. Parameters may differ between ranks.
         """
-        if type(grad_scale) is not float or not 0.0 <= grad_scale < inf:
-            grad_scale = nonnegative(grad_scale, "grad_scale")
-        for watch in self._watches:
-            watch.check()
         engine = self._engine
         assert engine is not None
-        rates = engine.rates()
         # Another thread's step would put the addresses of its gradients into the table of this one's launch.
         with self._one_step:
-            gradients = self._collector.collect(grads, lambda: self.buffers)
+            try:
+                if type(grad_scale) is not float or not 0.0 <= grad_scale < inf:
+                    grad_scale = nonnegative(grad_scale, "grad_scale")
+                for watch in self._watches:
+                    watch.check()
+                rates = engine.rates()
+                gradients = self._collector.collect(grads, lambda: self.buffers)
+            except Exception:
+                with engine.told():  # not around all of it, which would take a small step 0.5 us
+                    raise
             engine.take_step(gradients, rates, grad_scale)
 
     def catch_up(self, name: Hashable = None, indices: Any = None) -> None:
@@ -327,15 +379,21 @@ class Optimizer(Resumable):
         in place of "exp_avg_sq", Lion neither. Arrays of torch parameters are tensors, so that `torch.save` and
         `torch.load` take the state as they are. A schedule is not part of it, its position is: "lr" is the learning
         rate of the next step, left out if the schedule gives none. The parameters are not part of it: save `params`
-        too, after this call, which brings all rows up to date with `sparse="exact"`; or `save` all of it.
+        too, after this call, which brings all rows up to date with `sparse="exact"`; or `save` all of it. With `shard`
+        every rank must call it, and gets all of the state, as one process would have it.
         """
         self.catch_up()
         assert self._engine is not None
-        return dump_state(self._engine.plan, self._groups, self._seed, self._copied)
-
-    def _copied(self, name, key, view):
-        copy = view.copy()
-        return as_torch(copy, bits=key == "remainder") if name in self._of_torch else copy
+        taken: list[tuple[Parameter, str, str]] = []
+        state = dump_state(self._engine.plan, self._groups, self._seed, lambda *each: taken.append(each))
+        keys = {(parameter, flat): key for parameter, key, flat in taken}
+        for parameter, flat, view in self._engine.whole(list(keys)):
+            key, copy = keys[parameter, flat], view.copy()
+            bits = key == "remainder"
+            state["state"][parameter.name][key] = (
+                as_torch(copy, bits=bits) if parameter.name in self._of_torch else copy
+            )
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False, strict: bool = True) -> Loaded:
         """Take over a `state_dict()` of an optimizer with the same names, shapes and dtypes, by copying, in place.
@@ -364,11 +422,15 @@ class Optimizer(Resumable):
             TypeError, ValueError: names, shapes, dtypes or values do not fit. Nothing has been written then.
         """
         how = Loading(convert=flag(convert, "convert"), strict=flag(strict, "strict"))
-        return self._load(state_dict, how)
+        assert self._engine is not None
+        with shared_failure(self._engine.exchange, 0, LOADED):
+            return self._load(state_dict, how)
 
     def _load(self, state_dict, how):
         assert self._engine is not None
-        plan = self._engine.plan
+        plan, exchange = self._engine.plan, self._engine.exchange
+        if exchange is not None:
+            how = how._replace(ready=lambda: agree(exchange, LOADED, {}))
         loaded = load_state(plan, self._groups, state_dict, how)
         seed = loaded.seed
         if seed is not None and seed != self._seed:

@@ -11,8 +11,11 @@ from fastadam.saved import Loading
 from fastadam.settings.checks import flag, integer
 from fastadam.settings.groups import ParamGroup
 from fastadam.settings.options import Options
+from fastadam.sharding.agreement import shared_failure
+from fastadam.sharding.groups import Group
 from fastadam.state import Loaded, dump_state
 from fastadam.step.engine import Engine
+from fastadam.step.said import LOADED
 
 
 class Resumable(ABC):
@@ -22,6 +25,7 @@ class Resumable(ABC):
     _groups: list[ParamGroup]
     _options: Options
     _seed: int
+    _group: Group | None
     _one_step: RLock
 
     @abstractmethod
@@ -32,7 +36,7 @@ class Resumable(ABC):
     def _load(self, state_dict: Mapping[str, Any], how: Loading) -> Loaded:
         """Load a state dictionary."""
 
-    def save(self, path: str | PathLike[str], *, params: bool = True, keep: int = 1) -> None:
+    def save(self, path: str | PathLike[str], *, params: bool = True, keep: int = 1, per_rank: bool = False) -> None:
         """Save parameters and all state in one safetensors file, which replaces `path` as a whole.
 
         Whenever the process is killed, `path` is the earlier file or the new one. Nothing is written in place but what
@@ -43,10 +47,16 @@ class Resumable(ABC):
             params: Save the parameters too. Without them, save them yourself after this call.
             keep: How many files to keep, the new one included, >= 1: "run.safetensors", before that
                 "run.1.safetensors", and so on.
+            per_rank: With `shard`, every rank writes its share to a file of its own beside `path`, whose name ends with
+                its number, and `path`, written last, says what is where. Without, rank 0 writes all into one file.
+
+        With `shard` every rank makes the same call, with a path on a file system that all of them see.
 
         Raises:
             OSError: the file cannot be written: no space, no permission, a directory in the way. `path` is as before.
             TypeError: a name of a parameter, or a key of a group that is not of fastadam, cannot be written as JSON.
+            ValueError: `per_rank` without `shard`.
+            DisagreementError: with `shard`, another rank could not write. `path` is as before.
 
         Example:
             >>> import os, tempfile, numpy as np, fastadam
@@ -63,15 +73,24 @@ class Resumable(ABC):
         # Not before they are needed: `import fastadam` stays quick.
         from fastadam.checkpoints.manifest import options_of
         from fastadam.checkpoints.saving import save
+        from fastadam.checkpoints.shares import Share, save_parts, save_together, view_of
 
         params, keep = flag(params, "params"), integer(keep, "keep", least=1)
+        if flag(per_rank, "per_rank") and self._group is None:
+            raise ValueError("`per_rank` must be False without `shard`, got True")
         assert self._engine is not None
+        exchange = self._engine.exchange
+        take = view_of if exchange is None else Share
         with self._one_step:
             self.catch_up()
-            state = dump_state(self._engine.plan, self._groups, self._seed, lambda *view: view[-1], params=params)
+            state = dump_state(self._engine.plan, self._groups, self._seed, take, params=params)
             schedules = {str(i): repr(group["lr"]) for i, group in enumerate(self._groups) if callable(group["lr"])}
             options = options_of(self._options, self._seed)
-            save(Path(path), type(self).__name__, options, schedules, state, keep)
+            about = Path(path), type(self).__name__, options, schedules, state, keep
+            if exchange is None:
+                save(*about)
+            else:
+                (save_parts if per_rank else save_together)(exchange, *about)
 
     def load(
         self, path: str | PathLike[str], *, params: bool = True, convert: bool = False, strict: bool = True
@@ -102,5 +121,6 @@ class Resumable(ABC):
         how = Loading(str(path), flag(convert, "convert"), flag(strict, "strict"), flag(params, "params"))
         assert self._engine is not None
         with self._one_step:
-            options = options_of(self._options, self._seed)
-            return load(Path(path), self._engine.plan, self._groups, options, how, self._load)
+            options, exchange = options_of(self._options, self._seed), self._engine.exchange
+            with shared_failure(exchange, 0, LOADED):
+                return load(Path(path), self._engine.plan, self._groups, options, how, self._load, exchange)

@@ -28,12 +28,14 @@ class Loading(NamedTuple):
         convert: Whether values in other formats are rounded to those that are here.
         strict: Whether there must be all that is needed; else what is missing begins afresh.
         params: Whether entries have the parameters themselves.
+        ready: Called when all has been checked, before anything is written.
     """
 
     label: str = "state_dict"
     convert: bool = False
     strict: bool = True
     params: bool = False
+    ready: Callable[[], None] = lambda: None
 
 
 class Saved(NamedTuple):

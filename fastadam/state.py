@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from fastadam.kernels.texts.casts import WORDS
 from fastadam.memory.arrays import as_bits, assign, moved, on_host
+from fastadam.memory.buffers import WHOLE
+from fastadam.memory.parameters import Parameter
 from fastadam.saved import NEVER_STEPPED, PARAMETER, Loading, checked_entry, saved_arrays
 from fastadam.saved_groups import homes, parts, settings_of
 from fastadam.settings.groups import ParamGroup
@@ -18,14 +20,14 @@ def dump_state(
     plan: Plan,
     groups: Sequence[ParamGroup],
     seed: int,
-    take: Callable[[Hashable, str, Any], Any] = lambda name, key, view: view.copy(),
+    take: Callable[[Parameter, str, str], Any] = lambda parameter, key, flat: parameter.view(flat).copy(),
     *,
     params: bool = False,
 ) -> dict[str, Any]:
     """The state of every parameter, and the settings of every group; with `params`, the parameters too.
 
-    `take(name, key, view)` makes of a view what the state has: a copy. The learning rate of a schedule is that of the
-    next step, and is left out if the schedule gives none.
+    `take(parameter, key, flat)` makes what the state has of a flat array of a parameter: a copy of its view. The
+    learning rate of a schedule is that of the next step, and is left out if the schedule gives none.
     """
     state: dict[Hashable, dict[str, Any]] = {}
     carried = on_host(plan.tables.carried)[plan.clock_of].tolist()
@@ -38,7 +40,7 @@ def dump_state(
             entry = state[parameter.name] = {"step": int(step)}
             flats = {PARAMETER: "p"} if params else {}
             for key, flat in {**flats, **saved_arrays(parameter, plan.options, group)}.items():
-                entry[key] = take(parameter.name, key, parameter.view(flat))
+                entry[key] = take(parameter, key, flat)
             if parameter.formats.blocked and not parameter.layout.plain:
                 entry["layout"] = list(parameter.layout.axes)
             if parameter.formats.dithers:
@@ -103,6 +105,7 @@ def load_state(plan: Plan, groups: Sequence[ParamGroup], state_dict: Any, how: L
     loaded = _checked(plan, groups, settings, state, how)
     asked = [_asked(loaded, group, how.label) for group in groups]
     seed = _one({entry.seed for entry in loaded.values() if entry.seed is not None}, "seed for all parameters", how)
+    how.ready()
     _write(plan, groups, settings, asked, loaded)
     listed = {name: tuple(key for key in state[name] if hasattr(state[name][key], "shape")) for name in unknown}
     left_out = {name: each.left_out for name, each in loaded.items()}
@@ -164,8 +167,11 @@ def _write(plan, groups, settings, asked, loaded):
         # What is converted is in memory for one buffer at a time.
         for arrays in chain([entry.arrays], (convert() for convert in entry.conversions.values())):
             for flat, value in arrays.items():
-                view = as_bits(parameter.view(flat))
-                assign(view, moved(value, view) if hasattr(value, "shape") else value)
+                whole = flat in WHOLE or parameter.kept == (0, parameter.size)
+                view = as_bits(parameter.view(flat) if whole else parameter.flat(flat))
+                if hasattr(value, "shape"):
+                    value = moved(value if whole else parameter.part(flat, value), view)
+                assign(view, value)
         if "ema" in entry.afresh:
             parameter.start_average()
 

@@ -112,17 +112,17 @@ class Backend(Protocol):
         """
 
     def squares(
-        self, dtype: np.dtype, format: str, blocks: np.ndarray, tables: Tables, lanes: Array
+        self, dtype: np.dtype, format: str, blocks: np.ndarray, tables: Tables, sums: Array
     ) -> Callable[[], None]:
-        """A function that writes the sums of squares of the gradients of each block: level 0 of the reduction.
+        """A function that writes the sum of squares of the gradients of each block: level 0 of the reduction.
 
-        `lanes` is float64 (blocks, norm.LANES); `format` is how the gradients are stored: a key of `formats.FORMATS`.
+        `sums` is float64 (blocks,); `format` is how the gradients are stored: a key of `formats.FORMATS`.
         """
 
     def clip(
-        self, lanes: Array, grad_scale: float, max_grad_norm: float, largest: float, propagate: float, tables: Tables
+        self, sums: Array, grad_scale: float, max_grad_norm: float, largest: float, propagate: float, tables: Tables
     ) -> None:
-        """Add up `lanes`, and write what follows from the norm into `tables.record`."""
+        """Add up `sums`, in place, and write what follows from the norm into `tables.record`."""
 
     def catch_up(self, addresses: np.ndarray, dtype: np.dtype, blocks: np.ndarray, table: Array, starts: Array) -> None:
         """Make up for what rows have missed: blocks int64 (n, 4) of PARAMETER, slot, START, STOP.

@@ -49,24 +49,24 @@ def launcher(passes, tables, *, guarded):
     return launch
 
 
-def squares(dtype, format, blocks, tables, lanes):
-    """A function that writes the sums of squares of the gradients of each block into `lanes`."""
+def squares(dtype, format, blocks, tables, sums):
+    """A function that writes the sum of squares of the gradients of each block into `sums`."""
     formats = Formats(g=format)
 
     def launch():
         with flushed(), np.errstate(all="ignore"):
-            for block, sums in zip(blocks, lanes, strict=True):
+            for index, block in enumerate(blocks):
                 gradient = _gradient(formats, np.dtype(dtype), block, tables)
-                sums[:] = norm.squares_of(stored.load(formats, "g", {"g": gradient}))[0]
+                sums[index] = norm.squares_of(stored.load(formats, "g", {"g": gradient}))[0]
 
     return launch
 
 
-def clip(lanes, grad_scale, max_grad_norm, largest, propagate, tables):
-    """Add up `lanes`, and write what follows from the norm into `tables.record`."""
+def clip(sums, grad_scale, max_grad_norm, largest, propagate, tables):
+    """Add up `sums`, and write what follows from the norm into `tables.record`."""
     record = tables.record
     with flushed(), np.errstate(all="ignore"):
-        squared_norm = np.float64(norm.combine(lanes))
+        squared_norm = np.float64(norm.combine(sums))
         grad_scale, taken, length = clip_text(grad_scale, squared_norm, max_grad_norm, largest, propagate)
     record[GRAD_SCALE], record[TAKEN], record[NORM] = grad_scale, taken, length
     record[SKIPPED] += 1.0 - taken

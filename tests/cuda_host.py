@@ -18,7 +18,7 @@ import cupy
 import numpy as np
 from cuda_program import dtype_of, kernels_of, parameters
 
-from fastadam.kernels import GRADIENT, blocks, cuda, norm
+from fastadam.kernels import GRADIENT, blocks, cuda
 from fastadam.kernels.cuda import device_tables
 from fastadam.kernels.cuda import launch as cuda_launch
 from fastadam.kernels.cuda import source as cuda_source
@@ -352,9 +352,9 @@ def clip_on_host(gradients, grad_scale, max_grad_norm, largest, propagate, recor
         tables.send()
         tables.record = on_host(record)
         # Gradients without elements have one block of zeros.
-        lanes = on_host(np.full((max(1, len(cut)), norm.LANES), np.nan if len(cut) else 0.0))
+        sums = on_host(np.full(max(1, len(cut)), np.nan if len(cut) else 0.0))
         dtype = gradients[0].dtype if gradients and format == "native" else np.dtype(np.float32)
-        cuda.squares(dtype, format, cut, tables, lanes)()
-        cuda.clip(lanes, grad_scale, max_grad_norm, largest, propagate, tables)
+        cuda.squares(dtype, format, cut, tables, sums)()
+        cuda.clip(sums, grad_scale, max_grad_norm, largest, propagate, tables)
         assert not tables.counters(1).any(), "counters are zero after a launch"
     return record

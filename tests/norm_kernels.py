@@ -24,23 +24,23 @@ def blocks_of(sizes):
     return blocks.cut(np.array([[index, 0, 0, size, 0] for index, size in enumerate(sizes)], np.int64).reshape(-1, 5))
 
 
-def lanes_on_cpu(gradients, dtype, parallel, format="native", first=0):
-    """The lanes of all blocks; the gradients begin with element `first` of their arrays."""
+def sums_on_cpu(gradients, dtype, parallel, format="native", first=0):
+    """The sums of all blocks; the gradients begin with element `first` of their arrays."""
     cut, tables = blocks_of([gradient.size - first for gradient in gradients]), cpu.tables(len(gradients), 1, None)
     cut[:, FIRST] += first
     tables.addresses[:, GRADIENT] = [cpu.address(gradient) for gradient in gradients]
     # Gradients without elements have one block of zeros.
-    lanes = np.full((max(1, len(cut)), norm.LANES), np.nan if len(cut) else 0.0)
+    sums = np.full(max(1, len(cut)), np.nan if len(cut) else 0.0)
     with mock.patch.object(threads, "PARALLEL_FROM", 0 if parallel else 2**62):
-        launch = cpu.squares(np.dtype(dtype), format, cut, tables, lanes[: len(cut)])
+        launch = cpu.squares(np.dtype(dtype), format, cut, tables, sums[: len(cut)])
     launch()
-    return lanes
+    return sums
 
 
-def clipped(lanes, grad_scale=1.0, *, max_grad_norm, largest, propagate, tables=None):
+def clipped(sums, grad_scale=1.0, *, max_grad_norm, largest, propagate, tables=None):
     """The record that the CPU kernel writes."""
     tables = cpu.tables(0, 0, None) if tables is None else tables
-    cpu.clip(lanes, grad_scale, max_grad_norm, largest, propagate, tables)
+    cpu.clip(sums, grad_scale, max_grad_norm, largest, propagate, tables)
     return tables.record
 
 
@@ -55,7 +55,7 @@ def expected_record(gradients, grad_scale=1.0, *, max_grad_norm, largest, propag
 def all_records(gradients, *arguments):
     """The record of each kernel, for `clip` with these arguments."""
     keywords = dict(zip(("max_grad_norm", "largest", "propagate"), arguments[1:], strict=True))
-    records = [clipped(lanes_on_cpu(gradients, gradients[0].dtype, False), arguments[0], **keywords)]
+    records = [clipped(sums_on_cpu(gradients, gradients[0].dtype, False), arguments[0], **keywords)]
     records += [expected_record(gradients, arguments[0], **keywords)]
     if HAS_COMPILER:
         records += [clip_on_host(gradients, *arguments, np.zeros(4))]

@@ -254,9 +254,9 @@ from members import MEMBERS, by_cpu, launch_of, random_flats
 for parallel in (False, True):
     for name in ("adam", "adam_l2"):
         by_cpu(parallel)(launch_of(MEMBERS[name], random_flats(MEMBERS[name], np.float32, 100)))
-tables, lanes = cpu.tables(1, 1, None), np.zeros((1, 128))
-cpu.squares(np.float32, "native", np.array([[0, 0, 0, 0, 0]]), tables, lanes)()
-cpu.clip(lanes, 1.0, 1.0, 1e30, 0.0, tables)
+tables, sums = cpu.tables(1, 1, None), np.zeros(1)
+cpu.squares(np.float32, "native", np.array([[0, 0, 0, 0, 0]]), tables, sums)()
+cpu.clip(sums, 1.0, 1.0, 1e30, 0.0, tables)
 assert tables.record[1] == 1.0
 """
 

@@ -149,13 +149,13 @@ def test_norm_equals_the_reference_bit_for_bit(dtype, sizes):
     tables.addresses[:, GRADIENT] = [cuda.address(gradient) for gradient in on_device]
     tables.send()
     blocks = cut(np.array([(index, 0, 0, size, 0) for index, size in enumerate(sizes)]))
-    lanes = cupy.full((len(blocks), norm.LANES), cupy.nan)
-    squares = cuda.squares(dtype, "native", blocks, tables, lanes)
+    sums = cupy.full(len(blocks), cupy.nan)
+    squares = cuda.squares(dtype, "native", blocks, tables, sums)
     expected = clip(0.5, np.float64(norm.squared_norm(gradients)), 3.0, 1e30, 0.0)
     # Again and again: the counters of finished CUDA blocks go back to zero.
     for _ in range(20):
         squares()
-        cuda.clip(lanes, 0.5, 3.0, 1e30, 0.0, tables)
+        cuda.clip(sums, 0.5, 3.0, 1e30, 0.0, tables)
         np.testing.assert_array_equal(cupy.asnumpy(tables.record), [*expected, 0.0])
 
 
@@ -169,13 +169,13 @@ def test_norm_of_many_blocks_is_the_same_every_time():
     tables.addresses[0, GRADIENT] = cuda.address(gradient)
     tables.send()
     blocks = cut(np.array([(0, 0, 0, size, 0)]))
-    lanes = cupy.zeros((len(blocks), norm.LANES))
-    squares = cuda.squares(np.float32, "native", blocks, tables, lanes)
+    sums = cupy.zeros(len(blocks))
+    squares = cuda.squares(np.float32, "native", blocks, tables, sums)
     squares()
-    expected = norm.combine(cupy.asnumpy(lanes))
+    expected = norm.combine(cupy.asnumpy(sums))
     for _ in range(50):
         squares()
-        cuda.clip(lanes, 1.0, np.inf, np.inf, 0.0, tables)
+        cuda.clip(sums, 1.0, np.inf, np.inf, 0.0, tables)
         assert float(tables.record[2]) == np.sqrt(expected)
 
 

@@ -28,7 +28,7 @@ from members import (
 )
 from oracle import Home
 
-from fastadam.kernels import CLOCK, GRADIENT, PARAMETER, START, STOP, TAKEN, Pass, norm, reference
+from fastadam.kernels import CLOCK, GRADIENT, PARAMETER, START, STOP, TAKEN, Pass, reference
 from fastadam.kernels.blocks import BLOCK, cut
 from fastadam.kernels.host_tables import HostTables
 from fastadam.kernels.texts.formats import EXPONENT_GROUP, Formats
@@ -289,11 +289,11 @@ def test_reference_reduces_and_copies_like_the_cpu(format):
     blocks = cut(np.array([(index, 0, 0, array.size, 0) for index, array in enumerate(gradients)]))
     records, copies = [], []
     for backend in (reference, cpu):
-        tables, lanes = backend.tables(4, 1, None), np.full((len(blocks), norm.LANES), np.nan)
+        tables, sums = backend.tables(4, 1, None), np.full(len(blocks), np.nan)
         tables.addresses[:, GRADIENT] = [backend.address(array) for array in stored_as]
         tables.record[:] = 9.0, 9.0, 9.0, 2.0
-        backend.squares(np.dtype(np.float32), format, blocks, tables, lanes)()
-        backend.clip(lanes, 0.5, 1.0, 1e30, 0.0, tables)
+        backend.squares(np.dtype(np.float32), format, blocks, tables, sums)()
+        backend.clip(sums, 0.5, 1.0, 1e30, 0.0, tables)
         records.append(tables.record.tolist())
         copies.append(np.zeros(700, np.uint16))
         if format != "native":

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from norm_kernels import HAS_COMPILER, all_records, clipped, draw, lanes_on_cpu
+from norm_kernels import HAS_COMPILER, all_records, clipped, draw, sums_on_cpu
 
 from fastadam.kernels import SKIPPED, cpu
 
@@ -80,7 +80,7 @@ def test_skipped_steps_are_counted():
     tables, record = cpu.tables(1, 1, None), np.zeros(4)
     for value in (1.0, math.nan, 1.0, math.inf):
         gradients, limits = [np.array([value])], {"max_grad_norm": 1.0, "largest": 1e300, "propagate": 0.0}
-        clipped(lanes_on_cpu(gradients, np.float64, False), 1.0, **limits, tables=tables)
+        clipped(sums_on_cpu(gradients, np.float64, False), 1.0, **limits, tables=tables)
         if HAS_COMPILER:
             clip_on_host(gradients, 1.0, *limits.values(), record)
     assert tables.record[SKIPPED] == 2.0

@@ -2,7 +2,7 @@
 
 import inspect
 from dataclasses import fields
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -15,7 +15,7 @@ CLASSES = [getattr(fastadam, name) for name in ("Adam", "AdamW", "NAdam", "Adama
 
 def test_keywords_are_the_options_and_how_parameters_are_held():
     options = {name: hint for name, hint in get_type_hints(Options).items() if name != "member"}
-    assert get_type_hints(OptionKeywords) == {"flat": bool, **options}
+    assert get_type_hints(OptionKeywords) == {"flat": bool, "shard": Any, "bucket_bytes": int | None, **options}
     assert options.keys() == OPTION_NAMES == {field.name for field in fields(Options)} - {"member"}
     assert not OptionKeywords.__required_keys__
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from machine_code import assembly, nothing_compiled
 from members import MEMBERS, assert_same, by_cpu, by_reference, clocks_launch, launch_of, random_flats
-from norm_kernels import draw, lanes_on_cpu
+from norm_kernels import draw, sums_on_cpu
 from test_compilation import check_vectorised
 
 from fastadam.kernels import cpu
@@ -45,12 +45,12 @@ def test_nor_does_it_in_the_norm(monkeypatch, format):
     gradients = draw([1, 127, 129, 512, 513, 640, 8_191, 8_192, 20_001], np.float32)
     if format != "native":
         gradients = [gradient.astype(np.float16).view(np.uint16) for gradient in gradients]
-    lanes = []
+    sums = []
     for ahead in ("0", "512"):
         monkeypatch.setenv(VARIABLE, ahead)
-        lanes += [lanes_on_cpu(gradients, np.float32, parallel, format) for parallel in (False, True)]
-    for other in lanes[1:]:
-        np.testing.assert_array_equal(other, lanes[0])
+        sums += [sums_on_cpu(gradients, np.float32, parallel, format) for parallel in (False, True)]
+    for other in sums[1:]:
+        np.testing.assert_array_equal(other, sums[0])
 
 
 def listing(tmp_path, make, *arguments):

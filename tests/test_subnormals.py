@@ -14,7 +14,7 @@ from members import MEMBERS, by_cpu, by_cuda_host, by_reference, has_cuda_host, 
 from norm_kernels import blocks_of
 
 from fastadam.bench import machine
-from fastadam.kernels import GRADIENT, NORM, cpu, norm, reference, stored, switches
+from fastadam.kernels import GRADIENT, NORM, cpu, reference, stored, switches
 from fastadam.kernels.cpu import threads
 from fastadam.kernels.subnormals import flushed
 from fastadam.kernels.switches import flush, flushes, register_of, restore
@@ -185,21 +185,21 @@ def squares(backend, gradients, format="native", parallel=False):
     dtype = gradients[0].dtype
     blocks, tables = blocks_of([gradient.size for gradient in gradients]), backend.tables(len(gradients), 1)
     tables.addresses[:, GRADIENT] = [backend.address(gradient) for gradient in gradients]
-    lanes = np.full((len(blocks), norm.LANES), np.nan)
+    sums = np.full(len(blocks), np.nan)
     with mock.patch.object(threads, "PARALLEL_FROM", 0 if parallel else 2**62):
-        backend.squares(dtype, format, blocks, tables, lanes)()
-    return lanes, tables
+        backend.squares(dtype, format, blocks, tables, sums)()
+    return sums, tables
 
 
 @on_hosts
 @pytest.mark.parametrize("parallel", [False, True])
 def test_the_norm_of_subnormals_is_zero(backend, parallel):
     for dtype, value in ((np.float32, 1e-40), (np.float64, 1e-310), (np.float64, 1e-160)):
-        lanes, tables = squares(backend, [np.full(20_000, value, dtype)], parallel=parallel)
-        assert not lanes.any()
+        sums, tables = squares(backend, [np.full(20_000, value, dtype)], parallel=parallel)
+        assert not sums.any()
         # Sums that are subnormal count as zero as well.
-        lanes[:] = 1e-310
-        backend.clip(lanes, 1.0, 1.0, 1e30, 0.0, tables)
+        sums[:] = 1e-310
+        backend.clip(sums, 1.0, 1.0, 1e30, 0.0, tables)
         assert tables.record[NORM] == 0.0
     assert not mode_of_thread() & np.uint64(flushing_bits())
 

@@ -10,6 +10,7 @@ from fastadam.checkpoints.names import encoded
 from fastadam.saved import PARAMETER, Loading
 from fastadam.settings.groups import ParamGroup
 from fastadam.settings.options import Options
+from fastadam.sharding.exchange import Exchange
 from fastadam.state import Loaded
 from fastadam.step.plan import Plan
 
@@ -24,14 +25,19 @@ def load(
     options: Mapping[str, Any],
     how: Loading,
     take: Callable[[Mapping[str, Any], Loading], Loaded],
+    exchange: Exchange | None = None,
 ) -> Loaded:
-    """Check the file at `path` as a whole, and let `take` load its state; `options` are those of the optimizer."""
+    """Check the file at `path` as a whole, and let `take` load its state; `options` are those of the optimizer.
+
+    With an `exchange`, ranks share the work of checking.
+    """
     with opened(path) as checkpoint:
         changed = _changed(checkpoint, options, strict=how.strict)
         if how.strict:
             _check_schedules(checkpoint, groups)
-        checkpoint.verify()
-        state = checkpoint.state_dict([each.name for each in plan.parameters], _unbounded(plan.options))
+        checkpoint.verify(*(() if exchange is None else (exchange.rank, exchange.ranks)))
+        kept = {each.name: each.kept for each in plan.parameters}
+        state = checkpoint.state_dict(kept, _unbounded(plan.options))
         _check_parameters(checkpoint, state, how)
         return take(state, how)._replace(changed=changed)
 

@@ -1,7 +1,7 @@
 """A state is written into one safetensors file, which takes the place of the earlier one as a whole."""
 
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,29 +33,36 @@ def save(
     schedules: Mapping[str, str],
     state_dict: Mapping[str, Any],
     keep: int,
+    *,
+    read: Callable[[Mapping[str, Any]], Iterable[tuple[str, Any]]] = lambda arrays: arrays.items(),
+    metadata: Mapping[str, str] = {},
 ) -> None:
-    """Write `state_dict`, whose arrays may be views, to `path`."""
+    """Write `state_dict`, whose arrays may be views, to `path`.
+
+    They may be other objects with a dtype and a shape too: `read` then makes arrays of them, named, in any order.
+    """
     from safetensors import safe_open
 
-    arrays, numbers = _split(state_dict["state"])
+    arrays, numbers = split(state_dict["state"])
     keys = {key for entry in state_dict["state"].values() for key in entry}
     groups = groups_of(state_dict["param_groups"])
     manifest = Manifest(
         fastadam.__version__, optimizer, dict(options), formats_of(keys), groups, dict(schedules), numbers
     )
-    shapes = {name: (_dtype(name, array), array.shape) for name, array in arrays.items()}
+    shapes = {name: (dtype_of(name, array), array.shape) for name, array in arrays.items()}
     tensors = laid_out(shapes)
     checksums = dict.fromkeys(tensors, "0" * 8)
 
     def header():
-        return header_bytes(tensors, {KEY: manifest.text(), CHECKSUMS: json.dumps(checksums)})
+        return header_bytes(tensors, {KEY: manifest.text(), CHECKSUMS: json.dumps(checksums), **metadata})
 
     with replacing(path, keep) as file, ThreadPoolExecutor(1) as pool:
         first = header()
         pieces.reserve(file, len(first) + sum(tensor.nbytes for tensor in tensors.values()))
         file.write(first)
-        for name in tensors:
-            checksums[name] = f"{pieces.write(file, arrays[name], pool):08x}"
+        for name, array in read({name: arrays[name] for name in tensors}):
+            file.seek(len(first) + tensors[name].start)
+            checksums[name] = f"{pieces.write(file, array, pool):08x}"
         file.seek(0)
         file.write(header())
         # Whatever the package does not read must not take the place of a good file.
@@ -63,7 +70,7 @@ def save(
             pass
 
 
-def _split(state: Mapping[Hashable, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def split(state: Mapping[Hashable, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Name of a tensor -> array, and encoded name of a parameter -> its numbers."""
     arrays: dict[str, Any] = {}
     numbers: dict[str, dict[str, Any]] = {}
@@ -78,6 +85,7 @@ def _split(state: Mapping[Hashable, Mapping[str, Any]]) -> tuple[dict[str, Any],
     return arrays, numbers
 
 
-def _dtype(name, array):
+def dtype_of(name: str, array: Any) -> str:
+    """The dtype of a tensor in the words of safetensors."""
     # In CuPy bfloat16 is its bits, uint16; only the remainder of a parameter is uint16 itself.
     return "U16" if name.endswith(".remainder") else _DTYPES[dtype_name(array)]

@@ -8,6 +8,10 @@ import numpy as np
 from fastadam.kernels.texts.formats import EXPONENT_GROUP, FORMATS, Formats
 from fastadam.memory.arrays import ALIGNMENT, array_dtype, assign, zeros
 from fastadam.memory.layout import Layout
+from fastadam.sharding.ranges import placed
+
+# What every rank has whole.
+WHOLE = ("p", "g", "copy")
 
 
 class Segment(NamedTuple):
@@ -25,6 +29,12 @@ class Segment(NamedTuple):
     def of(self, flat: Any) -> Any:
         """The view of this segment in `flat`, in the shape of the parameter."""
         return self.layout.view(flat[self.start : self.stop])
+
+    def view(self, name: str, array: Any) -> Any:
+        """The same in the whole flat array called `name`; exponents are 1-D, one for each group of codes."""
+        if name.endswith("_exponent"):
+            return array[self.start // EXPONENT_GROUP : -(-self.stop // EXPONENT_GROUP)]
+        return self.of(array)
 
 
 class Buffers:
@@ -49,24 +59,33 @@ class Buffers:
             uint8.
         formats: the format of each buffer.
         segments: name -> `Segment`. Each starts on a multiple of 64 bytes of every buffer; gaps are zero.
-        size: elements of each buffer, gaps included.
+        size: elements of the buffers of parameters and gradients, gaps included; and of all others, without `shard`.
+        kept: (start, stop), the elements that all other buffers have: with `shard`, the share of this rank.
     """
 
     formats: Formats
     segments: dict[Hashable, Segment]
     size: int
+    kept: tuple[int, int]
 
-    def __init__(self, layouts: Mapping[Hashable, Layout], formats: Formats, arithmetic: np.dtype, device_of: Any):
+    def __init__(
+        self,
+        layouts: Mapping[Hashable, Layout],
+        formats: Formats,
+        arithmetic: np.dtype,
+        device_of: Any,
+        rank: int = 0,
+        ranks: int = 1,
+    ):
         # No two parameters share an exponent group, or a cache line in any flat array.
         narrowest = 2 if formats.named else arithmetic.itemsize
         gap = EXPONENT_GROUP if formats.blocked else ALIGNMENT // narrowest
-        segments, stop = {}, 0
-        for name, layout in layouts.items():
-            start = -(-stop // gap) * gap
-            stop = start + int(np.prod(layout.shape, dtype=np.int64))
-            segments[name] = Segment(start, stop, layout)
-        vars(self).update(formats=formats, segments=segments, size=stop, flats={}, arithmetic=arithmetic)
-        vars(self)["_device_of"] = device_of
+        sizes = [int(np.prod(layout.shape, dtype=np.int64)) for layout in layouts.values()]
+        starts, width = placed(sizes, gap, ranks)
+        each = zip(layouts.items(), starts, sizes, strict=True)
+        segments = {name: Segment(start, start + size, layout) for (name, layout), start, size in each}
+        vars(self).update(formats=formats, segments=segments, flats={}, arithmetic=arithmetic)
+        vars(self).update(size=ranks * width, kept=(rank * width, (rank + 1) * width), _device_of=device_of)
         self.dtype("g")  # raises if bfloat16 is asked for without ml_dtypes
 
     def __getattr__(self, name: str) -> Any:
@@ -96,9 +115,13 @@ class Buffers:
     def allocate(self, flat: str) -> Any:
         """The flat array of this name; it is allocated if it is not there yet."""
         if flat not in self.flats:
-            size = -(-self.size // EXPONENT_GROUP) if flat.endswith("_exponent") else self.size
-            self.flats[flat] = zeros(size, self.dtype(flat), self._device_of)
+            self.flats[flat] = zeros(self.length(flat), self.dtype(flat), self._device_of)
         return self.flats[flat]
+
+    def length(self, flat: str) -> int:
+        """How many elements a flat array has."""
+        start, stop = (0, self.size) if flat in WHOLE else self.kept
+        return -(-(stop - start) // EXPONENT_GROUP) if flat.endswith("_exponent") else stop - start
 
     def adopt(self, p: Any) -> None:
         """Take `p`, a flat array of the right size, as the parameters."""
@@ -107,9 +130,18 @@ class Buffers:
     def cut(self, name: Hashable, flat: str) -> Any:
         """The part of a flat array that belongs to parameter `name`, 1-D."""
         segment, array = self.segments[name], self.allocate(flat)
+        if flat in WHOLE:
+            return array[segment.start : segment.stop]
+        first, (start, stop) = segment.start - self.kept[0], self.kept_of(name)
         if flat.endswith("_exponent"):
-            return array[segment.start // EXPONENT_GROUP : -(-segment.stop // EXPONENT_GROUP)]
-        return array[segment.start : segment.stop]
+            return array[(first + start) // EXPONENT_GROUP : -(-(first + stop) // EXPONENT_GROUP)]
+        return array[first + start : first + stop]
+
+    def kept_of(self, name: Hashable, kept: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Which elements of parameter `name` are `kept`, which is `self.kept` if it isn't given: (start, stop)."""
+        segment, (low, high) = self.segments[name], self.kept if kept is None else kept
+        start = min(max(low, segment.start), segment.stop)
+        return start - segment.start, max(start, min(high, segment.stop)) - segment.start
 
     def views(self, flat: Any) -> dict[Hashable, Any]:
         """Name -> view of its segment in `flat`, which is one of the buffers or an array like them."""

@@ -86,7 +86,7 @@ def _of_buffer(name, by_buffers):
         if name not in ("p", "g") and name not in buffers.flats:
             continue
         own = name == "p" and "p" not in buffers.flats
-        size = sum(parameter.size for parameter in parameters) if own else buffers.size
+        size = sum(parameter.size for parameter in parameters) if own else buffers.length(name)
         first = parameters[0].flat("p").dtype if own else buffers.dtype(name)
         others = [buffers.allocate(flat) for flat in buffers.formats.flats(name)[1:]]
         plain += size * (2 if name == "copy" else buffers.arithmetic.itemsize)

@@ -125,9 +125,14 @@ OPTION_NAMES = {field.name for field in fields(Options)} - {"member"}
 
 
 class OptionKeywords(TypedDict, total=False):
-    """The keyword arguments that all optimizer classes share, for editors and type checkers: those of `Options`."""
+    """The keyword arguments that all optimizer classes share, for editors and type checkers.
+
+    They are those of `Options`, and how parameters are held.
+    """
 
     flat: bool
+    shard: Any
+    bucket_bytes: int | None
     convention: str
     eps_root: float
     decouple_lr: bool

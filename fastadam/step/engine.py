@@ -1,6 +1,7 @@
 """One step, in order: every front end makes one call of `Engine.take_step`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,16 @@ import numpy as np
 from fastadam.kernels import Backend
 from fastadam.memory.parameters import Parameter
 from fastadam.settings.options import Options
+from fastadam.sharding.agreement import agree, shared_failure, texts
+from fastadam.sharding.exchange import Exchange
 from fastadam.step.gather import Gradients
 from fastadam.step.history import History
 from fastadam.step.plan import Plan
-from fastadam.step.reduction import Reduction, not_finite_error
+from fastadam.step.reduction import Reduction, not_finite, too_large
 from fastadam.step.rows import Rows
+from fastadam.step.said import STEP_KEYS, said_of_step
+
+_BEFORE = "before a step"
 
 
 class Engine:
@@ -21,19 +27,34 @@ class Engine:
     Attributes:
         plan: Clocks, scalars and launches.
         reduction: The norm of the gradients, where an option needs it.
+        exchange: What ranks send one another; None for one process.
     """
 
-    def __init__(self, options: Options, backend: Backend, device_of: Any, *, host_counts: bool = False):
-        """Make one without parameters; `host_counts` says that the front end must know which steps were taken."""
+    def __init__(
+        self,
+        options: Options,
+        backend: Backend,
+        device_of: Any,
+        *,
+        host_counts: bool = False,
+        exchange: Exchange | None = None,
+    ):
+        """Make one without parameters; `host_counts` says that the front end must know which steps were taken.
+
+        `exchange` is there where several ranks share the parameters.
+        """
         self._options, self._device_of = options, device_of
         on_device = not isinstance(device_of, np.ndarray)
         # On a GPU the kernels themselves skip, without waiting for the host, unless that must keep a history.
         host_counts = host_counts or options.sparse == "exact"
         self._skipped_by_kernels = options.nonfinite == "skip" and on_device and not host_counts
         host_decides = options.nonfinite != "propagate" and not self._skipped_by_kernels
+        # On a GPU the answer of other ranks would have to be waited for, in every step.
+        self._compares = not on_device
         self._waits = host_decides or options.sparse == "exact"
-        self.plan = Plan(options, backend, device_of, guarded=self._skipped_by_kernels)
-        self.reduction = Reduction(self.plan, options, device_of) if options.reduces else None
+        self.exchange = exchange
+        self.plan = Plan(options, backend, device_of, guarded=self._skipped_by_kernels, by_buffers=exchange is not None)
+        self.reduction = Reduction(self.plan, options, device_of, exchange) if options.reduces else None
         self._history = History(self.plan) if options.sparse == "exact" else None
 
     def add(self, groups: Sequence[tuple[Sequence[Parameter], Mapping[str, Any], set]]) -> None:
@@ -46,6 +67,8 @@ class Engine:
                 if "ema" in plan.update_of(member).flats:
                     plan.parameters[member].start_average()
                 self._copy_out(plan.parameters[member])
+            if self.exchange is not None:
+                self.exchange.add(plan.parameters)
         except BaseException:  # there is no more memory, say
             vars(plan).update(before)
             raise
@@ -84,9 +107,12 @@ class Engine:
         Raises:
             FloatingPointError: a gradient is not finite, with `nonfinite="raise"`. Nothing has been written then.
         """
-        plan, history = self.plan, self._history
+        plan, history, exchange = self.plan, self._history, self.exchange
         # What can fail comes first: what is compiled, and what the launches need of memory.
-        prepared = plan.prepare(gradients)
+        if exchange is None:
+            prepared = plan.prepare(gradients)
+        else:
+            gradients, prepared = self._reduced(exchange, gradients, rates, grad_scale)
         if self.reduction is None:
             plan.use(grad_scale)
         else:
@@ -99,7 +125,14 @@ class Engine:
             history.before_step(prepared.rows, prepared.clocks)
         plan.asked += 1
         try:
-            prepared.launch()
+            for bucket, launch in enumerate(prepared.launches):
+                if exchange is not None:
+                    exchange.arrived(bucket)
+                launch()
+                if exchange is not None:
+                    exchange.send(bucket)
+            if exchange is not None:
+                exchange.received()
         finally:  # Ctrl-C comes during the launch and is raised after it, when the step has been taken
             if history is not None:
                 history.after_step(prepared.rows, prepared.clocks)
@@ -108,6 +141,27 @@ class Engine:
                 for array in gradients.copied:
                     plan.zero(array)
         return True
+
+    def _reduced(self, exchange, gradients, rates, grad_scale):
+        """The gradients on their way to the ranks that own them, and the launches that step them there."""
+        with self.told():
+            if gradients.rows:
+                member = next(iter(gradients.rows))
+                raise TypeError(
+                    f"`grads[{self.plan.parameters[member].name!r}]` must be an array with `shard`, got SparseRows"
+                )
+            located = exchange.located(gradients)
+            prepared = self.plan.prepare(located)
+        if self._compares:
+            agree(exchange, _BEFORE, said_of_step(self.plan, prepared, rates, grad_scale))
+        exchange.reduce(gradients)
+        if self.reduction is not None:
+            exchange.all_arrived()
+        return located, prepared
+
+    def told(self) -> AbstractContextManager[None]:
+        """Tell the other ranks, which wait for this one before a step, of an error that is raised inside."""
+        return shared_failure(self.exchange if self._compares else None, len(STEP_KEYS), _BEFORE)
 
     def _is_refused(self, reduction, gradients):
         """Whether this step is not taken, for a gradient that is not finite; raise if that is the policy."""
@@ -118,13 +172,24 @@ class Engine:
             reduction.skipped -= 1
             pairs = zip(self.plan.parameters, gradients.held, strict=True)
             named = {parameter.name: array for parameter, array in pairs if array is not None}
-            raise not_finite_error(named, reduction.norm)
+            raise FloatingPointError(self._not_finite(named, reduction.norm))
         self.plan.asked += 1
         if self._options.zero_grad:
             for array in (*gradients.held, *gradients.copied):
                 if array is not None and not isinstance(array, Rows):
                     self.plan.zero(array)
         return True
+
+    def _not_finite(self, named, norm):
+        """What a refused step says of the named gradients; all ranks say the same of those of all ranks."""
+        found = not_finite(named)
+        if self.exchange is None:
+            return found or too_large(named, norm)
+        told = texts(self.exchange, found or "")
+        rank = next((rank for rank, text in enumerate(told) if text), None)
+        if rank is None:
+            return f"the sums of gradients must be finite, and their squares, got a norm of {norm}; nothing was written"
+        return f"on rank {rank}, {told[rank]}"
 
     def catch_up(self, members: Sequence[int], rows: np.ndarray | None = None) -> None:
         """Bring rows of parameters, by their positions, up to date: with `sparse="exact"`; all rows without `rows`."""
@@ -134,6 +199,12 @@ class Engine:
             self._history.catch_up(member, rows)
         if rows is None and len(members) == len(self.plan.parameters):
             self._history.forget()
+
+    def whole(self, wanted: Sequence[tuple[Parameter, str]]) -> Iterable[tuple[Parameter, str, Any]]:
+        """(parameter, flat, its view with the elements of all ranks) of each (parameter, flat), in any order."""
+        if self.exchange is not None:
+            return self.exchange.whole(wanted)
+        return ((parameter, flat, parameter.view(flat)) for parameter, flat in wanted)
 
     def loaded(self) -> None:
         """Take note that parameters and state have been written from outside: a state has been loaded."""

@@ -15,7 +15,7 @@ from fastadam.kernels import CLOCK, FIRST, GRAD_SCALE, GRADIENT, PARAMETER, STAR
 from fastadam.kernels.blocks import cut
 from fastadam.kernels.texts.formats import Formats
 from fastadam.kernels.texts.update import Update, update_of
-from fastadam.memory.parameters import Parameter
+from fastadam.memory.parameters import Parameter, all_buffers
 from fastadam.settings.options import Options
 from fastadam.settings.recipes import LR, hyper_of, recipe_of
 from fastadam.step.gather import Gradients
@@ -49,18 +49,20 @@ class Prepared(NamedTuple):
     """The launches of a step on certain parameters.
 
     Attributes:
-        launch: Runs them.
+        launches: Run them, one after the other: one for each set of buffers with `by_buffers`, else one for all.
         pieces: The gradients as pieces, in the order of the parameters, for the norm.
         clocks: Those that go on.
         rows: Position of a parameter -> its gradient, for those with a gradient of rows only.
-        lanes: What the reduction keeps for these pieces, once it has been asked.
+        sums: What the reduction keeps for these pieces, once it has been asked.
+        present: bool (parameters,): which parameters have a gradient.
     """
 
-    launch: Callable[[], None]
+    launches: list[Callable[[], None]]
     pieces: np.ndarray
     clocks: np.ndarray
     rows: dict[int, Rows]
-    lanes: list[Any]
+    sums: list[Any]
+    present: np.ndarray
 
 
 class Plan:
@@ -79,8 +81,8 @@ class Plan:
         on_split: Called with the rows of a clock and of one that begins as its copy.
     """
 
-    def __init__(self, options: Options, backend: Backend, device_of: Any, *, guarded: bool):
-        self.options, self.backend = options, backend
+    def __init__(self, options: Options, backend: Backend, device_of: Any, *, guarded: bool, by_buffers: bool = False):
+        self.options, self.backend, self._by_buffers = options, backend, by_buffers
         self._device_of, self._guarded = device_of, guarded
         self.parameters: list[Parameter] = []
         self.groups: list[Mapping[str, Any]] = []
@@ -90,7 +92,7 @@ class Plan:
         self.asked = 0
         self.scheduled: list[int] = []
         self.on_split: Callable[[int, int], None] = lambda old, new: None
-        self._sizes = np.zeros(0, np.int64)
+        self._kept = np.zeros((0, 2), np.int64)
         self._part_of_clock: list[Part] = []
         self._rows_of_group: list[list[int]] = []
         self._earlier: list[int] = []
@@ -130,7 +132,7 @@ class Plan:
         count, before = len(self.parameters), self.tables
         self.tables = tables = self.backend.tables(count, count, self._device_of)
         tables.take_over(before)
-        self._sizes = np.array([parameter.size for parameter in self.parameters], np.int64)
+        self._kept = np.array([parameter.kept for parameter in self.parameters], np.int64)
         added = np.zeros(count - len(self.clock_of), np.int64)
         self.clock_of = np.concatenate([self.clock_of, added])
         self.forget_launches()
@@ -325,23 +327,39 @@ class Plan:
                 whole[whole[:, PARAMETER] == member, STOP] = rows.size
         clocks = np.unique(self.clock_of[present])
         passes = self._passes(pieces, clocks)
-        if gradients.in_buffers:
-            passes = [self._merged(each) for each in passes]
-        cuts = [each._replace(blocks=cut(each.blocks)) for each in passes]
-        launch = self.backend.launcher(cuts, self.tables, guarded=self._guarded)
-        prepared = Prepared(launch, whole, clocks, gradients.rows, [])
+        turns = self._in_turn(passes) if self._by_buffers else [passes]
+        launches = [self._launch(each, merged=gradients.in_buffers) for each in turns]
+        prepared = Prepared(launches, whole, clocks, gradients.rows, [], present)
         if not gradients.rows:
             if len(self._prepared) > 64:
                 self._prepared.clear()
             self._prepared[key] = prepared
         return prepared
 
+    def _launch(self, passes, *, merged):
+        if merged:
+            passes = [self._merged(each) for each in passes]
+        cuts = [each._replace(blocks=cut(each.blocks)) for each in passes]
+        return self.backend.launcher(cuts, self.tables, guarded=self._guarded)
+
+    def _in_turn(self, passes):
+        """The passes of each set of buffers, in their order; the first of them fold all clocks."""
+        numbers = {id(buffers): number for number, buffers in enumerate(all_buffers(self.parameters))}
+        numbers_of = np.array([numbers[id(each.buffers)] for each in self.parameters])
+        for number in range(len(numbers)):
+            turn = [
+                each._replace(blocks=each.blocks[numbers_of[each.blocks[:, PARAMETER]] == number]) for each in passes
+            ]
+            yield turn if number == 0 else [each._replace(clocks=each.clocks[:0]) for each in turn if len(each.blocks)]
+
     def _pieces(self, present):
-        """A piece for each parameter that has a gradient."""
+        """A piece for each parameter that has a gradient, of the elements that are kept."""
         members = np.flatnonzero(present)
         pieces = np.zeros((len(members), 5), np.int64)
-        pieces[:, PARAMETER], pieces[:, CLOCK], pieces[:, STOP] = members, self.clock_of[members], self._sizes[members]
-        return pieces
+        pieces[:, PARAMETER], pieces[:, CLOCK] = members, self.clock_of[members]
+        pieces[:, [START, STOP]] = self._kept[members]
+        pieces[:, FIRST] = pieces[:, START]
+        return pieces[pieces[:, START] < pieces[:, STOP]] if self._by_buffers else pieces
 
     def _pieces_of_rows(self, member, rows: Rows):
         pieces = np.empty((len(rows.indices), 5), np.int64)
@@ -380,10 +398,11 @@ class Plan:
         if storage.dithers or storage.blocked:
             return each
         itemsizes = np.array([storage.itemsize(flat, each.dtype) for flat in ("g", *each.update.flats)], np.int64)
-        starts = self.tables.addresses[pieces[:, PARAMETER], : len(itemsizes)]
-        stops = starts + pieces[:, STOP, np.newaxis] * itemsizes
+        addresses = self.tables.addresses[pieces[:, PARAMETER], : len(itemsizes)]
+        starts, stops = (addresses + pieces[:, [column]] * itemsizes for column in (START, STOP))
         follows = (starts[1:] == stops[:-1]).all(axis=1) & (pieces[1:, CLOCK] == pieces[:-1, CLOCK])
         first = np.flatnonzero(np.concatenate([[True], ~follows]))[: len(pieces)]
         merged = pieces[first]
-        merged[:, STOP] = np.add.reduceat(pieces[:, STOP], first) if len(first) else 0
+        sizes = pieces[:, STOP] - pieces[:, START]
+        merged[:, STOP] = merged[:, START] + (np.add.reduceat(sizes, first) if len(first) else 0)
         return each._replace(blocks=merged)

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.kernels import NORM, PARAMETER, SKIPPED, TAKEN, norm
+from fastadam.kernels import NORM, PARAMETER, SKIPPED, TAKEN
 from fastadam.kernels.blocks import cut
 from fastadam.memory.arrays import as_array, on_host, widened, zeros
 from fastadam.settings.options import Options
+from fastadam.sharding.exchange import Exchange
 from fastadam.step.plan import Plan, Prepared
 from fastadam.step.rows import Rows
 
@@ -17,24 +18,29 @@ from fastadam.step.rows import Rows
 class Reduction:
     """The one reduction over the gradients of a step, in the order of the parameters."""
 
-    def __init__(self, plan: Plan, options: Options, device_of: Any):
-        self._plan, self._device_of = plan, device_of
+    def __init__(self, plan: Plan, options: Options, device_of: Any, exchange: Exchange | None = None):
+        self._plan, self._device_of, self._exchange = plan, device_of, exchange
         self._max_grad_norm = options.max_grad_norm or float("inf")
         self._propagate = float(options.nonfinite == "propagate")
         self._clips_values = options.clip_value is not None
-        # What whole gradients were cut into last, with the bytes of their pieces, and memory for the lanes of any step.
+        # What whole gradients were cut into last, with the bytes of their pieces, and memory for the sums of any step.
         self._whole: tuple[bytes, np.ndarray] = b"", np.zeros((0, 5), np.int64)
-        self._lanes = self._zeros(1)
+        self._sums = self._zeros(1)
 
     def clip(self, prepared: Prepared, grad_scale: float) -> None:
         """Write what follows from the norm of the gradients of a step into the record of the plan's tables."""
-        if not prepared.lanes:
-            prepared.lanes.extend([*self._launches(self._blocks(prepared)), self._largest()])
-        lanes, launches, largest = prepared.lanes
+        if not prepared.sums:
+            # Those of a rank are put in order with those of all others.
+            partials = None if self._exchange is None else self._exchange.order(prepared.present)
+            memory = self._sums if partials is None else partials.own
+            prepared.sums.extend([*self._launches(self._blocks(prepared), memory), self._largest(), partials])
+        sums, launches, largest, partials = prepared.sums
         for launch in launches:
             launch()
+        if partials is not None:
+            sums = partials.gathered()
         tables = self._plan.tables
-        self._plan.backend.clip(lanes, grad_scale, self._max_grad_norm, largest, self._propagate, tables)
+        self._plan.backend.clip(sums, grad_scale, self._max_grad_norm, largest, self._propagate, tables)
 
     def _largest(self):
         """What the squared norm must stay below: squares that overflow count as not finite, unless each is clipped."""
@@ -52,23 +58,23 @@ class Reduction:
         return np.insert(whole, np.searchsorted(whole[:, PARAMETER], rows[:, PARAMETER]), rows, axis=0)
 
     def _zeros(self, blocks):
-        return zeros(blocks * norm.LANES, np.float64, self._device_of).reshape(-1, norm.LANES)
+        return zeros(blocks, np.float64, self._device_of)
 
-    def _launches(self, blocks):
-        """The lanes of all blocks, and the launches that write them: one for each run of gradients stored alike."""
+    def _launches(self, blocks, memory):
+        """The sums of all blocks, and the launches that write them: one for each run of gradients stored alike."""
         parameters, backend = self._plan.parameters, self._plan.backend
-        if len(self._lanes) < len(blocks):
-            self._lanes = self._zeros(len(blocks))
+        if len(memory) < len(blocks):
+            memory = self._sums = self._zeros(len(blocks))
         # Without any gradient, the norm is that of a block of zeros.
-        lanes = self._lanes[: len(blocks)] if len(blocks) else self._zeros(1)
+        sums = memory[: len(blocks)] if len(blocks) else self._zeros(1)
         kinds: dict[tuple[np.dtype, str], int] = {}
         numbers = [kinds.setdefault((each.arithmetic, each.formats["g"]), len(kinds)) for each in parameters]
         of_blocks, launches = np.array(numbers)[blocks[:, PARAMETER]], []
         starts = np.flatnonzero(np.diff(of_blocks, prepend=-1)).tolist()
         for start, stop in pairwise([*starts, len(blocks)]):
             dtype, format = list(kinds)[of_blocks[start]]
-            launches.append(backend.squares(dtype, format, blocks[start:stop], self._plan.tables, lanes[start:stop]))
-        return lanes, launches
+            launches.append(backend.squares(dtype, format, blocks[start:stop], self._plan.tables, sums[start:stop]))
+        return sums, launches
 
     @property
     def taken(self) -> bool:
@@ -90,8 +96,8 @@ class Reduction:
         self._plan.tables.write("record", SKIPPED, float(count))
 
 
-def not_finite_error(gradients: Mapping[Hashable, Any], norm: float) -> FloatingPointError:
-    """What to raise for named `gradients` of which one is not finite, or whose squares overflow."""
+def not_finite(gradients: Mapping[Hashable, Any]) -> str | None:
+    """What to say of the first value in named `gradients` that is not finite; None if all are."""
     for name, gradient in gradients.items():
         values, places = _on_host(gradient)
         finite = np.isfinite(values)
@@ -99,12 +105,15 @@ def not_finite_error(gradients: Mapping[Hashable, Any], norm: float) -> Floating
             index = tuple(int(axis[0]) for axis in np.nonzero(~finite)) if values.ndim else ()
             value = values[index]
             index = index if places is None else (int(places[index[0]]), *index[1:])
-            return FloatingPointError(
-                f"the gradient of {name!r} must be finite, got {float(value)} at index {index}; nothing was written"
-            )
+            return f"the gradient of {name!r} must be finite, got {float(value)} at index {index}; nothing was written"
+    return None
+
+
+def too_large(gradients: Mapping[Hashable, Any], norm: float) -> str:
+    """What to say of named `gradients` whose squares overflow."""
     sizes = {name: float(np.abs(_on_host(gradient)[0]).max(initial=0.0)) for name, gradient in gradients.items()}
     name = max(sizes, key=sizes.__getitem__)
-    return FloatingPointError(
+    return (
         f"the squares of the gradients must not overflow, got {sizes[name]} in that of {name!r} and a norm of {norm}; "
         "nothing was written"
     )

@@ -39,6 +39,11 @@ class TensorParameter(Parameter):
         """How many elements it has."""
         return self.tensors["p"].numel()
 
+    @property
+    def kept(self) -> tuple[int, int]:
+        """All of its elements."""
+        return 0, self.size
+
     def flat(self, name: str) -> Any:
         """The memory of one of its tensors."""
         return array_over(self.tensors[name])

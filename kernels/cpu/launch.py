@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba.extending import register_jitable
 
-from fastadam.kernels import CARRIED, GRAD_SCALE, HYPER, SCALARS, START, STOP, Pass, Tables
+from fastadam.kernels import CARRIED, CLOCK, GRAD_SCALE, HYPER, SCALARS, START, STOP, Pass, Tables
 from fastadam.kernels.cpu.driver import COLUMNS, FOLD, ITEMSIZES, LEAF, LEAVES, launch_of
 from fastadam.kernels.cpu.jit import leaf
 from fastadam.kernels.cpu.loop import NAMES, loop_of
@@ -49,7 +49,8 @@ def launcher(passes: Sequence[Pass], tables: Tables, *, guarded: bool) -> Callab
     """A function that runs `passes` once: the fold of each clock, then the elements of each block."""
     leaves, ahead = np.zeros((len(tables.hyper), LEAVES), np.int64), _ahead(passes)
     for each in passes:
-        leaves[each.clocks] = leaves_of(each.update, np.dtype(each.dtype), ahead)
+        # Clocks that have been folded before are those of blocks alone.
+        leaves[each.clocks] = leaves[each.blocks[:, CLOCK]] = leaves_of(each.update, np.dtype(each.dtype), ahead)
     clocks = np.concatenate([np.zeros(0, np.int64), *(each.clocks for each in passes)])
     blocks = passes[0].blocks if len(passes) == 1 else np.concatenate([_NO_BLOCKS, *(each.blocks for each in passes)])
     arrays = leaves, clocks, tables.addresses, tables.hyper, tables.carried, tables.table, tables.record

@@ -7,15 +7,18 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 from fastadam.kernels import CLOCK, GRAD_SCALE, GRADIENT, NORM, SKIPPED, START, STOP, TAKEN, Tables
+from fastadam.kernels.blocks import BLOCK
 from fastadam.kernels.cpu.casts import SOURCES
 from fastadam.kernels.cpu.driver import LEAF, LEAVES, launch_of
 from fastadam.kernels.cpu.jit import jit, leaf
 from fastadam.kernels.cpu.loop import NAMES, number_like
+from fastadam.kernels.cpu.pointers import view
 from fastadam.kernels.cpu.tuning import tuning
-from fastadam.kernels.norm import LANES, LINES
+from fastadam.kernels.norm import LANES
 from fastadam.kernels.subnormals import flushed
 from fastadam.kernels.texts.clip import clip as clip_text
 from fastadam.kernels.texts.formats import Formats
@@ -24,30 +27,30 @@ from fastadam.kernels.texts.text import block, function
 register_jitable(clip_text)
 
 
-def squares(dtype: np.dtype, format: str, blocks: np.ndarray, tables: Tables, lanes: Any) -> Callable[[], None]:
-    """A function that writes the sums of squares of the gradients of each block: level 0 of the reduction.
+def squares(dtype: np.dtype, format: str, blocks: np.ndarray, tables: Tables, sums: Any) -> Callable[[], None]:
+    """A function that writes the sum of squares of the gradients of each block: level 0 of the reduction.
 
-    `lanes` is float64 (blocks, LANES); `format` is how the gradients are stored.
+    `sums` is float64 (blocks,); `format` is how the gradients are stored.
     """
     leaves = _leaves(np.dtype(dtype), format, _ahead(np.dtype(dtype), format, blocks))
-    # Each block has a row of `lanes` in place of one of scalars.
+    # Each block has a number of `sums` in place of one of scalars.
     rows = blocks.copy()
     rows[:, CLOCK] = np.arange(len(blocks))
     return launch_of(
         rows,
-        (leaves, lanes, tables.addresses),
+        (leaves, sums, tables.addresses),
         leaves=leaves.ctypes.data,
-        table=lanes.ctypes.data,
-        table_bytes=lanes.strides[0],
+        table=sums.ctypes.data,
+        table_bytes=sums.strides[0],
         addresses=tables.addresses.ctypes.data,
         address_bytes=tables.addresses.strides[0],
     )
 
 
-def clip(lanes: Any, grad_scale: float, max_grad_norm: float, largest: float, propagate: float, tables: Tables) -> None:
-    """Add up `lanes`, and write what follows from the norm into `tables.record`."""
+def clip(sums: Any, grad_scale: float, max_grad_norm: float, largest: float, propagate: float, tables: Tables) -> None:
+    """Add up `sums`, in place, and write what follows from the norm into `tables.record`."""
     with flushed():
-        _clip_kernel()(lanes, grad_scale, max_grad_norm, largest, propagate, tables.record)
+        _clip_kernel()(sums, grad_scale, max_grad_norm, largest, propagate, tables.record)
 
 
 def _ahead(dtype, format, blocks):
@@ -64,7 +67,7 @@ def _leaves(dtype, format, ahead):
 
 
 def squares_of(dtype: np.dtype, format: str, ahead: int = 0) -> Callable:
-    """`leaf(lanes_row, address_row, start, stop, first)`: add up a block of gradients, lane by lane.
+    """`leaf(sum_at, address_row, start, stop, first)`: add up the squares of a block of gradients.
 
     Memory is fetched so many bytes `ahead`, unless that is 0.
     """
@@ -74,11 +77,11 @@ def squares_of(dtype: np.dtype, format: str, ahead: int = 0) -> Callable:
     # The square of a float32 is exact in float64, so that it has the same bits fused or not.
     square_added = _square_added if dtype == np.float64 else _square_fused
     source = block(
-        "def squares(lanes_row, address_row, start, stop, first):",
-        f"sums = view(lanes_row, 0, {LANES}, float64(0))",
+        "def squares(sum_at, address_row, start, stop, first):",
+        f"lanes = view(lanes_on_stack(), 0, {LANES}, float64(0))",
         f"address = view(address_row, {GRADIENT}, 1, int64(0))[0]",
         f"gradient = view(address, first, stop - start, {number_like(formats, 'g', dtype)})",
-        "sums[:] = 0.0",
+        "lanes[:] = 0.0",
         block(
             f"for begin in range(0, stop - start, {LANES}):",
             f"line = gradient[begin : begin + {LANES}]",
@@ -86,12 +89,36 @@ def squares_of(dtype: np.dtype, format: str, ahead: int = 0) -> Callable:
             block(
                 "for lane in range(line.size):",
                 f"value = float64({formats.load('g', 'line[lane]')})",
-                "sums[lane] = square_added(value, sums[lane])",
+                "lanes[lane] = square_added(value, lanes[lane])",
             ),
         ),
+        "view(sum_at, 0, 1, float64(0))[0] = sum_of(lanes)",
         "return 0",
     )
-    return function(source, callees=SOURCES, square_added=square_added, **NAMES)
+    names = {"square_added": square_added, "lanes_on_stack": _lanes_on_stack, "sum_of": _sum_of}
+    return function(source, callees=SOURCES, **names, **NAMES)
+
+
+@intrinsic
+def _lanes_on_stack(_):
+    """The address of memory for a number in each lane, which is the caller's until it returns."""
+
+    def generate(context, builder, signature, arguments):
+        lanes = cgutils.alloca_once(builder, ir.ArrayType(ir.DoubleType(), LANES))
+        return builder.ptrtoint(lanes, ir.IntType(64))
+
+    return types.int64(), generate
+
+
+@register_jitable
+def _sum_of(lanes):
+    """The sum of all `lanes`, by halves, in place."""
+    half = LANES // 2
+    while half > 0:
+        for lane in range(half):
+            lanes[lane] += lanes[half + lane]
+        half //= 2
+    return lanes[0]
 
 
 @register_jitable
@@ -114,29 +141,28 @@ def _square_fused(_, value, total):
 
 @cache
 def _clip_kernel():
-    lanes, record, number = types.Array(types.float64, 2, "C"), types.Array(types.float64, 1, "C"), types.float64
-    return jit(_clip, "clip").compile((lanes, number, number, number, number, record))
+    numbers, number = types.Array(types.float64, 1, "C"), types.float64
+    return jit(_clip, "clip").compile((numbers, number, number, number, number, numbers))
 
 
-def _clip(lanes, grad_scale, max_grad_norm, largest, propagate, record):
-    grad_scale, taken, norm = clip_text(grad_scale, _combine(lanes), max_grad_norm, largest, propagate)
+def _clip(sums, grad_scale, max_grad_norm, largest, propagate, record):
+    grad_scale, taken, norm = clip_text(grad_scale, _combine(sums), max_grad_norm, largest, propagate)
     record[GRAD_SCALE], record[TAKEN], record[NORM] = grad_scale, taken, norm
     record[SKIPPED] += 1.0 - taken
 
 
 @register_jitable
-def _combine(lanes):
-    count = lanes.shape[0]
+def _combine(sums):
+    lanes = view(_lanes_on_stack(), 0, LANES, 0.0)
+    count = sums.size
     while count > 1:
-        groups = (count + LINES - 1) // LINES
+        groups = (count + BLOCK - 1) // BLOCK
         for group in range(groups):
-            sums, first = lanes[group], group * LINES
-            sums[:] = lanes[first]
-            for line in lanes[first + 1 : min(first + LINES, count)]:
-                for lane in range(LANES):
-                    sums[lane] += line[lane]
+            lanes[:] = 0.0
+            for begin in range(group * BLOCK, min((group + 1) * BLOCK, count), LANES):
+                line = sums[begin : min(begin + LANES, count)]
+                for lane in range(line.size):
+                    lanes[lane] += line[lane]
+            sums[group] = _sum_of(lanes)
         count = groups
-    total = lanes[0, 0]
-    for lane in range(1, LANES):
-        total += lanes[0, lane]
-    return total
+    return sums[0]

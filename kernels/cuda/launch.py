@@ -70,10 +70,10 @@ def _compiled(update, dtype, guarded, device_id):
     return fold, step
 
 
-def squares(dtype, format, blocks, tables, lanes):
-    """A function that writes the sums of squares of the gradients of each block into `lanes`."""
+def squares(dtype, format, blocks, tables, sums):
+    """A function that writes the sum of squares of the gradients of each block into `sums`."""
     with tables.device:
-        arguments = tables.device_addresses, upload(blocks, tables), lanes
+        arguments = tables.device_addresses, upload(blocks, tables), sums
 
     def launch():
         with tables.device:
@@ -82,11 +82,11 @@ def squares(dtype, format, blocks, tables, lanes):
     return launch
 
 
-def clip(lanes, grad_scale, max_grad_norm, largest, propagate, tables):
-    """Add up `lanes`, and write what follows from the norm into `tables.record`, in one launch."""
+def clip(sums, grad_scale, max_grad_norm, largest, propagate, tables):
+    """Add up `sums`, in place, and write what follows from the norm into `tables.record`, in one launch."""
     with tables.device:
-        groups = groups_of(len(lanes))
-        arrays = lanes, tables.counters(groups), tables.record
+        groups = groups_of(len(sums))
+        arrays = sums, tables.counters(groups), tables.record
         source.launch(clip_kernel(), (grad_scale, max_grad_norm, largest, propagate, *arrays), THREADS * groups)
 
 
