@@ -294,7 +294,7 @@ class Alone:
         ({"shard": type("G", (Alone,), {"rank": 1})()}, ValueError, r"`shard.rank` must be in \[0, 1\), got 1"),
         ({"shard": type("G", (Alone,), {"size": 1.0})()}, TypeError, "`shard.size` must be an integer, got 1.0"),
     ],
-    ids=str,
+    ids=["flat", "sparse", "copy_dtype", "bucket_bytes", "no shard", "no group", "rank", "size"],
 )
 def test_what_cannot_be_shared_is_refused_by_name(options, error, message):
     params = model()
