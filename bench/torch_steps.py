@@ -305,7 +305,11 @@ def one_of_a_thousand() -> dict[str, Turn]:
 def a_thousand_of_one() -> dict[str, Turn]:
     """An optimizer for each of 1,000 parameters."""
     params = parameters([(8,)] * 1_000)
-    return {name: timed(lambda make=make: [make([p]) for p in params]) for name, make in MAKERS.items()}
+    return {name: timed(partial(_one_of_each, make, params)) for name, make in MAKERS.items()}
+
+
+def _one_of_each(make, params):
+    return [make([p]) for p in params]
 
 
 CASES: dict[str, Callable[[], dict[str, Turn]]] = {
