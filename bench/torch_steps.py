@@ -21,6 +21,7 @@ import torch
 import fastadam.torch
 from fastadam.bench.interleave import Turn, interleave, timed
 from fastadam.bench.machine import facts
+from fastadam.bench.tables import duration
 from fastadam.bench.workloads import GPT2, MLP, RESNET50, Workload
 
 FUSED, OURS = "torch, fused", "fastadam.torch"
@@ -338,6 +339,17 @@ def measured(names: Sequence[str] = (), rounds: int = 31) -> dict[str, dict[str,
             results[title] = {name: median(each) for name, each in times.items()}
             print(title, {name: f"{1e6 * seconds:.1f} us" for name, seconds in results[title].items()}, flush=True)
     return results
+
+
+COLUMNS = ("what takes the time", "torch, fused", "beside it", "takes", "times as fast")
+
+
+def rows(seconds: Mapping[str, Mapping[str, float]]) -> Iterator[list[str]]:
+    """The rows of a table of what was measured: each contender beside torch's fused step."""
+    for title, found in seconds.items():
+        for name, each in found.items():
+            if name != FUSED:
+                yield [title, duration(found[FUSED]), name, duration(each), f"{found[FUSED] / each:.2f}"]
 
 
 def main(path: str, *names: str) -> None:

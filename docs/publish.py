@@ -3,9 +3,10 @@
     python docs/publish.py
 
 The run is docs/benchmark.json, which `fastadam bench --full --save DIR` makes; that on a GPU is docs/gpu.json, which
-`make gpu-day` makes; the arithmetic is docs/arithmetic.json, which `python -m fastadam.bench.arithmetic` makes; the
-studies are what those of examples/ save with `--docs`. It prints what is promised about the speed and what the run has
-measured. The exit status is 1 if a promise is broken.
+`make gpu-day` makes; the arithmetic is docs/arithmetic.json, which `python -m fastadam.bench.arithmetic` makes; beside
+torch's optimizers docs/torch.json, which `python -m fastadam.bench.torch_steps` makes; over ranks docs/sharding.json,
+which `python -m fastadam.bench.sharding` makes; the studies are what those of examples/ save with `--docs`. It prints
+what is promised about the speed and what the run has measured. The exit status is 1 if a promise is broken.
 """
 
 import json
@@ -18,7 +19,8 @@ import run_tables as tables
 from promises import COLUMNS, PROMISES
 from rich.console import Console
 
-from fastadam.bench import costs, report, sharding
+from fastadam.bench import costs, report, sharding, torch_steps
+from fastadam.bench.machine import in_one_line
 from fastadam.bench.pictures import pictures
 from fastadam.bench.record import Record, RecordError, read_record
 from fastadam.bench.tables import markdown_table, notes, source
@@ -38,6 +40,7 @@ def pages(record: Record) -> dict[str, str]:
             "passes": tables.extras(record),
             "formats": tables.formats(record),
             "promises": markdown_table(COLUMNS, [promise.row(record) for promise in PROMISES]),
+            "torch": _torch("MLP", "inside", "ResNet", "GPT-2 124M, 148", "DTensors"),
         },
         "docs/storage.md": {
             "formats": [*tables.formats(record), "", source(record)],
@@ -55,6 +58,7 @@ def pages(record: Record) -> dict[str, str]:
             "arithmetic": [*tables.second_bound(arithmetic), "", _where(arithmetic)],
         },
         "docs/scaling.md": {"sharding": _sharding()},
+        "docs/torch.md": {"torch": _torch("")},
         "docs/gpu.md": gpu_tables.blocks(json.loads((DOCS / "gpu.json").read_text(encoding="utf-8"))),
     }
     texts = {}
@@ -72,6 +76,14 @@ def _sharding():
     measured = f"{record['count']:,} parameters, gloo, medians of {sharding.STEPS - 1} steps"
     where = f'{facts["date"]}: {facts["processor"]}; {measured}. "Sent" is what a ring sends.'
     return [*markdown_table(sharding.COLUMNS, list(sharding.rows(record))), "", where]
+
+
+def _torch(*parts):
+    """What steps of fastadam.torch take, of the cases with one of `parts` in their title, and where it was measured."""
+    record = json.loads((DOCS / "torch.json").read_text(encoding="utf-8"))
+    chosen = {title: found for title, found in record["seconds"].items() if any(part in title for part in parts)}
+    where = f"Medians, all contenders in turns, {record['machine']['date']}: {in_one_line(record['machine'])}."
+    return [*markdown_table(torch_steps.COLUMNS, torch_steps.rows(chosen)), "", where]
 
 
 def _where(arithmetic):

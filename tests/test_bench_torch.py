@@ -1,0 +1,36 @@
+"""The measurement of docs/torch.md, run small, and its table."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+from fastadam.bench import torch_steps
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.mark.parametrize("title", ["MLP", "small GPT", "150 tensors", "an optimizer for 1,000"])
+def test_steps_are_timed_beside_those_of_torch(title):
+    cases = torch_steps.measured([title], rounds=1)
+    assert cases
+    for seconds in cases.values():
+        assert seconds.keys() == {torch_steps.FUSED, torch_steps.OURS}
+        assert all(each > 0 for each in seconds.values())
+
+
+def test_another_result_is_not_timed(monkeypatch):
+    monkeypatch.setitem(
+        torch_steps.MAKERS, torch_steps.OURS, lambda params: torch_steps.torch.optim.SGD(params, lr=1.0)
+    )
+    with pytest.raises(AssertionError, match="not close"):
+        torch_steps.measured(["MLP"], rounds=1)
+
+
+def test_the_page_says_what_was_measured():
+    record = json.loads((DOCS / "torch.json").read_text("utf-8"))
+    page = (DOCS / "torch.md").read_text("utf-8")
+    assert record["seconds"].keys() == torch_steps.CASES.keys()
+    for row in torch_steps.rows(record["seconds"]):
+        assert f"| {' | '.join(row)} |" in page
