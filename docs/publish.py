@@ -5,7 +5,8 @@
 The run is docs/benchmark.json, which `fastadam bench --full --save DIR` makes; that on a GPU is docs/gpu.json, which
 `make gpu-day` makes; the arithmetic is docs/arithmetic.json, which `python -m fastadam.bench.arithmetic` makes; beside
 torch's optimizers docs/torch.json, which `python -m fastadam.bench.torch_steps` makes; over ranks docs/sharding.json,
-which `python -m fastadam.bench.sharding` makes; the studies are what those of examples/ save with `--docs`. It prints
+which `python -m fastadam.bench.sharding` makes; in stable-baselines3 docs/reinforcement.json, which `python -m
+fastadam.bench.reinforcement` makes; the studies are what those of examples/ save with `--docs`. It prints
 what is promised about the speed and what the run has measured. The exit status is 1 if a promise is broken.
 """
 
@@ -19,7 +20,7 @@ import run_tables as tables
 from promises import COLUMNS, PROMISES
 from rich.console import Console
 
-from fastadam.bench import costs, report, sharding, torch_steps
+from fastadam.bench import costs, reinforcement, report, sharding, torch_steps
 from fastadam.bench.machine import in_one_line
 from fastadam.bench.pictures import pictures
 from fastadam.bench.record import Record, RecordError, read_record
@@ -58,7 +59,7 @@ def pages(record: Record) -> dict[str, str]:
             "arithmetic": [*tables.second_bound(arithmetic), "", _where(arithmetic)],
         },
         "docs/scaling.md": {"sharding": _sharding()},
-        "docs/torch.md": {"torch": _torch("")},
+        "docs/torch.md": {"torch": _torch(""), "reinforcement": _reinforcement()},
         "docs/gpu.md": gpu_tables.blocks(json.loads((DOCS / "gpu.json").read_text(encoding="utf-8"))),
     }
     texts = {}
@@ -84,6 +85,13 @@ def _torch(*parts):
     chosen = {title: found for title, found in record["seconds"].items() if any(part in title for part in parts)}
     where = f"Medians, all contenders in turns, {record['machine']['date']}: {in_one_line(record['machine'])}."
     return [*markdown_table(torch_steps.COLUMNS, torch_steps.rows(chosen)), "", where]
+
+
+def _reinforcement():
+    """What part of stable-baselines3's training steps take, and where it was measured."""
+    record = json.loads((DOCS / "reinforcement.json").read_text(encoding="utf-8"))
+    where = f"Medians, both in turns, one thread, {record['machine']['date']}: {record['machine']['processor']}."
+    return [*markdown_table(reinforcement.COLUMNS, reinforcement.rows(record["seconds"])), "", where]
 
 
 def _where(arithmetic):

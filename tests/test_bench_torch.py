@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
-from fastadam.bench import torch_steps
+from fastadam.bench import reinforcement, torch_steps
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -32,5 +32,7 @@ def test_the_page_says_what_was_measured():
     record = json.loads((DOCS / "torch.json").read_text("utf-8"))
     page = (DOCS / "torch.md").read_text("utf-8")
     assert record["seconds"].keys() == torch_steps.CASES.keys()
-    for row in torch_steps.rows(record["seconds"]):
+    agents = json.loads((DOCS / "reinforcement.json").read_text("utf-8"))["seconds"]
+    assert agents.keys() == reinforcement.AGENTS.keys()
+    for row in (*torch_steps.rows(record["seconds"]), *reinforcement.rows(agents)):
         assert f"| {' | '.join(row)} |" in page

@@ -5,6 +5,7 @@ import torch
 from training import assert_equal, assert_trains_as_torch
 
 import fastadam.torch
+from fastadam.bench import reinforcement
 
 pytest.importorskip("stable_baselines3")
 
@@ -41,3 +42,10 @@ def test_a_saved_model_has_the_optimizer_and_its_state(tmp_path):
     before = torch.nn.utils.parameters_to_vector(loaded.policy.parameters())
     loaded.learn(64)
     assert not torch.equal(before, torch.nn.utils.parameters_to_vector(loaded.policy.parameters()))
+
+
+def test_the_share_of_steps_is_measured():
+    found = reinforcement.measured(rounds=1, part=0.1)
+    assert found.keys() == reinforcement.AGENTS.keys()
+    for agent in found.values():
+        assert all(0 < steps < run for run, steps in agent.values())
