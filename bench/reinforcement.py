@@ -25,7 +25,7 @@ AGENTS = {"PPO": ("CartPole-v1", 10_000), "SAC": ("Pendulum-v1", 1_500), "DQN": 
 COLUMNS = ("agent", "optimizer", "whole run", "steps of the optimizer", "their share", "run, times as fast")
 
 
-def timed(kind: type) -> type:
+def timed(kind: type) -> Any:
     """A class whose steps add the seconds that they take to its `seconds`."""
 
     class Timed(kind):
@@ -38,7 +38,7 @@ def timed(kind: type) -> type:
             finally:
                 Timed.seconds += perf_counter() - start
 
-        step.hooked = True  # the hooks are around the step that it calls
+        step.hooked = True  # type: ignore[attr-defined]  # the hooks are around the step that it calls
 
     return Timed
 
