@@ -22,10 +22,11 @@ import fastadam.torch
 from fastadam.bench.interleave import Turn, interleave, timed
 from fastadam.bench.machine import facts
 from fastadam.bench.tables import duration
-from fastadam.bench.workloads import GPT2, MLP, RESNET50, Workload
+from fastadam.bench.workloads import GPT2, MLP, RESNET50
+from fastadam.torch.tensors import local
 
 FUSED, OURS = "torch, fused", "fastadam.torch"
-TINY = Workload("150 tensors of 8", {f"t{number}": (8,) for number in range(150)})
+TINY = [(8,)] * 150
 SETTINGS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.01}
 
 
@@ -64,12 +65,15 @@ def assert_alike(trained: Mapping[str, Sequence[Any]], tolerance: float = 1e-5) 
 
 def alone(shapes: Sequence[tuple[int, ...]]) -> dict[str, Turn]:
     """`step()` as it is called in a loop that does nothing else."""
-    params = {name: parameters(shapes) for name in MAKERS}
+    return _steps({name: parameters(shapes) for name in MAKERS})
+
+
+def _steps(params):
     optimizers = {name: make(params[name]) for name, make in MAKERS.items()}
     for optimizer in optimizers.values():
         optimizer.step()
         optimizer.step()
-    assert_alike(params)
+    assert_alike({name: list(map(local, of_one)) for name, of_one in params.items()})
     return {name: timed(optimizer.step) for name, optimizer in optimizers.items()}
 
 
@@ -84,11 +88,7 @@ def of_parts(shapes: Sequence[tuple[int, ...]]) -> dict[str, Turn]:
         for p in parameters(shapes):
             of_one.append(torch.nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])))
             of_one[-1].grad = distribute_tensor(p.grad, mesh, [Shard(0)])
-    optimizers = {name: make(params[name]) for name, make in MAKERS.items()}
-    for optimizer in optimizers.values():
-        optimizer.step()
-    assert_alike({name: [p.to_local() for p in of_one] for name, of_one in params.items()})
-    return {name: timed(optimizer.step) for name, optimizer in optimizers.items()}
+    return _steps(params)
 
 
 # --- a training loop
@@ -318,8 +318,8 @@ CASES: dict[str, Callable[[], dict[str, Turn]]] = {
     "small GPT, 30 tensors: the step": small_gpt,
     "small GPT: the step inside a training loop": inside_a_loop,
     "small GPT: forward, backward and step": iteration,
-    "150 tensors of 8: the step": partial(alone, list(TINY.shapes.values())),
-    "150 DTensors of 8: the step": partial(of_parts, list(TINY.shapes.values())),
+    "150 tensors of 8: the step": partial(alone, TINY),
+    "150 DTensors of 8: the step": partial(of_parts, TINY),
     "ResNet-50, 161 tensors: the step": partial(alone, list(RESNET50.shapes.values())),
     "GPT-2 124M, 148 tensors: the step": partial(alone, list(GPT2.shapes.values())),
     "GPT-2 124M: unscale, check, clip, step, average, zero": full_sequence,

@@ -33,7 +33,7 @@ FIRST = (MLP, flat(10_000_000), RESNET50, GPT2)
 
 def pages(record: Record) -> dict[str, str]:
     """Path, from the root of the repository -> its text with the tables of a record and of the studies."""
-    arithmetic = json.loads((DOCS / "arithmetic.json").read_text(encoding="utf-8"))
+    arithmetic = _saved("arithmetic")
     blocks = {
         "README.md": {
             "benchmark": [*tables.compared(record, "plain", FIRST), "", source(record)],
@@ -60,7 +60,7 @@ def pages(record: Record) -> dict[str, str]:
         },
         "docs/scaling.md": {"sharding": _sharding()},
         "docs/torch.md": {"torch": _torch(""), "reinforcement": _reinforcement()},
-        "docs/gpu.md": gpu_tables.blocks(json.loads((DOCS / "gpu.json").read_text(encoding="utf-8"))),
+        "docs/gpu.md": gpu_tables.blocks(_saved("gpu")),
     }
     texts = {}
     for name, of_page in blocks.items():
@@ -70,9 +70,14 @@ def pages(record: Record) -> dict[str, str]:
     return texts
 
 
+def _saved(name):
+    """What was measured and saved under a name."""
+    return json.loads((DOCS / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def _sharding():
     """What a sharded step costs, and where it was measured."""
-    record = json.loads((DOCS / "sharding.json").read_text(encoding="utf-8"))
+    record = _saved("sharding")
     facts = record["machine"]
     measured = f"{record['count']:,} parameters, gloo, medians of {sharding.STEPS - 1} steps"
     where = f'{facts["date"]}: {facts["processor"]}; {measured}. "Sent" is what a ring sends.'
@@ -81,7 +86,7 @@ def _sharding():
 
 def _torch(*parts):
     """What steps of fastadam.torch take, of the cases with one of `parts` in their title, and where it was measured."""
-    record = json.loads((DOCS / "torch.json").read_text(encoding="utf-8"))
+    record = _saved("torch")
     chosen = {title: found for title, found in record["seconds"].items() if any(part in title for part in parts)}
     where = f"Medians, all contenders in turns, {record['machine']['date']}: {in_one_line(record['machine'])}."
     return [*markdown_table(torch_steps.COLUMNS, torch_steps.rows(chosen)), "", where]
@@ -89,7 +94,7 @@ def _torch(*parts):
 
 def _reinforcement():
     """What part of stable-baselines3's training steps take, and where it was measured."""
-    record = json.loads((DOCS / "reinforcement.json").read_text(encoding="utf-8"))
+    record = _saved("reinforcement")
     where = f"Medians, both in turns, one thread, {record['machine']['date']}: {record['machine']['processor']}."
     return [*markdown_table(reinforcement.COLUMNS, reinforcement.rows(record["seconds"])), "", where]
 
@@ -104,7 +109,7 @@ def _where(arithmetic):
 
 def study(name: str) -> list[str]:
     """The tables that a study has saved, and its notes on them."""
-    saved = json.loads((DOCS / f"{name}.json").read_text(encoding="utf-8"))
+    saved = _saved(name)
     lines = []
     for title, rows in saved["tables"].items():
         lines += [*markdown_table([title, *saved["columns"]], rows), ""]

@@ -124,7 +124,21 @@ def moment_dtypes(given: Any) -> tuple[str | None, str | None]:
 OPTION_NAMES = {field.name for field in fields(Options)} - {"member"}
 
 
-class OptionKeywords(TypedDict, total=False):
+class StepKeywords(TypedDict, total=False):
+    """The keyword arguments that `fastadam.torch` has too."""
+
+    max_grad_norm: float | None
+    nonfinite: str
+    ema_decay: float | None
+    copy_dtype: str | None
+    zero_grad: bool
+    moment_dtype: str | tuple[str | None, str | None] | None
+    rounding: str
+    master_weights: bool
+    seed: int
+
+
+class OptionKeywords(StepKeywords, total=False):
     """The keyword arguments that all optimizer classes share, for editors and type checkers.
 
     They are those of `Options`, and how parameters are held.
@@ -137,15 +151,6 @@ class OptionKeywords(TypedDict, total=False):
     eps_root: float
     decouple_lr: bool
     clip_value: float | None
-    max_grad_norm: float | None
-    nonfinite: str
-    ema_decay: float | None
-    copy_dtype: str | None
-    zero_grad: bool
-    moment_dtype: str | tuple[str | None, str | None] | None
     grad_dtype: str | None
-    master_weights: bool
-    rounding: str
-    seed: int
     sparse: str
     exclude_from_weight_decay: Callable[[Hashable], Any] | None

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from fastadam.memory.arrays import ALIGNMENT
-from fastadam.torch.lists import check_plain, is_dense
+from fastadam.torch.lists import check_plain
+from fastadam.torch.tensors import layout_of
 
 
 def flatten_(module: torch.nn.Module, grads: bool = False) -> list[Tensor]:
@@ -102,7 +103,7 @@ def _check(parameter, label):
     check_plain(parameter, label)
     if parameter.is_meta:
         raise ValueError(f"`{label}` must have memory, got a parameter on the meta device")
-    if not is_dense(parameter):
+    if layout_of(parameter) is None:
         raise ValueError(
             f"`{label}` must be dense, got shape {tuple(parameter.shape)} with strides {parameter.stride()}"
         )

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastadam.torch.tensors import layout_of
+
 _PLAIN = {Tensor, torch.nn.Parameter}
 
 
@@ -56,21 +58,17 @@ def _check(tensor, label, leader, leader_label):
         raise ValueError(
             f"`{label}` must have shape {tuple(leader.shape)} like `{leader_label}`, got {tuple(tensor.shape)}"
         )
-    if not is_dense(tensor):
+    layout = layout_of(tensor)
+    if layout is None:
         raise ValueError(
             f"`{label}` must be contiguous, or dense in another order, got shape {tuple(tensor.shape)} with strides "
             f"{tensor.stride()}"
         )
-    if tensor.numel() and _strides(tensor) != _strides(leader):
+    if layout != layout_of(leader):
         raise ValueError(
             f"`{label}` must have strides {leader.stride()} like `{leader_label}`, got {tensor.stride()}: its elements "
             "lie in another order"
         )
-
-
-def _strides(tensor):
-    """The strides that say where elements lie: not those of axes of one element."""
-    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
 
 
 def check_plain(tensor: Any, label: str) -> None:
@@ -82,19 +80,6 @@ def check_plain(tensor: Any, label: str) -> None:
         raise TypeError(f"`{label}` must be a plain torch.Tensor, got {type(tensor).__name__}{hint}")
     if tensor.layout is not torch.strided:
         raise TypeError(f"`{label}` must be a strided tensor, got {tensor.layout}")
-
-
-def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements of a tensor fill a range of memory without a gap, in any order of the axes."""
-    if tensor.is_contiguous():
-        return True
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
 
 
 def addresses_of(lists: Mapping[str, Sequence[Tensor]]) -> np.ndarray:

@@ -2,23 +2,13 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, TypedDict
+from typing import Any
 
-from fastadam.settings.options import Options
+from fastadam.settings.options import Options, StepKeywords
 
 
-class TorchOptions(TypedDict, total=False):
+class TorchOptions(StepKeywords, total=False):
     """The further keyword arguments, for editors and type checkers; `fastadam.torch.Adam` describes them."""
-
-    max_grad_norm: float | None
-    nonfinite: str
-    ema_decay: float | None
-    copy_dtype: str | None
-    zero_grad: bool
-    moment_dtype: str | tuple[str | None, str | None] | None
-    rounding: str
-    master_weights: bool
-    seed: int
 
 
 def options_of(member: str, given: Mapping[str, Any]) -> Options:
