@@ -72,7 +72,7 @@ class Resumable(ABC):
         """
         # Not before they are needed: `import fastadam` stays quick.
         from fastadam.checkpoints.manifest import options_of
-        from fastadam.checkpoints.saving import save
+        from fastadam.checkpoints.saving import Contents, save
         from fastadam.checkpoints.shares import Share, save_parts, save_together, view_of
 
         params, keep = flag(params, "params"), integer(keep, "keep", least=1)
@@ -86,11 +86,11 @@ class Resumable(ABC):
             state = dump_state(self._engine.plan, self._groups, self._seed, take, params=params)
             schedules = {str(i): repr(group["lr"]) for i, group in enumerate(self._groups) if callable(group["lr"])}
             options = options_of(self._options, self._seed)
-            about = Path(path), type(self).__name__, options, schedules, state, keep
+            contents = Contents(type(self).__name__, options, schedules, state)
             if exchange is None:
-                save(*about)
+                save(Path(path), contents, keep)
             else:
-                (save_parts if per_rank else save_together)(exchange, *about)
+                (save_parts if per_rank else save_together)(exchange, Path(path), contents, keep)
 
     def load(
         self, path: str | PathLike[str], *, params: bool = True, convert: bool = False, strict: bool = True

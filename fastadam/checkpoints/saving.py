@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fastadam
 from fastadam.checkpoints import pieces
@@ -26,26 +26,40 @@ _DTYPES = {
 }
 
 
+class Contents(NamedTuple):
+    """What a checkpoint says.
+
+    Attributes:
+        optimizer: The name of its class.
+        options: Its options.
+        schedules: Position of a group -> what its learning rate is, for those that have a schedule.
+        state: What `state_dict()` has, whose arrays may be views.
+    """
+
+    optimizer: str
+    options: Mapping[str, Any]
+    schedules: Mapping[str, str]
+    state: Mapping[str, Any]
+
+
 def save(
     path: Path,
-    optimizer: str,
-    options: Mapping[str, Any],
-    schedules: Mapping[str, str],
-    state_dict: Mapping[str, Any],
+    contents: Contents,
     keep: int,
     *,
     read: Callable[[Mapping[str, Any]], Iterable[tuple[str, Any]]] = lambda arrays: arrays.items(),
     metadata: Mapping[str, str] = {},
 ) -> None:
-    """Write `state_dict`, whose arrays may be views, to `path`.
+    """Write `contents` to `path`.
 
-    They may be other objects with a dtype and a shape too: `read` then makes arrays of them, named, in any order.
+    Arrays may be other objects with a dtype and a shape too: `read` then makes arrays of them, named, in any order.
     """
     from safetensors import safe_open
 
-    arrays, numbers = split(state_dict["state"])
-    keys = {key for entry in state_dict["state"].values() for key in entry}
-    groups = groups_of(state_dict["param_groups"])
+    optimizer, options, schedules, state = contents
+    arrays, numbers = split(state["state"])
+    keys = {key for entry in state["state"].values() for key in entry}
+    groups = groups_of(state["param_groups"])
     manifest = Manifest(
         fastadam.__version__, optimizer, dict(options), formats_of(keys), groups, dict(schedules), numbers
     )

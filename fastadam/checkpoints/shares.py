@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from fastadam.checkpoints.atomic import earlier, remove_leftovers
 from fastadam.checkpoints.errors import CheckpointError
 from fastadam.checkpoints.loading import PARTS, RANGES, opened, part_names
-from fastadam.checkpoints.saving import dtype_of, save, split
+from fastadam.checkpoints.saving import Contents, dtype_of, save, split
 from fastadam.kernels.texts.formats import EXPONENT_GROUP
 from fastadam.memory.buffers import WHOLE
 from fastadam.memory.parameters import Parameter
@@ -56,23 +55,15 @@ class Share:
         return self.parameter.part(self.flat, self.parameter.view("p") if self.flat in WHOLE else None)
 
 
-def save_together(
-    exchange: Exchange,
-    path: Path,
-    optimizer: str,
-    options: Mapping[str, Any],
-    schedules: Mapping[str, str],
-    state: Mapping[str, Any],
-    keep: int,
-) -> None:
-    """Write the whole of `state`, whose arrays are shares, into one file: rank 0 does, all ranks send their parts."""
+def save_together(exchange: Exchange, path: Path, contents: Contents, keep: int) -> None:
+    """Write the whole of a state, whose arrays are shares, into one file: rank 0 does, all ranks send their parts."""
     _compare(exchange, path, keep)
     with shared_failure(exchange, 0, _AFTER):
-        arrays, _ = split(state["state"])
+        arrays, _ = split(contents.state["state"])
         stream = _whole(exchange, arrays)
         try:
             if exchange.rank == 0:
-                save(path, optimizer, options, schedules, state, keep, read=lambda _: stream)
+                save(path, contents, keep, read=lambda _: stream)
         finally:  # whoever cannot write goes on to receive what the others send
             for _ in stream:
                 pass
@@ -87,31 +78,23 @@ def _whole(exchange, arrays):
         yield names[parameter, flat], view
 
 
-def save_parts(
-    exchange: Exchange,
-    path: Path,
-    optimizer: str,
-    options: Mapping[str, Any],
-    schedules: Mapping[str, str],
-    state: Mapping[str, Any],
-    keep: int,
-) -> None:
+def save_parts(exchange: Exchange, path: Path, contents: Contents, keep: int) -> None:
     """Write the share of each rank into a file of its own, and then, on rank 0, the file at `path`."""
     _compare(exchange, path, keep)
     token = texts(exchange, token_hex(4))[0]
     files = [path.with_name(_part_name(path, token, rank, exchange.ranks)) for rank in range(exchange.ranks)]
-    about = optimizer, options, schedules
     try:
         with shared_failure(exchange, 0, _AFTER):
-            held, ranges = _parts(state)
-            save(files[exchange.rank], *about, held, 1, metadata={RANGES: json.dumps(ranges)})
+            held, ranges = _parts(contents.state)
+            own = contents._replace(state=held)
+            save(files[exchange.rank], own, 1, metadata={RANGES: json.dumps(ranges)})
         agree(exchange, _AFTER, {})
         with shared_failure(exchange, 0, _AFTER):
             if exchange.rank == 0:
-                arrays, _ = split(state["state"])
+                arrays, _ = split(contents.state["state"])
                 wholes = {name: [dtype_of(name, share), list(share.shape)] for name, share in arrays.items()}
                 told = json.dumps({"files": [file.name for file in files], "tensors": wholes})
-                save(path, *about, _without_arrays(state), keep, metadata={PARTS: told})
+                save(path, contents._replace(state=_without_arrays(contents.state)), keep, metadata={PARTS: told})
         agree(exchange, _AFTER, {})
     except CollectiveError:  # the checkpoint may be there already, so that its files must stay
         raise
