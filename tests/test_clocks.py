@@ -21,7 +21,8 @@ def presences(steps, names, seed=0, share=0.6):
     rng = np.random.default_rng(seed)
     for step in range(steps):
         chances = rng.random(len(names)) < (0.0, 1.0, share, share)[step % 4]
-        yield {name for name, present in zip(names, chances, strict=True) if present}
+        # Keys, which keep their order, where a set's would change from process to process.
+        yield dict.fromkeys(name for name, present in zip(names, chances, strict=True) if present).keys()
 
 
 def gradients(names, present, seed, shapes=SHAPES, dtype=np.float32):
