@@ -5,10 +5,11 @@ from functools import partial
 from math import inf
 from threading import RLock
 from typing import Any
+from weakref import ref
 
 import numpy as np
 
-from fastadam.containers import Watch, rebind, warn_of_copies, watches
+from fastadam.containers import Watch, put_back, rebind, warn_of_copies, watches
 from fastadam.memory.arrays import as_torch, assign, backend_of, dtype_name, is_of_torch, rebound, zeros
 from fastadam.memory.buffers import Buffers, Views, as_16_bit
 from fastadam.memory.formats import formats_of, warn_of_vanishing
@@ -81,14 +82,20 @@ class Optimizer(Resumable):
         engine = self._engine or Engine(options, backend, device_of)
         members = iter(parameters)
         added = [([next(members) for _ in group["params"]], group, excluded) for group, _ in checked]
-        undo = rebind(bindings)
+        before, plan_before = dict(vars(self)), engine.snapshot()
+        replaced: list[tuple[Any, Hashable, Any]] = []
         try:
+            rebind(bindings, replaced)
             engine.add(added)
-        except BaseException:  # there is no more memory, say
-            undo()
+            vars(self).update(self._with(engine, entries, [group for group, _ in checked], bindings))
+            if bindings:
+                warn_of_copies([entry for entry in entries if not entry.alone], replaced)
+        except BaseException:  # there is no more memory, a warning is an error, or Ctrl-C comes
+            put_back(replaced)
+            engine.restore(plan_before)
+            vars(self).clear()
+            vars(self).update(before)
             raise
-        del undo  # it holds what has been replaced
-        self._finish(engine, entries, [group for group, _ in checked], bindings)
 
     def _layout(self, entry):
         return layout_when_packed(entry) if self._flat else layout_in_place(entry)
@@ -132,28 +139,29 @@ class Optimizer(Resumable):
                     bindings.append((entry.container, entry.key, rebound(view, entry.original, entry.label)))
         return [parameters[index] for index in range(len(entries))], bindings
 
-    def _finish(self, engine, entries, groups, bindings):
-        first = len(self._groups)
-        self._engine, plan = engine, engine.plan
-        self._groups += groups
+    def _with(self, engine, entries, groups, bindings):
+        """The attributes with what has been added."""
+        first, plan = len(self._groups), engine.plan
         for index, group in enumerate(groups, first):
-            group.changed = partial(plan.refresh, index)
-            group.lr_changed = partial(plan.set_lr, index)
+            group.changed = partial(_refresh, ref(engine), index)
+            group.lr_changed = partial(_set_lr, ref(engine), index)
         kept = bindings or [entry.watched or (entry.container, entry.key, entry.original) for entry in entries]
-        self._watches += watches(kept)
-        self._members = {parameter.name: member for member, parameter in enumerate(plan.parameters)}
         added = {
             entry.name: parameter.view("p") if self._flat and not entry.alone else entry.array
             for entry, parameter in zip(entries, plan.parameters[-len(entries) :], strict=True)
         }
-        self._params = Views({**self._params, **added})
-        self._of_torch |= {entry.name for entry in entries if is_of_torch(entry.original)}
-        lying = [self._params[each.name] for each in plan.parameters if not each.packed]
-        example = next(iter(added.values()))
-        self._collector = Collector(plan.parameters, lying or [example], plan.backend, zeroed=self._options.zero_grad)
-        if bindings:
-            del added, example, kept, bindings
-            warn_of_copies([entry for entry in entries if not entry.alone])
+        params = Views({**self._params, **added})
+        lying = [params[each.name] for each in plan.parameters if not each.packed]
+        arrays = lying or [next(iter(added.values()))]
+        return {
+            "_engine": engine,
+            "_groups": [*self._groups, *groups],
+            "_watches": [*self._watches, *watches(kept)],
+            "_members": {parameter.name: member for member, parameter in enumerate(plan.parameters)},
+            "_params": params,
+            "_of_torch": self._of_torch | {entry.name for entry in entries if is_of_torch(entry.original)},
+            "_collector": Collector(plan.parameters, arrays, plan.backend, zeroed=self._options.zero_grad),
+        }
 
     @property
     def param_groups(self) -> tuple[ParamGroup, ...]:  # noqa: D102 (described in Adam)
@@ -172,12 +180,14 @@ class Optimizer(Resumable):
         """Name -> view of the exponential moving average of the parameter (with `ema_decay`)."""
         if self._options.ema_decay is None:
             raise AttributeError("`ema` needs `ema_decay`, with which the optimizer keeps the average")
+        self._settled()
         return Views({parameter.name: parameter.view("ema") for parameter in self._parameters})
 
     @property
     def copies(self) -> Views:
         """Name -> view of the 16-bit copy of the parameter (with `copy_dtype`), as of the last step."""
         dtype = self._options.copy_dtype
+        self._settled()
         if dtype is None:
             raise AttributeError("`copies` needs `copy_dtype`, with which the optimizer writes them")
         return Views({parameter.name: as_16_bit(parameter.view("copy"), dtype) for parameter in self._parameters})
@@ -188,6 +198,7 @@ class Optimizer(Resumable):
 
         With `master_weights` these are the exact float32 masters of bfloat16 parameters.
         """
+        self._settled()
         return {parameter.name: parameter.values("p").copy() for parameter in self._parameters}
 
     def memory_usage(self) -> MemoryUsage:
@@ -221,20 +232,19 @@ class Optimizer(Resumable):
 
         None before the first step, and if nothing asks for it: neither `max_grad_norm` nor `nonfinite`.
         """
-        assert self._engine is not None
-        reduction = self._engine.reduction
-        return reduction.norm if reduction is not None and self._engine.plan.asked else None
+        engine = self._settled()
+        return engine.reduction.norm if engine.reduction is not None and engine.plan.asked else None
 
     @property
     def skipped_steps(self) -> int:
         """How many steps were skipped for a gradient that was not finite; on a GPU this waits for the last step."""
-        assert self._engine is not None
-        return 0 if self._engine.reduction is None else self._engine.reduction.skipped
+        reduction = self._settled().reduction
+        return 0 if reduction is None else reduction.skipped
 
     def get_last_lr(self) -> list[float]:
         """The learning rate of each group in its next step, with schedules evaluated."""
-        assert self._engine is not None
-        return [self._engine.plan.lr(index) for index in range(len(self._groups))]
+        plan = self._settled().plan
+        return [plan.lr(index) for index in range(len(self._groups))]
 
     def add_param_group(self, param_group: Mapping[str, Any]) -> None:
         """Add a group, `{"params": ..., "lr": ..., ...}`, whose steps count from 1.
@@ -248,7 +258,9 @@ class Optimizer(Resumable):
         if not isinstance(param_group, Mapping) or "params" not in param_group:
             raise TypeError(f"`param_group` must be a dict with the key 'params', got {type(param_group).__name__}")
         unnamed = sum(isinstance(name, int) for name in self.params)
-        self._add([parse_group(param_group, "param_group['params']", unnamed)], required=False)
+        with self._one_step:
+            self._settled()
+            self._add([parse_group(param_group, "param_group['params']", unnamed)], required=False)
 
     def step(self, grads: Any = None, *, grad_scale: float = 1.0) -> None:
         """Update parameters and moments in place.
@@ -275,6 +287,8 @@ class Optimizer(Resumable):
             watch.check()
         engine = self._engine
         assert engine is not None
+        if engine.journal.begun is not None:
+            self._settled()
         rates = engine.rates()
         # Another thread's step would put the addresses of its gradients into the table of this one's launch.
         with self._one_step:
@@ -302,12 +316,13 @@ class Optimizer(Resumable):
             None if indices is None else np.unique(row_indices(indices, _rows(self._parameters[member]), "indices"))
             for member in members
         ]
-        assert self._engine is not None
-        if indices is None:
-            self._engine.catch_up(members)
-        else:
-            for member, rows in zip(members, checked, strict=True):
-                self._engine.catch_up([member], rows)
+        with self._one_step:
+            engine = self._settled()
+            if indices is None:
+                engine.catch_up(members)
+            else:
+                for member, rows in zip(members, checked, strict=True):
+                    engine.catch_up([member], rows)
 
     def zero_grad(self) -> None:
         """Fill `grads` with zeros, in place."""
@@ -329,9 +344,9 @@ class Optimizer(Resumable):
         rate of the next step, left out if the schedule gives none. The parameters are not part of it: save `params`
         too, after this call, which brings all rows up to date with `sparse="exact"`; or `save` all of it.
         """
-        self.catch_up()
-        assert self._engine is not None
-        return dump_state(self._engine.plan, self._groups, self._seed, self._copied)
+        with self._one_step:
+            self.catch_up()
+            return dump_state(self._settled().plan, self._groups, self._seed, self._copied)
 
     def _copied(self, name, key, view):
         copy = view.copy()
@@ -364,20 +379,38 @@ class Optimizer(Resumable):
             TypeError, ValueError: names, shapes, dtypes or values do not fit. Nothing has been written then.
         """
         how = Loading(convert=flag(convert, "convert"), strict=flag(strict, "strict"))
-        return self._load(state_dict, how)
+        with self._one_step:
+            return self._load(state_dict, how)
 
     def _load(self, state_dict, how):
-        assert self._engine is not None
-        plan = self._engine.plan
-        loaded = load_state(plan, self._groups, state_dict, how)
-        seed = loaded.seed
-        if seed is not None and seed != self._seed:
-            self._seed = seed
-            plan.place_random_words([random_place(seed, each.name, at) for at, each in enumerate(plan.parameters)])
-        self._engine.loaded()
-        if self._engine.reduction is not None:
-            self._engine.reduction.skipped = steps_not_taken(plan, self._groups)
+        engine = self._engine
+        assert engine is not None
+        if not how.strict:
+            self._settled()  # what the state lacks would stay torn
+        loaded, write = load_state(engine.plan, self._groups, state_dict, how)
+        engine.journal.run(None, self._take_over, loaded.seed, write)
         return loaded
+
+    def _take_over(self, seed, write):
+        engine = self._engine
+        assert engine is not None
+        plan = engine.plan
+        write()
+        if seed is not None and seed != self._seed:
+            plan.place_random_words([random_place(seed, each.name, at) for at, each in enumerate(plan.parameters)])
+            self._seed = seed
+        engine.loaded()
+        if engine.reduction is not None:
+            engine.reduction.skipped = steps_not_taken(plan, self._groups)
+
+    def _settled(self):
+        """The engine, when what was interrupted has come to its end."""
+        engine = self._engine
+        assert engine is not None
+        if engine.journal.begun is not None:
+            with self._one_step:
+                engine.journal.settle()
+        return engine
 
     def __repr__(self) -> str:
         groups = "".join(f"\n  {dict(group)}" for group in self.param_groups)
@@ -388,6 +421,19 @@ class Optimizer(Resumable):
             f"{type(self).__name__} must not be copied or pickled: a copy would be cut off from the parameters that it "
             "trains. Save `state_dict()` and `params`, and build the optimizer anew"
         )
+
+
+def _refresh(engine, index):
+    """A group of an optimizer that is gone has nothing to tell it."""
+    held = engine()
+    if held is not None:
+        held.plan.refresh(index)
+
+
+def _set_lr(engine, index, lr):
+    held = engine()
+    if held is not None:
+        held.plan.set_lr(index, lr)
 
 
 def _rows(parameter):

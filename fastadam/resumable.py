@@ -67,7 +67,7 @@ class Resumable(ABC):
         params, keep = flag(params, "params"), integer(keep, "keep", least=1)
         assert self._engine is not None
         with self._one_step:
-            self.catch_up()
+            self.catch_up()  # it finishes what was interrupted, or says that it cannot
             state = dump_state(self._engine.plan, self._groups, self._seed, lambda *view: view[-1], params=params)
             schedules = {str(i): repr(group["lr"]) for i, group in enumerate(self._groups) if callable(group["lr"])}
             options = options_of(self._options, self._seed)

@@ -20,8 +20,15 @@ class flushed:
 
         self._end = None
         if switches.flushes():
-            begin, self._end = switches.compiled()
-            self._mode = begin()
+            begin, end, mode = switches.compiled()
+            self._mode = mode()
+            # An exception from outside that comes as `begin` returns would leave the mode to the thread.
+            try:
+                begin()
+                self._end = end
+            except BaseException:
+                end(self._mode)
+                raise
 
     def __exit__(self, *error: object) -> None:
         if self._end is not None:

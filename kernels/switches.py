@@ -75,6 +75,20 @@ def flush(_):
 
 
 @intrinsic
+def current(_):
+    """The mode of this thread."""
+
+    def generate(context, builder, signature, arguments):
+        number, register = ir.IntType(64), register_of(builder.module.triple)
+        if register is None:
+            return number(0)
+        mode = read_mode(builder, register)
+        return mode if mode.type == number else builder.zext(mode, number)
+
+    return uint64(), generate
+
+
+@intrinsic
 def restore(_, mode):
     """Write back the mode that `flush` returned."""
 
@@ -100,13 +114,17 @@ def _triple():
 
 
 @cache
-def compiled() -> tuple[Callable[[], int], Callable[[int], None]]:
-    """The two switches, to be called from Python: `mode = begin()` and `end(mode)`."""
-    return _compiled(_flush_thread, ()), _compiled(_restore_thread, (uint64,))
+def compiled() -> tuple[Callable[[], int], Callable[[int], None], Callable[[], int]]:
+    """The switches, to be called from Python: `begin()`, `end(mode)`, and `mode()`, which is to be asked before."""
+    return _compiled(_flush_thread, ()), _compiled(_restore_thread, (uint64,)), _compiled(_mode_of_thread, ())
 
 
 def _flush_thread():
     return flush()
+
+
+def _mode_of_thread():
+    return current()
 
 
 def _restore_thread(mode):

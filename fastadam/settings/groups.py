@@ -75,19 +75,27 @@ class ParamGroup(MutableMapping):
     def __setitem__(self, key: str, value: Any) -> None:
         if key == "lr" and type(value) is float and 0.0 <= value < inf and not callable(self._values["lr"]):
             # What every scheduler assigns at every step.
-            self.lr_changed(value)
-            self._values["lr"] = value
+            before = self._values["lr"]
+            try:
+                self._values["lr"] = value
+                self.lr_changed(value)
+            except BaseException:
+                self._values["lr"] = before
+                self.lr_changed(before)
+                raise
             return
         self.update({key: value})
 
     def update(self, settings: Any = (), **more: Any) -> None:  # type: ignore[override]
         """Assign several values at once, or none of them if one is bad or they do not go together."""
         before = self._values
-        self._values = {**before, **self.check({**dict(settings), **more})}
+        values = {**before, **self.check({**dict(settings), **more})}
         try:
+            self._values = values
             self.changed()
-        except BaseException:  # there is no memory for what a setting needs, say
+        except BaseException:  # there is no memory for what a setting needs, or Ctrl-C comes
             self._values = before
+            self.changed()
             raise
 
     def __delitem__(self, key: str) -> None:

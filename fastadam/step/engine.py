@@ -10,6 +10,7 @@ from fastadam.memory.parameters import Parameter
 from fastadam.settings.options import Options
 from fastadam.step.gather import Gradients
 from fastadam.step.history import History
+from fastadam.step.journal import Journal
 from fastadam.step.plan import Plan
 from fastadam.step.reduction import Reduction, not_finite_error
 from fastadam.step.rows import Rows
@@ -21,6 +22,7 @@ class Engine:
     Attributes:
         plan: Clocks, scalars and launches.
         reduction: The norm of the gradients, where an option needs it.
+        journal: What is under way.
     """
 
     def __init__(self, options: Options, backend: Backend, device_of: Any, *, host_counts: bool = False):
@@ -32,23 +34,34 @@ class Engine:
         self._skipped_by_kernels = options.nonfinite == "skip" and on_device and not host_counts
         host_decides = options.nonfinite != "propagate" and not self._skipped_by_kernels
         self._waits = host_decides or options.sparse == "exact"
+        self.journal = Journal()
         self.plan = Plan(options, backend, device_of, guarded=self._skipped_by_kernels)
         self.reduction = Reduction(self.plan, options, device_of) if options.reduces else None
-        self._history = History(self.plan) if options.sparse == "exact" else None
+        self._history = History() if options.sparse == "exact" else None
+        if self._history is not None:
+            self.plan.on_split = self._history.split
 
     def add(self, groups: Sequence[tuple[Sequence[Parameter], Mapping[str, Any], set]]) -> None:
         """Add groups: their parameters, settings, and the names to which weight decay does not apply."""
-        plan, before = self.plan, dict(vars(self.plan))
-        vars(plan).update({name: list(value) for name, value in before.items() if isinstance(value, list)})
+        plan, before = self.plan, self.snapshot()
         try:
+            vars(plan).update({name: list(value) for name, value in before.items() if isinstance(value, list)})
             plan.add(groups)
             for member in range(len(before["parameters"]), len(plan.parameters)):
                 if "ema" in plan.update_of(member).flats:
                     plan.parameters[member].start_average()
                 self._copy_out(plan.parameters[member])
-        except BaseException:  # there is no more memory, say
-            vars(plan).update(before)
+        except BaseException:  # there is no more memory, or Ctrl-C comes
+            self.restore(before)
             raise
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that `add` changes."""
+        return dict(vars(self.plan))
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Let all be as it was."""
+        vars(self.plan).update(snapshot)
 
     def rates(self) -> list[tuple[int, float]]:
         """The learning rates of the next step, (group, rate), of groups that have a schedule.
@@ -62,7 +75,7 @@ class Engine:
             raise RuntimeError(self._why_not_captured())
         rates = [(group, plan.lr(group)) for group in plan.scheduled]
         if self._history is not None:
-            self._history.check_decays(dict(rates))
+            self._history.check_decays(plan, dict(rates))
         return rates
 
     def _why_not_captured(self):
@@ -84,30 +97,37 @@ class Engine:
         Raises:
             FloatingPointError: a gradient is not finite, with `nonfinite="raise"`. Nothing has been written then.
         """
-        plan, history = self.plan, self._history
+        plan, history, reduction = self.plan, self._history, self.reduction
         # What can fail comes first: what is compiled, and what the launches need of memory.
         prepared = plan.prepare(gradients)
-        if self.reduction is None:
+        if reduction is None:
             plan.use(grad_scale)
         else:
-            self.reduction.clip(prepared, grad_scale)
-            if self._is_refused(self.reduction, gradients):
+            reduction.clip(prepared, grad_scale)
+            if self._is_refused(reduction, gradients):
                 return False
         for group, lr in rates:
             plan.set_lr(group, lr)
+        counts: dict[int, int] = {}
         if history is not None:
-            history.before_step(prepared.rows, prepared.clocks)
-        plan.asked += 1
-        try:
-            prepared.launch()
-        finally:  # Ctrl-C comes during the launch and is raised after it, when the step has been taken
-            if history is not None:
-                history.after_step(prepared.rows, prepared.clocks)
-            if self._options.zero_grad:
-                # Where the kernel read a gradient, it has zeroed it.
-                for array in gradients.copied:
-                    plan.zero(array)
+            history.begin(plan, prepared.rows)
+            for member, rows in history.read_by(plan, prepared.rows, prepared.clocks):
+                self._catch_up(history, member, rows)
+            counts = history.counts(prepared.clocks)
+        self.journal.run(prepared.launch, self._finish, plan.asked + 1, gradients.copied, prepared, counts)
         return True
+
+    def _finish(self, asked, unread, prepared=None, counts=None):
+        """What follows a launch: `asked` steps have been asked, and `unread` gradients are to be zeroed."""
+        if counts:
+            self._history.note(self.plan, prepared.rows, counts)
+        if self._options.zero_grad:
+            for array in unread:
+                if array is not None and not isinstance(array, Rows):
+                    self.plan.zero(array)
+        if self.reduction is not None:
+            self.reduction.commit()
+        self.plan.asked = asked
 
     def _is_refused(self, reduction, gradients):
         """Whether this step is not taken, for a gradient that is not finite; raise if that is the policy."""
@@ -115,15 +135,11 @@ class Engine:
         if policy == "propagate" or self._skipped_by_kernels or reduction.taken:
             return False
         if policy == "raise":
-            reduction.skipped -= 1
+            reduction.refuse()
             pairs = zip(self.plan.parameters, gradients.held, strict=True)
             named = {parameter.name: array for parameter, array in pairs if array is not None}
             raise not_finite_error(named, reduction.norm)
-        self.plan.asked += 1
-        if self._options.zero_grad:
-            for array in (*gradients.held, *gradients.copied):
-                if array is not None and not isinstance(array, Rows):
-                    self.plan.zero(array)
+        self.journal.run(None, self._finish, self.plan.asked + 1, (*gradients.held, *gradients.copied))
         return True
 
     def catch_up(self, members: Sequence[int], rows: np.ndarray | None = None) -> None:
@@ -131,9 +147,14 @@ class Engine:
         if self._history is None:
             return
         for member in members:
-            self._history.catch_up(member, rows)
+            self._catch_up(self._history, member, rows)
         if rows is None and len(members) == len(self.plan.parameters):
             self._history.forget()
+
+    def _catch_up(self, history, member, rows):
+        behind = history.behind(self.plan, member, rows)
+        if behind is not None:
+            self.journal.run(behind.launch, behind.note)
 
     def loaded(self) -> None:
         """Take note that parameters and state have been written from outside: a state has been loaded."""

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, register_jitable
 
-from fastadam.kernels import CLOCK, GRAD_SCALE, GRADIENT, NORM, SKIPPED, START, STOP, TAKEN, Tables
+from fastadam.kernels import CLOCK, GRAD_SCALE, GRADIENT, NORM, SKIPPED, START, STOP, TAKEN, Launch, Tables
 from fastadam.kernels.cpu.casts import SOURCES
 from fastadam.kernels.cpu.driver import LEAF, LEAVES, launch_of
 from fastadam.kernels.cpu.jit import jit, leaf
@@ -24,8 +24,8 @@ from fastadam.kernels.texts.text import block, function
 register_jitable(clip_text)
 
 
-def squares(dtype: np.dtype, format: str, blocks: np.ndarray, tables: Tables, lanes: Any) -> Callable[[], None]:
-    """A function that writes the sums of squares of the gradients of each block: level 0 of the reduction.
+def squares(dtype: np.dtype, format: str, blocks: np.ndarray, tables: Tables, lanes: Any) -> Launch:
+    """The launch that writes the sums of squares of the gradients of each block: level 0 of the reduction.
 
     `lanes` is float64 (blocks, LANES); `format` is how the gradients are stored.
     """
