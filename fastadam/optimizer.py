@@ -40,6 +40,9 @@ from fastadam.step.rows import row_indices
 class Optimizer(Resumable):
     """A member of the Adam family; see `fastadam.Adam` for arguments, attributes and errors."""
 
+    _members: dict[Hashable, int]
+    _collector: Collector
+
     def __init__(self, params: Any, member: str, options: Mapping[str, Any], **defaults: Any):
         chosen = dict(options)
         self._flat = flag(chosen.pop("flat", False), "flat")

@@ -119,7 +119,7 @@ class Engine:
 
     def _finish(self, asked, unread, prepared=None, counts=None):
         """What follows a launch: `asked` steps have been asked, and `unread` gradients are to be zeroed."""
-        if counts:
+        if counts and self._history is not None:
             self._history.note(self.plan, prepared.rows, counts)
         if self._options.zero_grad:
             for array in unread:

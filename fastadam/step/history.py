@@ -16,12 +16,12 @@ class Past(NamedTuple):
     """What is kept of a clock since its first step with rows.
 
     Attributes:
-        count: How many steps.
+        steps: How many.
         history: What is in `catch_up.HISTORY` of each of them, a row each; more rows than steps.
         totals: The running totals, with a row more.
     """
 
-    count: int
+    steps: int
     history: np.ndarray
     totals: np.ndarray
 
@@ -69,7 +69,7 @@ class History:
                 history, totals = np.zeros((64, len(catch_up.HISTORY))), np.zeros((65, catch_up.TOTALS))
                 self._past[clock] = Past(0, history, totals)
             if member not in self._last:
-                self._last[member] = np.full(plan.parameters[member].shape[0], self._past[clock].count)
+                self._last[member] = np.full(plan.parameters[member].shape[0], self._past[clock].steps)
 
     def read_by(self, plan: Plan, rows: Mapping[int, Rows], clocks: np.ndarray) -> list[tuple[int, np.ndarray | None]]:
         """(parameter, rows) that the next step of these `clocks` reads; None for all rows."""
@@ -90,7 +90,7 @@ class History:
 
     def counts(self, clocks: np.ndarray) -> dict[int, int]:
         """How many steps are kept of each of these `clocks` that has a history."""
-        return {clock: self._past[clock].count for clock in clocks.tolist() if clock in self._past}
+        return {clock: self._past[clock].steps for clock in clocks.tolist() if clock in self._past}
 
     def note(self, plan: Plan, rows: Mapping[int, Rows], counts: Mapping[int, int]) -> None:
         """Take note of a step of clocks, before which they had these `counts`. It may be called twice for one step."""
@@ -112,7 +112,7 @@ class History:
         last, past = self._last[member], self._past[int(plan.clock_of[member])]
         indices = np.arange(len(last)) if indices is None else indices
         steps = last[indices]
-        late = steps < past.count
+        late = steps < past.steps
         if not late.any():
             return None
         rows, steps = (indices, steps) if late.all() else (indices[late], steps[late])
@@ -122,17 +122,17 @@ class History:
         lasts, slots = distinct(steps)
         parameter, backend = plan.parameters[member], plan.backend
         dtype = parameter.arithmetic
-        table, starts = catch_up_table(lasts, past.count, past.history, past.totals, dtype)
+        table, starts = catch_up_table(lasts, past.steps, past.history, past.totals, dtype)
         blocks = np.column_stack([np.zeros(len(rows), np.int64), slots, plan.spans(member, rows)])
         addresses = np.array([[backend.address(parameter.flat(flat)) for flat in ("p", "m", "v")]], np.int64)
-        return Behind(last, rows, past.count, backend.catch_up(addresses, dtype, blocks, table, starts))
+        return Behind(last, rows, past.steps, backend.catch_up(addresses, dtype, blocks, table, starts))
 
     def split(self, plan: Plan, old: int, new: int, members: Sequence[int]) -> None:
         """Give the clock `new` of these parameters a copy of what is kept of the `old` one, if they have rows."""
         self._past.pop(new, None)
         if old in self._past and not self._last.keys().isdisjoint(members):
             past = self._past[old]
-            self._past[new] = Past(past.count, past.history.copy(), past.totals.copy())
+            self._past[new] = Past(past.steps, past.history.copy(), past.totals.copy())
 
     def _with_step(self, plan, clock, count):
         """What is kept of a clock, with the step after the first `count`."""

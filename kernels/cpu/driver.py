@@ -78,7 +78,7 @@ def launch_of(blocks: np.ndarray, held: Any, **job: int) -> Launch:
         launch = partial(threads.on_threads(lambda parallel: driver(parallel=parallel, nogil=True)), told.ctypes.data)
     launch.held = told, blocks, held
     # One call of machine code: an exception from outside comes before it has begun, or after it has ended.
-    launch.begun = launch.ended = memoryview(told)[RUNS:]
+    launch.begun = launch.ended = told.data[RUNS:]
     return launch
 
 
