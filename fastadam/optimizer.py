@@ -28,7 +28,7 @@ from fastadam.params import (
 from fastadam.resumable import Resumable
 from fastadam.saved import Loading
 from fastadam.settings import recipes
-from fastadam.settings.checks import flag, nonnegative
+from fastadam.settings.checks import flag, nonnegative, suggestion
 from fastadam.settings.groups import ParamGroup
 from fastadam.settings.options import OPTION_NAMES, Options, moment_dtypes
 from fastadam.state import Loaded, dump_state, load_state, steps_not_taken
@@ -48,7 +48,11 @@ class Optimizer(Resumable):
         self._flat = flag(chosen.pop("flat", False), "flat")
         unknown = sorted(chosen.keys() - OPTION_NAMES)
         if unknown:
-            raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {unknown[0]!r}")
+            known = [*OPTION_NAMES, "flat", *defaults]
+            raise TypeError(
+                f"{type(self).__name__}() got an unexpected keyword argument {unknown[0]!r}"
+                + suggestion(unknown[0], known)
+            )
         self._options = Options(member, **chosen)
         preset = self._options.preset
         presets = {
@@ -331,7 +335,7 @@ class Optimizer(Resumable):
         """Fill `grads` with zeros, in place."""
         for buffers in self.all_buffers:
             if "g" in buffers.flats:  # it is made of zeros
-                assign(buffers.g, 0.0)
+                assign(buffers.flats["g"], 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state in torch's layout, as copies.
@@ -414,6 +418,18 @@ class Optimizer(Resumable):
             with self._one_step:
                 engine.journal.settle()
         return engine
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and not callable(getattr(type(self), name, None)):
+            if name in OPTION_NAMES:
+                raise AttributeError(f"`{name}` is chosen when an optimizer is made, and cannot be assigned")
+            if isinstance(getattr(type(self), name, None), property):
+                raise AttributeError(f"`{name}` cannot be assigned")
+            group = self._groups[0]
+            setting = name if name in group and name != "params" else group.resembled(name)
+            where = f": assign `param_groups[...][{setting!r}]`" if setting else ""
+            raise AttributeError(f"`{name}` is no attribute that can be assigned{where}")
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         groups = "".join(f"\n  {dict(group)}" for group in self.param_groups)

@@ -109,6 +109,13 @@ def flushes() -> bool:
 
 
 @cache
+def flushing() -> int:
+    """The bits of the mode that flush."""
+    register = register_of(_triple())
+    return 0 if register is None else register.flush
+
+
+@cache
 def _triple():
     return llvm.get_process_triple()
 

@@ -50,11 +50,13 @@ class Buffers:
         formats: the format of each buffer.
         segments: name -> `Segment`. Each starts on a multiple of 64 bytes of every buffer; gaps are zero.
         size: elements of each buffer, gaps included.
+        g_was_asked_for: Whether somebody has had `g`, and may have written gradients there.
     """
 
     formats: Formats
     segments: dict[Hashable, Segment]
     size: int
+    g_was_asked_for: bool
 
     def __init__(self, layouts: Mapping[Hashable, Layout], formats: Formats, arithmetic: np.dtype, device_of: Any):
         # No two parameters share an exponent group, or a cache line in any flat array.
@@ -66,13 +68,14 @@ class Buffers:
             stop = start + int(np.prod(layout.shape, dtype=np.int64))
             segments[name] = Segment(start, stop, layout)
         vars(self).update(formats=formats, segments=segments, size=stop, flats={}, arithmetic=arithmetic)
-        vars(self)["_device_of"] = device_of
+        vars(self).update(_device_of=device_of, g_was_asked_for=False)
         self.dtype("g")  # raises if bfloat16 is asked for without ml_dtypes
 
     def __getattr__(self, name: str) -> Any:
-        if name in vars(self).get("flats", ()):
+        if name != "g" and name in vars(self).get("flats", ()):
             return self.flats[name]
         if name == "g":
+            vars(self)["g_was_asked_for"] = True
             return self.allocate("g")
         raise AttributeError(
             f"these buffers have no `{name}`" + (": the parameters lie where they are, in `params`" * (name == "p"))

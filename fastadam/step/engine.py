@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from fastadam.kernels import Backend
+from fastadam.kernels.subnormals import leave
 from fastadam.memory.parameters import Parameter
 from fastadam.settings.options import Options
 from fastadam.step.gather import Gradients
@@ -52,6 +53,7 @@ class Engine:
                     plan.parameters[member].start_average()
                 self._copy_out(plan.parameters[member])
         except BaseException:  # there is no more memory, or Ctrl-C comes
+            leave()
             self.restore(before)
             raise
 
@@ -97,6 +99,13 @@ class Engine:
         Raises:
             FloatingPointError: a gradient is not finite, with `nonfinite="raise"`. Nothing has been written then.
         """
+        try:
+            return self._take_step(gradients, rates, grad_scale)
+        except BaseException:
+            leave()
+            raise
+
+    def _take_step(self, gradients, rates, grad_scale):
         plan, history, reduction = self.plan, self._history, self.reduction
         # What can fail comes first: what is compiled, and what the launches need of memory.
         prepared = plan.prepare(gradients)

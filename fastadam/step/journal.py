@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from fastadam.kernels import Launch
+from fastadam.kernels.subnormals import leave
 
 Entry = tuple[Launch | None, int, Callable[..., None], tuple]
 
@@ -38,6 +39,7 @@ class Journal:
             finish(*arguments)
             self.begun = None
         except BaseException:
+            leave()
             with suppress(Exception):  # the next call tries again, or says what is wrong
                 self._settle(entry)
             raise
