@@ -190,6 +190,31 @@ class Optimizer(Resumable):
         self._settled()
         return Views({parameter.name: parameter.view("ema") for parameter in self._parameters})
 
+    def restart_ema(self) -> None:
+        """Let the average of each parameter be the parameter as it is now: after weights were loaded, say.
+
+        With `ema_warmup`, steps count on.
+
+        Raises:
+            AttributeError: there is no average.
+
+        Example:
+            >>> import numpy as np, fastadam
+            >>> opt = fastadam.Adam({"w": np.zeros(2)}, ema_decay=0.9)
+            >>> opt.params["w"][...] = 5.0
+            >>> opt.restart_ema()
+            >>> opt.ema["w"]
+            array([5., 5.])
+        """
+        with self._one_step:
+            if self._options.ema_decay is None:
+                raise AttributeError("`restart_ema` needs `ema_decay`, with which the optimizer keeps an average")
+            self._settled().journal.run(None, self._start_averages)
+
+    def _start_averages(self):
+        for parameter in self._parameters:
+            parameter.start_average()
+
     @property
     def copies(self) -> Views:
         """Name -> view of the 16-bit copy of the parameter (with `copy_dtype`), as of the last step."""

@@ -17,7 +17,8 @@ from fastadam.kernels.texts.catch_up import CATCH_UP
 from fastadam.kernels.texts.clip import clip as clip_text
 from fastadam.kernels.texts.formats import EXPONENT_GROUP, Formats
 
-DIRECT_FROM = 0
+# As on the CPU.
+DIRECT_FROM = 32_768
 
 
 def tables(parameters, clocks, device_of=None):

@@ -1,6 +1,5 @@
 """The switches of the mode in which :mod:`subnormals <fastadam.kernels.subnormals>` are zero, compiled by Numba."""
 
-import contextlib
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
@@ -11,6 +10,8 @@ from llvmlite import ir
 from numba import njit, uint64
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from fastadam.kernels.kernel_cache import let_cache
 
 
 class Register(NamedTuple):
@@ -141,7 +142,5 @@ def _restore_thread(mode):
 def _compiled(function, arguments):
     # Numba's cache notices edits of this file, and nothing else is compiled into these.
     kernel = njit(function)
-    # RuntimeError: there is no writable place for a cache.
-    with contextlib.suppress(RuntimeError):
-        kernel.enable_caching()
+    let_cache(kernel, function)
     return kernel.compile(arguments)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import weakref
 from dataclasses import replace
-from functools import partial
 from hashlib import sha256
 
 import numba
@@ -77,7 +76,7 @@ def test_check_notices_a_loop_that_is_not_vectorised(monkeypatch):
 
 
 def test_check_notices_a_fused_multiply_add(monkeypatch):
-    monkeypatch.setattr(jit, "cfunc", partial(numba.cfunc, fastmath={"contract"}))
+    monkeypatch.setitem(jit._OPTIONS, "fastmath", {"contract"})
     listing = loop_in(ADAM, np.float32)
     with pytest.raises(AssertionError, match="fused"):
         check_vectorised(ADAM, listing, np.float32)

@@ -95,6 +95,7 @@ CALLS = {
     "lr": ({}, SHAPES, lambda opt: opt.param_groups[0].__setitem__("lr", 0.5)),
     "lr, a schedule": ({}, SHAPES, lambda opt: opt.param_groups[0].update(SCHEDULE)),
     "amsgrad": ({}, SHAPES, lambda opt: opt.param_groups[0].update(amsgrad=True, weight_decay=0.1)),
+    "restart_ema": ({"ema_decay": 0.9}, SHAPES, lambda opt: opt.restart_ema()),
     "zero_grad": ({}, SHAPES, lambda opt: opt.zero_grad()),
 }
 

@@ -32,6 +32,7 @@ FACTORS = {
     "max_grad_norm": (None, 20.0),
     "nonfinite": ("propagate", "skip", "raise"),
     "ema_decay": (None, 0.9),
+    "ema_warmup": (False, True),
     "copy_dtype": (None, "bfloat16", "float16"),
     "zero_grad": (False, True),
     "moment_dtype": (None, "float32", "float64", "bfloat16", "float16", "float8", ("float16", "bfloat16")),
@@ -180,7 +181,9 @@ class Exact:
         for held, value in zip(self.state[name], (m, v, v_max), strict=True):
             if held is not None:
                 held[at] = value
-        self.ema[name][at] += (1 - (case["ema_decay"] or 0.0)) * (p - self.ema[name][at])
+        decay, taken = case["ema_decay"] or 0.0, self.steps[name]
+        decay = min(decay, (1 + taken) / (10 + taken)) if case["ema_warmup"] else decay
+        self.ema[name][at] += (1 - decay) * (p - self.ema[name][at])
 
 
 def tolerance(case):
@@ -265,7 +268,7 @@ def cases():
 
 def allowed_with_another(case, fixed):
     """The case with one more value that makes it stand, as exact rows need decay without L2; None if there is none."""
-    for factor in ("member", "decoupled_weight_decay", "params", "convention"):
+    for factor in ("member", "decoupled_weight_decay", "params", "convention", "ema_decay"):
         for value in FACTORS[factor]:
             other = case | {factor: value}
             if factor not in fixed and not is_refused(other):

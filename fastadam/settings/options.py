@@ -31,6 +31,7 @@ class Options:
     max_grad_norm: float | None = None
     nonfinite: str = "propagate"
     ema_decay: float | None = None
+    ema_warmup: bool = False
     copy_dtype: str | None = None
     zero_grad: bool = False
     moment_dtype: str | tuple[str | None, str | None] | None = None
@@ -52,7 +53,7 @@ class Options:
         one_of(self.rounding, "rounding", ROUNDINGS)
         moment_dtypes(self.moment_dtype)
         object.__setattr__(self, "seed", integer(self.seed, "seed", least=0))
-        for key in ("decouple_lr", "zero_grad", "master_weights"):
+        for key in ("decouple_lr", "ema_warmup", "zero_grad", "master_weights"):
             object.__setattr__(self, key, flag(getattr(self, key), key))
         for key in ("clip_value", "max_grad_norm"):
             if getattr(self, key) is not None:
@@ -76,6 +77,8 @@ class Options:
                 f"`eps_root` must be 0 unless `convention` is 'optax' and the optimizer divides by a root, got "
                 f"{self.eps_root} with {self.convention!r}"
             )
+        if self.ema_warmup and self.ema_decay is None:
+            raise ValueError("`ema_warmup` needs `ema_decay`, of the average that it lets begin faster")
         if self.clip_value is not None and self.max_grad_norm is not None:
             raise ValueError(
                 f"`clip_value` must be None with `max_grad_norm`, got {self.clip_value} and {self.max_grad_norm}: it "
@@ -135,6 +138,7 @@ class OptionKeywords(TypedDict, total=False):
     max_grad_norm: float | None
     nonfinite: str
     ema_decay: float | None
+    ema_warmup: bool
     copy_dtype: str | None
     zero_grad: bool
     moment_dtype: str | tuple[str | None, str | None] | None
