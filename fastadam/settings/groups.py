@@ -184,8 +184,8 @@ class ParamGroup(dict):
         return f"ParamGroup({super().__repr__()})"
 
     def resembled(self, key: Any) -> str | None:
-        """The setting or option that `key`, which is none, resembles; None if it may be kept."""
-        if not isinstance(key, str) or key in self._checks or key in ("params", *OF_OTHERS):
+        """The setting or option that `key` resembles; None if it resembles none, or is one."""
+        if not isinstance(key, str) or key in self._checks or key in ("params", *OF_OTHERS, *OPTION_NAMES):
             return None
         return ALIASES.get(key.lower()) or nearest(key, [*self._checks, "moment_dtype", *OPTION_NAMES])
 
