@@ -117,7 +117,8 @@ class Adam(Optimizer):
     Attributes:
         param_groups: One `ParamGroup` for each group that was given, in torch's keys; assign
             `param_groups[0]["lr"]` between steps.
-        params: name -> the parameter as an array: the one that was given, or with `flat` a view of `buffers.p`.
+        params: name -> the parameter as an array: the one that was given, or with `flat` a view of `buffers.p`. What
+            this and `grads`, `ema`, `copies` and `masters` have of a torch parameter is a tensor.
         grads: name -> view of the gradient, of the shape of its parameter; write into it and call `step()`. Their
             buffer is allocated when it is first needed.
         buffers: `Buffers`, the flat arrays of everything that the optimizer keeps beside the parameters, such as `m`

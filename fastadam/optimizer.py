@@ -193,8 +193,9 @@ class Optimizer(Resumable):
             entry.name: parameter.view("p") if self._flat and not entry.alone else entry.array
             for entry, parameter in zip(entries, plan.parameters[-len(entries) :], strict=True)
         }
-        params = Views({**self._params, **added})
-        lying = [params[each.name] for each in plan.parameters if not each.packed]
+        of_torch = self._of_torch | {entry.name for entry in entries if is_of_torch(entry.original)}
+        params = Views({**self._params.arrays, **added}, of_torch)
+        lying = [params.arrays[each.name] for each in plan.parameters if not each.packed]
         arrays = lying or [next(iter(added.values()))]
         return {
             "_engine": engine,
@@ -202,8 +203,10 @@ class Optimizer(Resumable):
             "_watches": [*self._watches, *watches(kept)],
             "_members": {parameter.name: member for member, parameter in enumerate(plan.parameters)},
             "_params": params,
-            "_of_torch": self._of_torch | {entry.name for entry in entries if is_of_torch(entry.original)},
-            "_collector": Collector(plan.parameters, arrays, plan.backend, zeroed=self._options.zero_grad),
+            "_of_torch": of_torch,
+            "_collector": Collector(
+                plan.parameters, arrays, plan.backend, zeroed=self._options.zero_grad, of_torch=of_torch
+            ),
         }
 
     @property
@@ -227,7 +230,7 @@ class Optimizer(Resumable):
         if self._options.ema_decay is None:
             raise AttributeError("`ema` needs `ema_decay`, with which the optimizer keeps the average")
         self._settled()
-        return Views({parameter.name: view for parameter, _, view in self._whole(["ema"])})
+        return Views({parameter.name: view for parameter, _, view in self._whole(["ema"])}, self._of_torch)
 
     def restart_ema(self) -> None:
         """Let the average of each parameter be the parameter as it is now: after weights were loaded, say.
@@ -261,11 +264,12 @@ class Optimizer(Resumable):
         self._settled()
         if dtype is None:
             raise AttributeError("`copies` needs `copy_dtype`, with which the optimizer writes them")
-        return Views({parameter.name: as_16_bit(parameter.view("copy"), dtype) for parameter in self._parameters})
+        copies = {parameter.name: as_16_bit(parameter.view("copy"), dtype) for parameter in self._parameters}
+        return Views(copies, self._of_torch)
 
     @property
-    def masters(self) -> dict[Hashable, np.ndarray]:
-        """Name -> the parameter as it is now in the dtype of the arithmetic, in a NumPy array of its own.
+    def masters(self) -> dict[Hashable, Any]:
+        """Name -> the parameter as it is now in the dtype of the arithmetic, in a NumPy array or tensor of its own.
 
         With `master_weights` these are the exact float32 masters of bfloat16 parameters; with `shard` every rank must
         ask for them.
@@ -274,7 +278,9 @@ class Optimizer(Resumable):
         found: dict[Hashable, dict[str, Any]] = {}
         for parameter, flat, view in self._whole(["p", "remainder"]):
             found.setdefault(parameter.name, {})[flat] = view
-        return {each.name: each.values("p", found[each.name]).copy() for each in self._parameters}
+        return dict(
+            Views({each.name: each.values("p", found[each.name]).copy() for each in self._parameters}, self._of_torch)
+        )
 
     def _whole(self, flats):
         """(parameter, flat, view) of those of `flats` that parameters have, with the elements of all ranks."""

@@ -58,9 +58,15 @@ def test_the_same_bits_in_silence(mode, expected):
     assert run(USE, **MODES[mode]) == expected
 
 
-@pytest.mark.parametrize("environment", [{"NUMBA_DISABLE_JIT": "1"}, {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}])
-def test_info(environment):
-    code = "import sys; sys.argv = ['fastadam', 'info']; from fastadam.cli import main; main()"
-    found = run(code, **environment)
-    assert "kernel cache" in found
-    assert "none: NUMBA_DISABLE_JIT is set" in found or "NUMBA_DISABLE_JIT" not in environment
+INFO = "import sys; sys.argv = ['fastadam', 'info']; from fastadam.cli import main; main()"
+
+
+def test_info_where_nothing_is_compiled():
+    assert "none: NUMBA_DISABLE_JIT is set" in run(INFO, NUMBA_DISABLE_JIT="1")
+
+
+def test_info_for_another_program_has_the_whole_path_of_the_cache(tmp_path):
+    folder = tmp_path / ("a long name " * 12) / "\N{LATIN SMALL LETTER E WITH ACUTE}"
+    found = run(INFO, LC_ALL="C", PYTHONIOENCODING="ascii", NUMBA_CACHE_DIR=str(folder), COLUMNS="80")
+    (row,) = (line for line in found.splitlines() if "kernel cache" in line)
+    assert str(folder.parent / r"\xe9") in row

@@ -1,12 +1,12 @@
 """Flat buffers: one array for the first moments of many parameters, one for the second, and so on, with views."""
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastadam.kernels.texts.formats import EXPONENT_GROUP, FORMATS, Formats
-from fastadam.memory.arrays import ALIGNMENT, array_dtype, assign, zeros
+from fastadam.memory.arrays import ALIGNMENT, array_dtype, as_array, as_torch, assign, is_of_torch, zeros
 from fastadam.memory.layout import Layout
 from fastadam.sharding.ranges import placed
 
@@ -174,18 +174,25 @@ class Views(Mapping):
     """Name -> array. Assigning to a name writes into the array; names cannot be added or removed.
 
     Values may be anything that NumPy or CuPy can assign and that has the shape of the array, or is a scalar.
+
+    Attributes:
+        arrays: Name -> NumPy or CuPy array. What is handed out is this array, or for the names `of_torch` a tensor of
+            torch over the same memory.
     """
 
-    def __init__(self, views: dict[Hashable, Any]):
-        self._views = views
+    def __init__(self, arrays: dict[Hashable, Any], of_torch: Set[Hashable] = frozenset()):
+        self.arrays = arrays
+        self._views = {name: as_torch(array) if name in of_torch else array for name, array in arrays.items()}
 
     def __getitem__(self, name: Hashable) -> Any:
         return self._views[name]
 
     def __setitem__(self, name: Hashable, value: Any) -> None:
-        view = self._views[name]
-        if value is view:  # what `views[name] += x` assigns
+        if value is self._views[name]:  # what `views[name] += x` assigns
             return
+        view = self.arrays[name]
+        if is_of_torch(value):
+            value = as_array(value, f"{name}")
         if view.dtype == np.uint16 and getattr(value, "dtype", None) != np.uint16:
             raise TypeError(f"`{name}` must be written as the bits of bfloat16, uint16, got {type(value).__name__}")
         shape = np.shape(value)
