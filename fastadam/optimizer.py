@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Mapping
 from functools import partial
+from itertools import count
 from math import inf
 from threading import RLock
 from typing import Any
@@ -15,6 +16,7 @@ from fastadam.memory.buffers import Buffers, Views, as_16_bit
 from fastadam.memory.formats import formats_of, warn_of_vanishing
 from fastadam.memory.layout import plain
 from fastadam.memory.parameters import Parameter, all_buffers, random_place
+from fastadam.memory.provided import Provided
 from fastadam.memory.usage import MemoryUsage, memory_usage
 from fastadam.params import (
     Group,
@@ -51,12 +53,13 @@ class Optimizer(Resumable):
 
     def __init__(self, params: Any, member: str, options: Mapping[str, Any], **defaults: Any):
         chosen = dict(options)
-        held = {key: chosen.pop(key) for key in ("flat", "shard", "bucket_bytes") if key in chosen}
+        held = {key: chosen.pop(key) for key in ("flat", "shard", "bucket_bytes", "memory") if key in chosen}
         group, self._bucket_bytes = shared(held)
+        self._memory = Provided(held.get("memory"))
         self._flat = group is not None or flag(held.get("flat", False), "flat")
         unknown = sorted(chosen.keys() - OPTION_NAMES)
         if unknown:
-            known = [*OPTION_NAMES, "flat", *defaults]
+            known = [*OPTION_NAMES, "flat", "memory", *defaults]
             raise TypeError(
                 f"{type(self).__name__}() got an unexpected keyword argument {unknown[0]!r}"
                 + suggestion(unknown[0], known)
@@ -161,13 +164,15 @@ class Optimizer(Resumable):
             arithmetic = each.arithmetic(entry.array)
             together.setdefault((index,) if entry.alone else (each, arithmetic), []).append(index)
         parameters: dict[int, Parameter] = {}
+        numbers = count(0 if self._engine is None else len(self.all_buffers))
         bindings = []
         rank, ranks = (0, 1) if self._group is None else (self._group.rank, self._group.size)
         nbytes = [entry.array.nbytes for entry in entries]
         for members in (part for alike in together.values() for part in buckets(alike, nbytes, self._bucket_bytes)):
             entry, each = entries[members[0]], flat_formats[members[0]]
             named = {entries[index].name: layouts[index] for index in members}
-            buffers = Buffers(named, each, each.arithmetic(entry.array), device_of, rank, ranks)
+            zeros_of = partial(self._memory.zeros, next(numbers))
+            buffers = Buffers(named, each, each.arithmetic(entry.array), device_of, rank, ranks, zeros_of)
             if entry.alone:
                 buffers.adopt(entry.array)
             for index in members:
@@ -176,6 +181,7 @@ class Optimizer(Resumable):
                 packed = self._flat and not entry.alone
                 own = None if packed or entry.alone else layout.flat(entry.array)
                 parameters[index] = parameter = Parameter(entry.name, place, layout, own, buffers, packed)
+                self._memory.parameters.add(parameter)
                 if packed:
                     view = parameter.view("p")
                     assign(view, entry.array)

@@ -1,6 +1,6 @@
 """Flat buffers: one array for the first moments of many parameters, one for the second, and so on, with views."""
 
-from collections.abc import Hashable, Iterator, Mapping, Set
+from collections.abc import Callable, Hashable, Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,6 +78,7 @@ class Buffers:
         device_of: Any,
         rank: int = 0,
         ranks: int = 1,
+        zeros: Callable[[str, int, np.dtype, Any], Any] = lambda _, *of: zeros(*of),
     ):
         # No two parameters share an exponent group, or a cache line in any flat array.
         narrowest = 2 if formats.named else arithmetic.itemsize
@@ -88,7 +89,7 @@ class Buffers:
         segments = {name: Segment(start, start + size, layout) for (name, layout), start, size in each}
         vars(self).update(formats=formats, segments=segments, flats={}, arithmetic=arithmetic)
         vars(self).update(size=ranks * width, kept=(rank * width, (rank + 1) * width))
-        vars(self).update(_device_of=device_of, g_was_asked_for=False)
+        vars(self).update(_device_of=device_of, _zeros=zeros, g_was_asked_for=False)
         self.dtype("g")  # raises if bfloat16 is asked for without ml_dtypes
 
     def __getattr__(self, name: str) -> Any:
@@ -119,7 +120,7 @@ class Buffers:
     def allocate(self, flat: str) -> Any:
         """The flat array of this name; it is allocated if it is not there yet."""
         if flat not in self.flats:
-            self.flats[flat] = zeros(self.length(flat), self.dtype(flat), self._device_of)
+            self.flats[flat] = self._zeros(flat, self.length(flat), self.dtype(flat), self._device_of)
         return self.flats[flat]
 
     def length(self, flat: str) -> int:
