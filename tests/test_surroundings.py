@@ -37,6 +37,32 @@ fastadam.adam_step(*flat, step=1)
 fastadam.get_num_threads()
 print(digest.hexdigest())
 """
+OF_TORCH = """
+import hashlib
+import numpy as np, torch, fastadam.torch
+np.seterr(all="raise")
+digest = hashlib.sha256()
+for options in [{}, {"max_grad_norm": 1.0, "nonfinite": "skip"}, {"moment_dtype": "float8", "ema_decay": 0.9}]:
+    params = [torch.ones(50, 128, requires_grad=True), torch.ones((), requires_grad=True)]
+    opt = fastadam.torch.AdamW(params, lr=0.1, **options)
+    for number in range(3):
+        (params[0].sum() * 1e-30 + params[1] * number).backward()
+        opt.step()
+        opt.zero_grad()
+    params[0].grad = torch.full((50, 128), float("nan" if "nonfinite" in options else 1))
+    opt.step()
+    other = fastadam.torch.AdamW(params, lr=0.1, **options)
+    other.load_state_dict(opt.state_dict())
+    repr(opt)
+    for values in [dict(enumerate(params)), *opt.state_dict()["state"].values()]:
+        for value in values.values():
+            digest.update(torch.as_tensor(value).detach().numpy().tobytes())
+p, g, m, v = ([torch.ones(9)] for _ in range(4))
+numbers = {"beta1": 0.9, "beta2": 0.99, "weight_decay": 0.1, "eps": 1e-8}
+fastadam.torch.adamw_step(p, g, m, v, [torch.tensor(0.0)], lr=0.1, **numbers)
+digest.update(p[0].numpy().tobytes())
+print(digest.hexdigest())
+"""
 MODES = {
     "warnings are errors": {"PYTHONWARNINGS": "error"},
     "no assertions, no docstrings": {"PYTHONOPTIMIZE": "2"},
@@ -48,14 +74,15 @@ MODES = {
 }
 
 
-@pytest.fixture(scope="module")
-def expected():
-    return run(USE)
+@pytest.fixture(scope="module", params=[USE, OF_TORCH], ids=["arrays", "torch"])
+def code(request):
+    """What is run, and what it prints where nothing is set."""
+    return request.param, run(request.param)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_same_bits_in_silence(mode, expected):
-    assert run(USE, **MODES[mode]) == expected
+def test_the_same_bits_in_silence(mode, code):
+    assert run(code[0], **MODES[mode]) == code[1]
 
 
 INFO = "import sys; sys.argv = ['fastadam', 'info']; from fastadam.cli import main; main()"
