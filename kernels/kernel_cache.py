@@ -7,6 +7,7 @@ from functools import cache
 from hashlib import sha256
 from typing import Any
 
+import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 from fastadam.kernels.callers import levels_to_caller
@@ -17,7 +18,7 @@ class _CheckedFiles(IndexDataCacheFile):
 
     def __init__(self, cache_path: str, filename_base: str, source_stamp: Any):
         super().__init__(cache_path, filename_base, source_stamp)
-        self._version = f"{self._version} with digests"  # what has none is as of another version of Numba
+        self._version = f"{numba.__version__} with digests"  # what has none is as of another version of Numba
 
     def _save_data(self, name, data):
         dumped = self._dump(data)
