@@ -75,6 +75,10 @@ class Adam(Optimizer):
             The bits are those of one process. It implies `flat=True`. See docs/scaling.md.
         bucket_bytes: With `shard`, split the flat buffers at ends of parameters, so that each has so many bytes of
             parameters or more. While one is reduced or gathered, another is stepped.
+        memory: A function (name, size, dtype) -> array that provides the memory of flat buffers, such as `np.memmap` or
+            shared memory for states that are larger than memory: 1-D, of that size and dtype, zeros, on the device of
+            the parameters. None from it, or in its place, lets the optimizer allocate. `name` is the number of the set
+            in `all_buffers`, a point and the name of the buffer: "0.m". See docs/offload.md.
         convention: "torch", "optax", "keras", "sklearn" or "apex": see above.
         eps_root: Added inside the root, >= 0, with `convention="optax"`.
         decouple_lr: Do not multiply the decoupled decay by lr.
@@ -117,7 +121,8 @@ class Adam(Optimizer):
     Attributes:
         param_groups: One `ParamGroup` for each group that was given, in torch's keys; assign
             `param_groups[0]["lr"]` between steps.
-        params: name -> the parameter as an array: the one that was given, or with `flat` a view of `buffers.p`.
+        params: name -> the parameter as an array: the one that was given, or with `flat` a view of `buffers.p`. What
+            this and `grads`, `ema`, `copies` and `masters` have of a torch parameter is a tensor.
         grads: name -> view of the gradient, of the shape of its parameter; write into it and call `step()`. Their
             buffer is allocated when it is first needed.
         buffers: `Buffers`, the flat arrays of everything that the optimizer keeps beside the parameters, such as `m`

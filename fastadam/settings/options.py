@@ -4,6 +4,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields
 from typing import Any, TypedDict
 
+import numpy as np
+
 from fastadam.kernels.texts.member import Convention, Member
 from fastadam.kernels.texts.members import MEMBERS
 from fastadam.settings.checks import flag, fraction, integer, nonnegative, one_of, positive
@@ -160,6 +162,7 @@ class OptionKeywords(StepKeywords, total=False):
     flat: bool
     shard: Any
     bucket_bytes: int | None
+    memory: Callable[[str, int, np.dtype], Any] | None
     convention: str
     eps_root: float
     decouple_lr: bool
