@@ -2,8 +2,8 @@
 
     model.compile(optimizer=fastadam.keras.AdamW(3e-4), loss="mse")
 
-is the only line of a training that changes. This package needs Keras 3.8 and torch 2.7 or newer, and KERAS_BACKEND=torch;
-`import fastadam` alone imports neither. docs/keras.md says what is in the pass.
+is the only line of a training that changes. This package needs Keras 3.8 and torch 2.7 or newer, and
+KERAS_BACKEND=torch; `import fastadam` alone imports neither. docs/keras.md says what is in the pass.
 """
 
 from fastadam.keras.family import Adam, AdamW, Lion

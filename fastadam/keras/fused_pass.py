@@ -13,9 +13,7 @@ from fastadam.torch.stepper import Stepper
 
 
 @lru_cache(maxsize=256)
-def options_of(
-    member: str, clip_value: float | None, max_grad_norm: float | None, ema_decay: float | None
-) -> Options:
+def options_of(member: str, clip_value: float | None, max_grad_norm: float | None, ema_decay: float | None) -> Options:
     """The options of a pass that computes what Keras does."""
     return Options(
         member,
@@ -31,12 +29,14 @@ class FusedPass:
     """Steps variables where they lie now: each step asks Keras for their tensors.
 
     Attributes:
+        variables: Those of the model that it steps. Here, and not in the optimizer, whose variables Keras would take
+            them for.
         stepped: Keys of the variables, by `id`, that the last step has stepped.
     """
 
     def __init__(self, variables: Sequence[Any], kept: Sequence[Mapping[str, Any]]):
         """`kept`: for each of `variables` a mapping, key of fastadam.torch's state -> the optimizer's variable."""
-        self._variables, self._kept = variables, kept
+        self.variables, self._kept = variables, kept
         # Keras has one count for all variables; here each has its own, all in this array.
         self._counts = np.zeros(len(variables))
         counters = [torch.from_numpy(self._counts[index : index + 1]).reshape(()) for index in range(len(variables))]
@@ -63,11 +63,11 @@ class FusedPass:
             iterations: Steps that have been taken.
             grad_scale: Multiplied into the gradients.
         """
-        tensors = [variable.value for variable in self._variables]
-        found = [gradients.get(id(variable)) for variable in self._variables]
+        tensors = [variable.value for variable in self.variables]
+        found = [gradients.get(id(variable)) for variable in self.variables]
         found = [
             None if gradient is None else gradient_like(gradient, tensor, variable.path)
-            for gradient, tensor, variable in zip(found, tensors, self._variables, strict=True)
+            for gradient, tensor, variable in zip(found, tensors, self.variables, strict=True)
         ]
         groups = self._groups(tensors, settings, decays)
         if options is not self._options:
@@ -98,7 +98,7 @@ class FusedPass:
                 **settings,
                 "weight_decay": decay,
                 "params": [tensors[index] for index in indices],
-                "param_names": [self._variables[index].path for index in indices],
+                "param_names": [self.variables[index].path for index in indices],
             }
             for decay, indices in members.items()
         ]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fastadam.keras.fused_pass import FusedPass, options_of
+from fastadam.keras.host import keras
 from fastadam.keras.variables import check_variables
 from fastadam.settings.checks import fraction, nonnegative, suggestion
 from fastadam.torch.tensors import arithmetic_of
@@ -56,6 +57,8 @@ class Fused:
     def _check(self):
         """Raise unless every setting can be computed with."""
         own: Any = self
+        if isinstance(own._learning_rate, keras.Variable):
+            nonnegative(float(own._learning_rate.value), "learning_rate")
         for key, check in {"beta_1": fraction, "beta_2": fraction, "epsilon": nonnegative}.items():
             if hasattr(own, key):
                 check(getattr(own, key), key)
@@ -91,9 +94,7 @@ class Fused:
             for index, variable in enumerate(variables)
             if columns["exp_avg"][index] is not None  # None: it is overwritten with its gradient
         ]
-        # As an object with tuples, which Keras' tracker leaves as they are.
-        self._pass = FusedPass(tuple(each[0] for each in kept), tuple(each[1] for each in kept))
-        self._stepped_variables = tuple(each[0] for each in kept)
+        self._pass = FusedPass([each[0] for each in kept], [each[1] for each in kept])
 
     # --- before the pass
 
@@ -134,7 +135,7 @@ class Fused:
         self._pass.step(
             dict(zip(map(id, trainable_variables), grads, strict=True)),
             settings,
-            [decay if self._use_weight_decay(variable) else 0.0 for variable in self._stepped_variables],
+            [decay if self._use_weight_decay(variable) else 0.0 for variable in self._pass.variables],
             options_of(
                 self._member,
                 None if self.clipnorm else self.clipvalue or None,

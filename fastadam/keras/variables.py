@@ -37,9 +37,7 @@ def gradient_like(gradient: Any, tensor: Any, path: str) -> Any:
     if not isinstance(gradient, torch.Tensor):
         gradient = keras.ops.convert_to_tensor(gradient)
     if gradient.shape != tensor.shape:
-        raise ValueError(
-            f"the gradient of `{path}` must have shape {tuple(tensor.shape)}, got {tuple(gradient.shape)}"
-        )
+        raise ValueError(f"the gradient of `{path}` must have shape {tuple(tensor.shape)}, got {tuple(gradient.shape)}")
     if gradient.device != tensor.device:
         raise ValueError(f"the gradient of `{path}` must be on {tensor.device}, got {gradient.device}")
     return gradient if gradient.dtype is tensor.dtype else gradient.to(tensor.dtype)
