@@ -35,10 +35,11 @@ _ALIASES = {
 }
 
 
-class Fused:
-    """The part of the classes that is not Keras' own."""
+class Fused(keras.optimizers.Optimizer):
+    """The part of the classes that is not Keras' self."""
 
     _member: str
+    loss_scale_factor: float | None
     # What the pass multiplies into the gradients.
     _grad_scale = 1.0
 
@@ -56,17 +57,16 @@ class Fused:
 
     def _check(self):
         """Raise unless every setting can be computed with."""
-        own: Any = self
-        if isinstance(own._learning_rate, keras.Variable):
-            nonnegative(float(own._learning_rate.value), "learning_rate")
+        if isinstance(self._learning_rate, keras.Variable):
+            nonnegative(float(self._learning_rate.value), "learning_rate")
         for key, check in {"beta_1": fraction, "beta_2": fraction, "epsilon": nonnegative}.items():
-            if hasattr(own, key):
-                check(getattr(own, key), key)
+            if hasattr(self, key):
+                check(getattr(self, key), key)
         for key in ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm"):
-            if getattr(own, key) is not None:
-                nonnegative(getattr(own, key), key)
-        if own.use_ema:
-            fraction(own.ema_momentum, "ema_momentum")
+            if getattr(self, key) is not None:
+                nonnegative(getattr(self, key), key)
+        if self.use_ema:
+            fraction(self.ema_momentum, "ema_momentum")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _ALIASES:
@@ -79,13 +79,12 @@ class Fused:
         Raises:
             TypeError: one of them is no variable of Keras on torch, not in CPU or CUDA memory, or of another dtype.
         """
-        own: Any = self
-        if own.built:
+        if self.built:
             return
         variables = list(variables)
         check_variables(variables)
-        super().build(variables)  # type: ignore[misc]
-        columns = {key: getattr(own, name) for key, name in _KEPT.items() if hasattr(own, name)}
+        super().build(variables)
+        columns = {key: getattr(self, name) for key, name in _KEPT.items() if hasattr(self, name)}
         self._narrow = any(arithmetic_of(each.value) is not each.value.dtype for each in variables)
         if self._narrow:
             columns.pop("ema", None)
@@ -100,16 +99,15 @@ class Fused:
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """As Keras' own; the pass divides by `loss_scale_factor`, unless gradients are needed before it."""
-        own: Any = self
-        scale = own.loss_scale_factor
-        if scale is None or own.gradient_accumulation_steps or own.clipnorm:
-            super().apply(grads, trainable_variables)  # type: ignore[misc]
+        scale = self.loss_scale_factor
+        if scale is None or self.gradient_accumulation_steps or self.clipnorm:
+            super().apply(grads, trainable_variables)
             return
-        own.loss_scale_factor, self._grad_scale = None, 1.0 / scale
+        self.loss_scale_factor, self._grad_scale = None, 1.0 / scale
         try:
-            super().apply(grads, trainable_variables)  # type: ignore[misc]
+            super().apply(grads, trainable_variables)
         finally:
-            own.loss_scale_factor, self._grad_scale = scale, 1.0
+            self.loss_scale_factor, self._grad_scale = scale, 1.0
 
     def _clip_gradients(self, grads):
         """Clip by the norm of each variable; the pass clips by the norm of all, and by value."""
