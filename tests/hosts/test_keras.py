@@ -79,7 +79,8 @@ SETTINGS = {
     "global_clipnorm": ("Adam", {"global_clipnorm": 0.1, "epsilon": 1e-3}),
     "clipnorm": ("Adam", {"clipnorm": 0.02, "epsilon": 1e-3}),
     "clipvalue": ("Adam", {"clipvalue": 0.01, "epsilon": 1e-3}),
-    "loss_scale_factor": ("Adam", {"loss_scale_factor": 1000.0, "global_clipnorm": 0.1, "epsilon": 1e-3}),
+    "loss_scale_factor": ("Adam", {"loss_scale_factor": 1000.0, "epsilon": 1e-3}),
+    "loss_scale_factor, clipvalue": ("Adam", {"loss_scale_factor": 1000.0, "clipvalue": 0.01, "epsilon": 1e-3}),
     "loss_scale_factor, clipnorm": ("Adam", {"loss_scale_factor": 1000.0, "clipnorm": 0.02, "epsilon": 1e-3}),
     "ema": ("Adam", {"use_ema": True, "ema_momentum": 0.9}),
     "ema, overwrite": ("AdamW", {"use_ema": True, "ema_momentum": 0.9, "ema_overwrite_frequency": 4}),
@@ -210,6 +211,7 @@ def test_gradients_by_hand_leave_those_of_the_variables_alone():
         first, second = np.arange(3.0), torch.ones(2, 2, dtype=torch.float64)
         optimizer.build(variables)
         optimizer.apply([keras.ops.convert_to_tensor(first, "float32"), second.float()], variables)
+        optimizer.apply([keras.ops.convert_to_tensor(first, "float32"), second.float()])
         optimizer.apply([second if classes is OURS else second.float()], variables[1:])
         optimizer.apply([keras.ops.convert_to_tensor(first, "float32"), second.float()])
         assert variables[0].value.grad is kept
