@@ -136,6 +136,7 @@ def test_16_bits_are_rounded_once(dtype):
     p, g = before.double(), gradient.double()
     p = p * (1 - 2**-6 * 0.25) - 2**-6 * 0.001**0.5 / 0.1 * (0.1 * g) / ((0.001 * g * g).sqrt() + 2**-10)
     for found, exact in zip(optimizer.variables[2:], (p, 0.1 * g, 0.001 * g * g), strict=True):
+        assert found.value.dtype is dtype
         torch.testing.assert_close(
             found.value.double(), exact.to(dtype).double(), rtol=torch.finfo(dtype).eps, atol=1e-7
         )
