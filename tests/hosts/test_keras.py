@@ -17,6 +17,7 @@ pytest.importorskip("keras")
 import keras
 
 import fastadam.keras
+from fastadam.bench import keras_fit
 from fastadam.keras import host
 
 OURS, THEIRS = fastadam.keras, keras.optimizers
@@ -346,3 +347,11 @@ def test_what_the_documentation_says_is_run():
     namespace = {}
     for block in blocks:
         exec(compile(block, page.name, "exec"), namespace)
+
+
+def test_the_bench_of_fit_runs_small():
+    (title, found), *others = keras_fit.measured(tuple(keras_fit.CASES)[1:2], rounds=1, part=0.0).items()
+    assert not others
+    assert found.keys() == set(keras_fit.NAMES)
+    assert all(batch > step > 0 for batch, step in found.values())
+    assert [row[:2] for row in keras_fit.rows({title: found})] == [[title, name] for name in keras_fit.NAMES]
