@@ -1,0 +1,59 @@
+"""How Sphinx builds these pages: `make docs`."""
+
+import re
+from pathlib import Path
+
+import fastadam
+
+project = "fastadam"
+author = "The fastadam developers"
+version = release = fastadam.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+
+html_theme = "furo"
+html_title = "fastadam"
+html_copy_source = False
+html_show_sphinx = False
+
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3
+
+# Pages with code cells are run anew by each build, and an error ends it.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 60
+
+# In docstrings a single backtick marks code.
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+autodoc_inherit_docstrings = True
+napoleon_numpy_docstring = False
+
+# Every reference to something of ours must lead somewhere. There is no network, so Python's and torch's are not looked up.
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", r"(?!fastadam\.).*")]
+
+def _of_the_repository(app, env, node, contnode):
+    """Leave a link to a file or folder of the repository that is no page as text."""
+    if node["reftype"] == "myst" and (Path(app.srcdir, node["refdoc"]).parent / node["reftarget"]).exists():
+        return contnode
+    return None
+
+
+def _code_blocks(app, what, name, obj, options, lines):
+    """Make the indented lines below a colon, in which docstrings have their equations, code blocks."""
+    for index in range(len(lines) - 2):
+        line, blank, below = lines[index : index + 3]
+        indent = len(line) - len(line.lstrip())
+        starts = line.endswith(":") and not line.endswith("::") and not blank.strip() and below.strip()
+        if starts and len(below) - len(below.lstrip()) > indent and not re.match(r"\s*(>>>|\* |- )", below):
+            lines[index] = line + ":"
+
+
+def setup(app):
+    """Docstrings are changed before Napoleon reads their sections."""
+    app.connect("autodoc-process-docstring", _code_blocks, priority=400)
+    app.connect("missing-reference", _of_the_repository)
