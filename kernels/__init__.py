@@ -83,6 +83,22 @@ class Pass(NamedTuple):
     blocks: np.ndarray
 
 
+class Launch(Protocol):
+    """Runs when it is called, and tells how far it has come if an exception from outside, such as Ctrl-C, ends it.
+
+    Attributes:
+        begun: Integers, of which the first is how often it has begun.
+        ended: Integers, of which the first is how often it has come to its end. If that is one less than `begun`, an
+            unknown part has been written.
+    """
+
+    begun: Sequence[int]
+    ended: Sequence[int]
+
+    def __call__(self) -> None:
+        """Run once."""
+
+
 class Backend(Protocol):
     """What :mod:`kernels.cpu <fastadam.kernels.cpu>` and :mod:`kernels.cuda <fastadam.kernels.cuda>` provide.
 
@@ -102,8 +118,8 @@ class Backend(Protocol):
     def is_captured(self, device_of: Array) -> bool:
         """Whether launches now become part of a CUDA graph, which runs them later and again; never on the CPU."""
 
-    def launcher(self, passes: Sequence[Pass], tables: Tables, *, guarded: bool) -> Callable[[], None]:
-        """A function that runs `passes` once: the fold of each clock, then the elements of each block.
+    def launcher(self, passes: Sequence[Pass], tables: Tables, *, guarded: bool) -> Launch:
+        """What runs `passes` once: the fold of each clock, then the elements of each block.
 
         All that can fail is done here: compilation and allocation. It reads the tables as they are when it is called.
         The factor on the gradients is `tables.record[GRAD_SCALE]`; if `guarded`, nothing is written, no clock goes on
@@ -124,8 +140,10 @@ class Backend(Protocol):
     ) -> None:
         """Add up `sums`, in place, and write what follows from the norm into `tables.record`."""
 
-    def catch_up(self, addresses: np.ndarray, dtype: np.dtype, blocks: np.ndarray, table: Array, starts: Array) -> None:
-        """Make up for what rows have missed: blocks int64 (n, 4) of PARAMETER, slot, START, STOP.
+    def catch_up(
+        self, addresses: np.ndarray, dtype: np.dtype, blocks: np.ndarray, table: Array, starts: Array
+    ) -> Launch:
+        """What makes up for what rows have missed: blocks int64 (n, 4) of PARAMETER, slot, START, STOP.
 
         Row PARAMETER of `addresses`, int64 (parameters, 3), has where p, m and v begin. Each block gets rows
         `starts[slot]` to `starts[slot + 1]` of `table`, one after the other.
