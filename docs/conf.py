@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from sphinx.addnodes import pending_xref
+
 import fastadam
 
 project = "fastadam"
@@ -36,11 +38,13 @@ napoleon_numpy_docstring = False
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!fastadam\.).*")]
 
-def _of_the_repository(app, env, node, contnode):
-    """Leave a link to a file or folder of the repository that is no page as text."""
-    if node["reftype"] == "myst" and (Path(app.srcdir, node["refdoc"]).parent / node["reftarget"]).exists():
-        return contnode
-    return None
+def _leave_as_text(app, doctree):
+    """Make text of links to what is in the repository but is no page: README, folders."""
+    for node in list(doctree.findall(pending_xref)):
+        if node["reftype"] == "myst" and node["reftarget"] not in app.env.found_docs:
+            target = Path(app.srcdir, node["refdoc"]).parent / node["reftarget"]
+            if target.is_dir() or target.with_suffix(".md").is_file():
+                node.replace_self(node.children)
 
 
 def _code_blocks(app, what, name, obj, options, lines):
@@ -56,4 +60,4 @@ def _code_blocks(app, what, name, obj, options, lines):
 def setup(app):
     """Docstrings are changed before Napoleon reads their sections."""
     app.connect("autodoc-process-docstring", _code_blocks, priority=400)
-    app.connect("missing-reference", _of_the_repository)
+    app.connect("doctree-read", _leave_as_text)
