@@ -29,6 +29,7 @@ nb_execution_timeout = 60
 
 # In docstrings a single backtick marks code.
 default_role = "code"
+smartquotes = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_inherit_docstrings = True
@@ -37,6 +38,7 @@ napoleon_numpy_docstring = False
 # Every reference to something of ours must lead somewhere. There is no network, so Python's and torch's are not looked up.
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!fastadam\.).*")]
+
 
 def _leave_as_text(app, doctree):
     """Make text of links to what is in the repository but is no page: README, folders."""
