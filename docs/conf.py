@@ -12,20 +12,18 @@ author = "The fastadam developers"
 version = release = fastadam.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
 
 html_theme = "furo"
 html_title = "fastadam"
 html_copy_source = False
 html_show_sphinx = False
 
-myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 
 # Pages with code cells are run anew by each build, and an error ends it.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 60
+nb_execution_timeout = 300
 
 # In docstrings a single backtick marks code.
 default_role = "code"
@@ -35,7 +33,8 @@ autodoc_typehints = "none"
 autodoc_inherit_docstrings = True
 napoleon_numpy_docstring = False
 
-# Every reference to something of ours must lead somewhere. There is no network, so Python's and torch's are not looked up.
+# Each reference to something of ours must lead somewhere. There is no network, so those to other libraries are not
+# looked up.
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!fastadam\.).*")]
 
