@@ -43,7 +43,7 @@ MEMBER = Member(
     "adabelief",
     buffers={
         "m": Buffer("exp_avg", signed=True, speed="fast"),
-        "v": Buffer("exp_avg_var", signed=False, speed="slow"),
+        "v": Buffer("exp_avg_sq", signed=False, speed="slow"),
     },
     element=element,
     fold=fold,

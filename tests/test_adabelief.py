@@ -52,4 +52,4 @@ def test_options_formats_and_checkpoints_come_with_it(adabelief, tmp_path):
             opt.step({"w": g})
         ends.append((params["w"].tobytes(), opt.ema["w"].tobytes()))
     assert ends[0] == ends[1]
-    assert opt.state_dict()["state"]["w"]["exp_avg_var"].any()
+    assert opt.state_dict()["state"]["w"]["exp_avg_sq"].any()
