@@ -20,6 +20,7 @@ import gpu_tables
 import run_tables as tables
 from promises import COLUMNS, PROMISES
 from rich.console import Console
+from step_picture import step_picture
 
 from fastadam.bench import costs, keras_fit, reinforcement, report, sharding, torch_steps
 from fastadam.bench.machine import in_one_line
@@ -38,11 +39,10 @@ def pages(record: Record) -> dict[str, str]:
     blocks = {
         "README.md": {
             "benchmark": [*tables.compared(record, "plain", FIRST), "", source(record)],
+        },
+        "docs/how-to/clipping.md": {
             "full step": tables.compared(record, "full", FIRST),
-            "passes": tables.extras(record),
-            "formats": tables.formats(record),
-            "promises": markdown_table(COLUMNS, [promise.row(record) for promise in PROMISES]),
-            "torch": _torch("MLP", "inside", "ResNet", "GPT-2 124M, 148", "DTensors"),
+            "passes": [*tables.extras(record), "", source(record)],
         },
         "docs/storage.md": {
             "formats": [*tables.formats(record), "", source(record)],
@@ -50,6 +50,7 @@ def pages(record: Record) -> dict[str, str]:
             "quantisation": study("quantisation"),
         },
         "docs/benchmarks.md": {
+            "promises": markdown_table(COLUMNS, [promise.row(record) for promise in PROMISES]),
             "machine": [line for note in notes(record) for line in (note, "")][:-1],
             "models": tables.compared(record, "plain", (MLP, RESNET50, GPT2, RECOMMENDER)),
             "growth": tables.growth(record),
@@ -60,7 +61,7 @@ def pages(record: Record) -> dict[str, str]:
             "arithmetic": [*tables.second_bound(arithmetic), "", _where(arithmetic)],
         },
         "docs/scaling.md": {"sharding": _sharding()},
-        "docs/torch.md": {"torch": _torch(""), "reinforcement": _reinforcement()},
+        "docs/torch.md": {"torch": _torch(), "reinforcement": _reinforcement()},
         "docs/keras.md": {"keras": _keras()},
         "docs/gpu.md": gpu_tables.blocks(_saved("gpu")),
     }
@@ -86,12 +87,11 @@ def _sharding():
     return [*markdown_table(sharding.COLUMNS, list(sharding.rows(record))), "", where]
 
 
-def _torch(*parts):
-    """What steps of fastadam.torch take, of the cases with one of `parts` in their title, and where it was measured."""
+def _torch():
+    """What steps of fastadam.torch take, and where it was measured."""
     record = _saved("torch")
-    chosen = {title: found for title, found in record["seconds"].items() if any(part in title for part in parts)}
     where = f"Medians, all contenders in turns, {record['machine']['date']}: {in_one_line(record['machine'])}."
-    return [*markdown_table(torch_steps.COLUMNS, torch_steps.rows(chosen)), "", where]
+    return [*markdown_table(torch_steps.COLUMNS, torch_steps.rows(record["seconds"])), "", where]
 
 
 def _reinforcement():
@@ -146,6 +146,7 @@ def main() -> int:
         (DOCS.parent / name).write_text(text, encoding="utf-8")
     for name, _, png in pictures(record):
         (DOCS / f"benchmark-{name}").write_bytes(png)
+    step_picture(record).savefig(DOCS / "benchmark-step.png", dpi=110)
     rows = [promise.row(record) for promise in PROMISES]
     Console().print(report.table("Promises", COLUMNS, rows))
     return int(any(row[-1] == "BROKEN" for row in rows))

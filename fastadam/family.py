@@ -275,10 +275,10 @@ class Adamax(Optimizer):
 
     With m as in `Adam`, for every element at step t = 1, 2, ...:
 
-        v = max(beta2 * v, |g| + eps)
+        v = max(beta2 * v, abs(g) + eps)
         p = p - lr / (1 - beta1**t) * m / v
 
-    With `convention="keras"` eps is outside: v = max(beta2 * v, |g|), and p moves by m / (v + eps). v is torch's
+    With `convention="keras"` eps is outside: v = max(beta2 * v, abs(g)), and p moves by m / (v + eps). v is torch's
     `exp_inf`. Takes the arguments of `Adam` except `amsgrad` and `eps_root`.
 
     Example:

@@ -233,7 +233,7 @@ class Adamax(Fused, torch.optim.Adamax):
 
     With m as in `Adam`, for every element at step t, with v as `exp_inf`:
 
-        v = max(beta2 * v, |g| + eps)
+        v = max(beta2 * v, abs(g) + eps)
         p = p - lr / (1 - beta1**t) * m / v
 
     Takes the further arguments of `Adam`.
