@@ -77,6 +77,7 @@ CALLS = {
     "step, list": ({}, SHAPES, lambda opt: opt.step(list(make(SHAPES, 9).values()))),
     "step, scaled": ({}, SHAPES, lambda opt: opt.step(make(SHAPES, 9), grad_scale=0.5)),
     "step, clipped": ({"max_grad_norm": 0.5}, SHAPES, lambda opt: opt.step(make(SHAPES, 9))),
+    "step, each clipped": ({"max_grad_norm_per_param": 0.5}, SHAPES, lambda opt: opt.step(make(SHAPES, 9))),
     "step, zeroed": ({"zero_grad": True}, SHAPES, lambda opt: opt.step(make(SHAPES, 9))),
     "step, averaged": ({"ema_decay": 0.9, "copy_dtype": "float16"}, SHAPES, lambda opt: opt.step(make(SHAPES, 9))),
     "step, some": ({}, SHAPES, split),
