@@ -44,8 +44,8 @@ class Reduction:
             memory = self._sums if partials is None else partials.own
             blocks = self._blocks(prepared)
             own = self._of_each(prepared, blocks, partials)
-            prepared.sums.extend([*self._launches(blocks, memory), self._largest(), partials, own])
-        sums, launches, largest, partials, own = prepared.sums
+            prepared.sums.extend([*self._launches(blocks, memory), self._largest(), partials, *own])
+        sums, launches, largest, partials, ends, clocks = prepared.sums
         for launch in launches:
             launch()
         if partials is not None:
@@ -55,7 +55,7 @@ class Reduction:
             tables.record[SKIPPED] = self._skipped  # the step before may have been interrupted
         if self._max_of_each is not None:
             assert self._plan.backend.clip_each is not None
-            self._plan.backend.clip_each(sums, *own, grad_scale, self._max_of_each, tables)
+            self._plan.backend.clip_each(sums, ends, clocks, grad_scale, self._max_of_each, tables)
         self._plan.backend.clip(sums, grad_scale, self._max_grad_norm, largest, self._propagate, tables)
         if self._max_of_each is not None:
             # What is not finite in the gradient of one parameter is no factor on those of others.
