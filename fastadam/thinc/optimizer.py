@@ -166,10 +166,11 @@ class Adam(Optimizer):
         _check_apart({"weights": weights, "gradient": gradient, **kept})
         arrays = Arrays(weights, gradient, *kept.values(), *(() if len(kept) == 3 else (None,)))
         before = None if parameter is None else parameter.arrays.weights
-        if before is None or (before.size, before.dtype) != (weights.size, weights.dtype) or parameter.recipe != settings.recipe:
-            parameter = Parameter(settings, arrays)
-        else:
+        fits = before is not None and (before.size, before.dtype) == (weights.size, weights.dtype)
+        if fits and parameter.recipe == settings.recipe:
             parameter.place(arrays)
+        else:
+            parameter = Parameter(settings, arrays)
         self.mom1[key], self.mom2[key] = arrays.mom1, arrays.mom2
         if self.averages is not None:
             self.averages[key] = arrays.average
