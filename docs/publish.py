@@ -6,7 +6,8 @@ The run is docs/benchmark.json, which `fastadam bench --full --save DIR` makes; 
 `make gpu-day` makes; the arithmetic is docs/arithmetic.json, which `python -m fastadam.bench.arithmetic` makes; beside
 torch's optimizers docs/torch.json, which `python -m fastadam.bench.torch_steps` makes; over ranks docs/sharding.json,
 which `python -m fastadam.bench.sharding` makes; in stable-baselines3 docs/reinforcement.json, which `python -m
-fastadam.bench.reinforcement` makes; the studies are what those of examples/ save with `--docs`. It prints
+fastadam.bench.reinforcement` makes; in Thinc docs/thinc.json, which `python -m fastadam.bench.thinc_classifier` makes
+(without it docs/spacy.md has no table); the studies are what those of examples/ save with `--docs`. It prints
 what is promised about the speed and what the run has measured. The exit status is 1 if a promise is broken.
 """
 
@@ -20,7 +21,7 @@ import run_tables as tables
 from promises import COLUMNS, PROMISES
 from rich.console import Console
 
-from fastadam.bench import costs, reinforcement, report, sharding, torch_steps
+from fastadam.bench import costs, reinforcement, report, sharding, thinc_classifier, torch_steps
 from fastadam.bench.machine import in_one_line
 from fastadam.bench.pictures import pictures
 from fastadam.bench.record import Record, RecordError, read_record
@@ -60,6 +61,7 @@ def pages(record: Record) -> dict[str, str]:
         },
         "docs/scaling.md": {"sharding": _sharding()},
         "docs/torch.md": {"torch": _torch(""), "reinforcement": _reinforcement()},
+        "docs/spacy.md": {"thinc": _thinc()},
         "docs/gpu.md": gpu_tables.blocks(_saved("gpu")),
     }
     texts = {}
@@ -97,6 +99,15 @@ def _reinforcement():
     record = _saved("reinforcement")
     where = f"Medians, both in turns, one thread, {record['machine']['date']}: {record['machine']['processor']}."
     return [*markdown_table(reinforcement.COLUMNS, reinforcement.rows(record["seconds"])), "", where]
+
+
+def _thinc():
+    """What part of the training of a text classifier of Thinc its optimizer takes, if that was measured."""
+    if not (DOCS / "thinc.json").exists():
+        return ["It has not been measured yet."]
+    record = _saved("thinc")
+    where = f"Medians, both in turns, {record['machine']['date']}: {in_one_line(record['machine'])}."
+    return [*markdown_table(thinc_classifier.COLUMNS, thinc_classifier.rows(record["seconds"])), "", where]
 
 
 def _where(arithmetic):
