@@ -1,7 +1,10 @@
 """Thinc: calls as of its own optimizer, its weights to rounding, configs, schedules, averages; and bad input."""
 
 import copy
+import doctest
 import pickle
+import sys
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -149,7 +152,44 @@ def test_a_model_is_trained_and_its_averages_used():
     assert np.abs(results[0][0] - results[0][1]).max() > 1e-4
 
 
+def test_the_example_in_the_docstring():
+    assert doctest.testmod(fastadam.thinc.optimizer).attempted == 5
+    assert doctest.testmod(fastadam.thinc.optimizer).failed == 0
+
+
 # --- what else it must bear
+
+
+@pytest.mark.parametrize("options", [{}, {"grad_clip": 0.0, "use_averages": False}], ids=str)
+@pytest.mark.parametrize("when", range(0, 200, 7))
+def test_an_interrupted_call_is_as_before_or_as_after_it(options, when):
+    """KeyboardInterrupt at some line of fastadam within a call."""
+    weights, gradient = arrays()
+    optimizer, lines = fastadam.thinc.Adam(0.1, **options), iter(range(when))
+    optimizer(KEY, weights, gradient.copy())
+    twin = copy.deepcopy(optimizer)
+    states = [weights.copy(), weights.copy()]
+    twin(KEY, states[1], gradient.copy())
+
+    def trace(frame, event, _):
+        if "fastadam" not in frame.f_code.co_filename:
+            return None
+        if event == "line" and next(lines, None) is None:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        with suppress(KeyboardInterrupt):
+            optimizer(KEY, weights, np.asfortranarray(gradient))
+    finally:
+        sys.settrace(None)
+    number = optimizer.nr_update[KEY] - 1
+    np.testing.assert_array_equal(weights, states[number])
+    if not number:
+        optimizer(KEY, weights, gradient.copy())
+        np.testing.assert_array_equal(weights, states[1])
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
