@@ -219,6 +219,26 @@ def test_other_arrays_and_other_moments_are_found():
     np.testing.assert_array_equal(*results)
 
 
+@pytest.mark.parametrize("name", ["mom1", "mom2", "averages"])
+def test_what_is_replaced_in_the_state_counts(name):
+    results = []
+    for replaces in (False, True):
+        optimizer, (weights, gradient) = fastadam.thinc.Adam(0.1), arrays()
+        given = gradient.copy()
+        for _ in range(2):
+            given[...] = gradient
+            optimizer(KEY, weights, given)
+            kept = getattr(optimizer, name)
+            if replaces:
+                kept[KEY] = np.full_like(kept[KEY], 0.5)
+            else:
+                kept[KEY][...] = 0.5
+        given[...] = gradient
+        optimizer(KEY, weights, given)
+        results.append((weights, optimizer.averages[KEY]))
+    np.testing.assert_array_equal(*results)
+
+
 def read_only(array):
     array.flags.writeable = False
     return array
