@@ -3,6 +3,7 @@
 import copy
 import doctest
 import pickle
+import subprocess
 import sys
 from contextlib import suppress
 
@@ -150,6 +151,11 @@ def test_a_model_is_trained_and_its_averages_used():
     for ours, theirs in zip(*results, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
     assert np.abs(results[0][0] - results[0][1]).max() > 1e-4
+
+
+def test_import_of_fastadam_alone_does_not_import_thinc():
+    program = "import sys, fastadam; sys.exit('thinc' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 def test_the_example_in_the_docstring():
