@@ -147,6 +147,7 @@ def test_policies_for_what_is_not_finite():
     opt = fastadam.Adam(make({"a": (5,)}), nonfinite="skip", max_grad_norm_per_param=1e30)
     opt.step({"a": grads["a"]})  # clipped to what has a square that overflows
     assert opt.skipped_steps == 1
+    fastadam.Adam(make({"a": (5,)}), max_grad_norm_per_param=1e200).step(make({"a": (5,)}, 1))
 
 
 def test_a_checkpoint_says_what_it_was_and_goes_on(tmp_path):

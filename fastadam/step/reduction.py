@@ -72,7 +72,7 @@ class Reduction:
     def _largest(self):
         """What the squared norm must stay below: squares that overflow are not finite, unless each is clipped."""
         largest = float(min(np.finfo(dtype).max for dtype in {each.arithmetic for each in self._plan.parameters}))
-        clips_each = self._max_of_each is not None and self._max_of_each**2 < largest
+        clips_each = self._max_of_each is not None and self._max_of_each * self._max_of_each < largest
         return float("inf") if self._clips_values or clips_each else largest
 
     def _blocks(self, prepared):
