@@ -6,8 +6,9 @@ The run is docs/benchmark.json, which `fastadam bench --full --save DIR` makes; 
 `make gpu-day` makes; the arithmetic is docs/arithmetic.json, which `python -m fastadam.bench.arithmetic` makes; beside
 torch's optimizers docs/torch.json, which `python -m fastadam.bench.torch_steps` makes; over ranks docs/sharding.json,
 which `python -m fastadam.bench.sharding` makes; in stable-baselines3 docs/reinforcement.json, which `python -m
-fastadam.bench.reinforcement` makes; in Keras docs/keras.json, if it is there, which `python -m
-fastadam.bench.keras_fit` makes; the studies are what those of examples/ save with `--docs`. It prints
+fastadam.bench.reinforcement` makes; in Keras docs/keras.json, which `python -m fastadam.bench.keras_fit` makes, and in
+Thinc docs/thinc.json, which `python -m fastadam.bench.thinc_classifier` makes (without them docs/keras.md and docs/spacy.md
+have no table); the studies are what those of examples/ save with `--docs`. It prints
 what is promised about the speed and what the run has measured. The exit status is 1 if a promise is broken.
 """
 
@@ -22,7 +23,7 @@ from promises import COLUMNS, PROMISES
 from rich.console import Console
 from step_picture import step_picture
 
-from fastadam.bench import costs, keras_fit, reinforcement, report, sharding, torch_steps
+from fastadam.bench import costs, keras_fit, reinforcement, report, sharding, thinc_classifier, torch_steps
 from fastadam.bench.machine import in_one_line
 from fastadam.bench.pictures import pictures
 from fastadam.bench.record import Record, RecordError, read_record
@@ -62,7 +63,8 @@ def pages(record: Record) -> dict[str, str]:
         },
         "docs/scaling.md": {"sharding": _sharding()},
         "docs/torch.md": {"torch": _torch(), "reinforcement": _reinforcement()},
-        "docs/keras.md": {"keras": _keras()},
+        "docs/keras.md": {"keras": _in_host("keras", keras_fit)},
+        "docs/spacy.md": {"thinc": _in_host("thinc", thinc_classifier)},
         "docs/gpu.md": gpu_tables.blocks(_saved("gpu")),
     }
     texts = {}
@@ -101,13 +103,13 @@ def _reinforcement():
     return [*markdown_table(reinforcement.COLUMNS, reinforcement.rows(record["seconds"])), "", where]
 
 
-def _keras():
-    """What part of Keras' `fit` steps take, if it has been measured."""
-    if not (DOCS / "keras.json").exists():
+def _in_host(name, bench):
+    """What part of the training of a host its optimizer takes, if that has been measured."""
+    if not (DOCS / f"{name}.json").exists():
         return ["It has not been measured yet."]
-    record = _saved("keras")
+    record = _saved(name)
     where = f"Medians, both in turns, {record['machine']['date']}: {in_one_line(record['machine'])}."
-    return [*markdown_table(keras_fit.COLUMNS, keras_fit.rows(record["seconds"])), "", where]
+    return [*markdown_table(bench.COLUMNS, bench.rows(record["seconds"])), "", where]
 
 
 def _where(arithmetic):

@@ -18,7 +18,7 @@ class Adam(Optimizer):
 
     With gradient g, at step t = 1, 2, ... of a parameter, for every element:
 
-        g  = grad_scale * clip * g              (negated with `maximize`; clip = 1 without `max_grad_norm`)
+        g  = grad_scale * clip * g              (negated with `maximize`; clip = 1 unless a norm is limited)
         g  = min(max(g, -clip_value), clip_value)        (with `clip_value`)
         g  = g + weight_decay * p               (unless `decoupled_weight_decay`)
         m  = m + (1 - beta1) * (g - m)
@@ -86,6 +86,10 @@ class Adam(Optimizer):
         max_grad_norm: Clip the scaled gradients of all groups to this norm, > 0: they are multiplied by
             clip = min(1, max_grad_norm / (norm + 1e-6)), as `torch.nn.utils.clip_grad_norm_` does. `grad_norm` has
             the norm. This reads the gradients once more, and does not write to them.
+        max_grad_norm_per_param: Clip the scaled gradient of each parameter to this norm, > 0: it is multiplied by
+            clip = max_grad_norm_per_param / max(norm of that gradient, max_grad_norm_per_param), as `clipnorm` of Keras
+            and `grad_clip` of Thinc do. `grad_norm` has the norm of all. It reads the gradients once more too. Not for
+            arrays in CUDA memory, and not beside `max_grad_norm` or `clip_value`.
         nonfinite: What to do about a gradient that is not finite, or so large that its squared norm overflows the
             dtype: "propagate" it, "skip" the step (parameters, moments and step counts stay as they are to the last
             bit; `skipped_steps` counts) or "raise" FloatingPointError, which names the parameter. On a GPU, "raise"

@@ -325,7 +325,7 @@ class Optimizer(Resumable):
     def grad_norm(self) -> float | None:
         """The norm of all gradients of the last step, scaled and not yet clipped; on a GPU this waits for the step.
 
-        None before the first step, and if nothing asks for it: neither `max_grad_norm` nor `nonfinite`.
+        None before the first step, and if nothing asks for it: no limit of a norm, and no policy of `nonfinite`.
         """
         engine = self._settled()
         return engine.reduction.norm if engine.reduction is not None and engine.plan.asked else None

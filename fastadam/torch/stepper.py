@@ -131,7 +131,7 @@ class Stepper:
         if sharded or len(devices) > 1:
             got = "DTensors, of which each process has a part" if sharded else ", ".join(sorted(map(str, devices)))
             raise ValueError(
-                "`max_grad_norm` and `nonfinite` need parameters that are whole and on one device, whose norm is one, "
+                "`max_grad_norm`, `max_grad_norm_per_param` and `nonfinite` need whole parameters on one device, "
                 f"got {got}: clip by `torch.nn.utils.clip_grad_norm_` before the step"
             )
 
