@@ -7,8 +7,8 @@ The run is docs/benchmark.json, which `fastadam bench --full --save DIR` makes; 
 torch's optimizers docs/torch.json, which `python -m fastadam.bench.torch_steps` makes; over ranks docs/sharding.json,
 which `python -m fastadam.bench.sharding` makes; in stable-baselines3 docs/reinforcement.json, which `python -m
 fastadam.bench.reinforcement` makes; in Keras docs/keras.json, which `python -m fastadam.bench.keras_fit` makes, and in
-Thinc docs/thinc.json, which `python -m fastadam.bench.thinc_classifier` makes (without them docs/keras.md and docs/spacy.md
-have no table); the studies are what those of examples/ save with `--docs`. It prints
+Thinc docs/thinc.json, which `python -m fastadam.bench.thinc_classifier` makes (without them there are no tables); the
+studies are what those of examples/ save with `--docs`. It prints
 what is promised about the speed and what the run has measured. The exit status is 1 if a promise is broken.
 """
 
