@@ -31,6 +31,19 @@ def test_torch_tensors_stay_or_become_tensors_over_what_trains(size, flat):
     assert opt.params["b"] == 4.0
 
 
+def test_negated_views_of_torch_are_refused():
+    torch = pytest.importorskip("torch")
+    negated = torch._neg_view(torch.ones(3))
+    message = "must hold its values in memory, got a negated view: pass `resolve_neg"
+    with pytest.raises(TypeError, match=rf"`params\['w'\]` {message}"):
+        fastadam.Adam({"w": negated})
+    opt = fastadam.Adam({"w": torch.ones(3)})
+    with pytest.raises(TypeError, match=rf"`grads\['w'\]` {message}"):
+        opt.step({"w": negated})
+    opt.step({"w": negated.resolve_neg()})
+    assert bool((opt.params["w"] > 1.0).all())
+
+
 @both
 @pytest.mark.parametrize("options", [{}, {"master_weights": True}, {"moment_dtype": "float8"}], ids=str)
 def test_torch_bfloat16_tensors_stay_or_become_tensors_over_what_trains(options, flat):

@@ -41,6 +41,8 @@ def _from_dlpack(value, label):
         library = require_cupy(label)
     else:
         raise TypeError(f"`{label}` must be in CPU or CUDA memory, got DLPack device type {int(kind)}")
+    if getattr(value, "is_neg", bool)():
+        raise TypeError(f"`{label}` must hold its values in memory, got a negated view: pass `resolve_neg()` of it")
     try:
         if _is_torch_bfloat16(value):
             bits = library.from_dlpack(value.view(sys.modules["torch"].uint16))

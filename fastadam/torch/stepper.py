@@ -161,6 +161,10 @@ class Stepper:
         part = local(p)
         if not has_memory(part):
             raise TypeError(f"`{label}` must be a tensor with memory of its own, got {type(part).__name__}")
+        if part.is_neg():
+            raise ValueError(
+                f"`{label}` must hold its values in memory, got a negated view: take `resolve_neg()` of it"
+            )
         layout = layout_of(part)
         if layout is None:
             raise ValueError(
