@@ -82,7 +82,7 @@ def check_plain(tensor: Any, label: str) -> None:
         raise TypeError(f"`{label}` must be a strided tensor, got {tensor.layout}")
 
 
-def resolved(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+def resolved(tensors: list[Any]) -> list[Any]:
     """`tensors` with their values in memory: a negated view, as of an imaginary part, has the opposite ones there."""
     return list(map(Tensor.resolve_neg, tensors)) if any(map(Tensor.is_neg, tensors)) else tensors
 
