@@ -26,7 +26,7 @@ def test_a_setting_for_which_there_is_no_memory_stays_as_it_was(flat, monkeypatc
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("fastadam.memory.buffers.zeros", no_memory)
+        patch.setattr("fastadam.memory.provided.zeros", no_memory)
         with pytest.raises(MemoryError):
             opt.param_groups[0]["amsgrad"] = True
     assert opt.param_groups[0]["amsgrad"] is False
