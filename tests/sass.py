@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple

@@ -7,10 +7,10 @@ from members import MEMBERS
 pytest.importorskip("cupy")
 pytest.importorskip("cupy_backends.cuda.libs.nvrtc")
 
-import cuda_program  # noqa: E402
-from sass import Code, Instruction, codes, disassembler  # noqa: E402
+import cuda_program
+from sass import Code, Instruction, codes, disassembler
 
-from fastadam.kernels.cuda.step import step_kernel  # noqa: E402
+from fastadam.kernels.cuda.step import step_kernel
 
 pytestmark = pytest.mark.skipif(disassembler() is None, reason="needs NVIDIA's nvdisasm")
 
