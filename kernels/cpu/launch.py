@@ -16,6 +16,7 @@ from fastadam.kernels.cpu.tuning import tuning
 from fastadam.kernels.host_tables import HostTables
 from fastadam.kernels.subnormals import flushed
 from fastadam.kernels.texts import casts
+from fastadam.kernels.texts.power import power
 from fastadam.kernels.texts.text import block, function
 from fastadam.kernels.texts.update import Update
 
@@ -70,6 +71,8 @@ def launcher(passes: Sequence[Pass], tables: Tables, *, guarded: bool) -> Callab
         record=address(tables.record),
     )
 
+
+register_jitable(power)
 
 _NO_BLOCKS = np.zeros((0, 5), np.int64)
 

@@ -8,6 +8,7 @@ import numpy as np
 from fastadam import kernels
 from fastadam.kernels.cuda.c_functions import c_function
 from fastadam.kernels.texts.casts import CASTS
+from fastadam.kernels.texts.power import power
 from fastadam.kernels.texts.text import Text
 from fastadam.kernels.texts.update import Update
 
@@ -60,7 +61,7 @@ template <class V> __device__ inline void store_some(const Four<V>& four, V* pla
   for (int j = 0; j < 4; ++j) if (j >= start && j < stop) place[j] = four.of[j];
 }
 """
-PREAMBLE = "\n".join([_BUILT_IN, *(c_function(cast) for cast in CASTS), _FOUR])
+PREAMBLE = "\n".join([_BUILT_IN, *(c_function(each) for each in (*CASTS, power)), _FOUR])
 
 
 def kernel_of(name: str, inputs: list[str], outputs: list[str], body: str) -> cupy.ElementwiseKernel:

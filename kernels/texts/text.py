@@ -18,10 +18,13 @@ from typing import Any
 from numpy import floor, maximum, minimum, sqrt
 from numpy import sign as signum
 
-# `signum` is 1, -1, or 0 for both zeros, and NaN for NaN.
+from fastadam.kernels.texts.power import power
+
+# `power` is of whole numbers. `signum` is 1, -1, or 0 for both zeros, and NaN for NaN.
 FUNCTIONS = {
     "sqrt": sqrt,
     "pow": pow,
+    "power": power,
     "log": log,
     "abs": abs,
     "floor": floor,
