@@ -120,7 +120,7 @@ def adam_step(
     ready = _ready(chosen, formats, arrays["p"])
     row = [*map(addresses.__getitem__, ready.names), ready.place]
     tables = ready.tables
-    tables.addresses[0, GRADIENT : len(row)] = row
+    tables.write("addresses", (0, slice(GRADIENT, len(row))), row)
     tables.write("hyper", (0, LR), lr)
     tables.write("carried", (0, STEP), number - 1)
     tables.write("record", GRAD_SCALE, grad_scale)

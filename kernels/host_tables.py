@@ -32,7 +32,7 @@ class HostTables:
     def send(self) -> None:
         """Nothing: launches read `addresses` where it is."""
 
-    def write(self, name: str, where: Any, values: float | np.ndarray) -> None:
+    def write(self, name: str, where: Any, values: Any) -> None:
         """Let `where` of a table be `values`."""
         getattr(self, name)[where] = values
 

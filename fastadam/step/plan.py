@@ -183,7 +183,7 @@ class Plan:
 
     def _locate(self, member, row):
         """Write what `_row` returns into the parameter's row of addresses."""
-        self.tables.addresses[member, GRADIENT + 1 : GRADIENT + 1 + len(row)] = row
+        self.tables.write("addresses", (member, slice(GRADIENT + 1, GRADIENT + 1 + len(row))), row)
 
     def place_random_words(self, places: Sequence[int]) -> None:
         """Let the random words of each parameter begin at these places from now on."""

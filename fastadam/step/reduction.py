@@ -35,12 +35,12 @@ class Reduction:
             memory = self._sums if partials is None else partials.own
             prepared.sums.extend([*self._launches(self._blocks(prepared), memory), self._largest(), partials])
         sums, launches, largest, partials = prepared.sums
-        for launch in launches:
-            launch()
         if partials is not None:
-            sums = partials.gathered()
+            for launch in launches:
+                launch()
+            sums, launches = partials.gathered(), []
         tables = self._plan.tables
-        self._plan.backend.clip(sums, grad_scale, self._max_grad_norm, largest, self._propagate, tables)
+        self._plan.backend.clip(sums, grad_scale, self._max_grad_norm, largest, self._propagate, tables, launches)
 
     def _largest(self):
         """What the squared norm must stay below: squares that overflow count as not finite, unless each is clipped."""

@@ -121,7 +121,7 @@ class Share:
             return False
         if _facts(params) != self._facts or any(p.device != self._device for p in params):
             return False
-        self.engine.plan.tables.addresses[:, GRADIENT + 1] = located_at[:count]
+        self.engine.plan.tables.write("addresses", (slice(None), GRADIENT + 1), located_at[:count])
         self._located_at = located_at
         return True
 

@@ -12,6 +12,7 @@ import cupy
 import numpy as np
 
 from fastadam.kernels import FIRST, GRADIENT
+from fastadam.kernels.cuda.device_tables import ROW
 from fastadam.kernels.cuda.source import (
     LAYOUT,
     THREADS,
@@ -41,8 +42,9 @@ const ptrdiff_t begin = __ldg(&blocks[entry + {START}]);
 const int skipped = {skipped};
 const ptrdiff_t start = begin - skipped;
 const int size = __ldg(&blocks[entry + {STOP}]) - start;
-const long long* row = &addresses[{ADDRESSES} * __ldg(&blocks[entry + {PARAMETER}])];
-const T* scalars = reinterpret_cast<const T*>(&table[{SCALARS} * __ldg(&blocks[entry + {CLOCK}])]);
+const ptrdiff_t parameter = __ldg(&blocks[entry + {PARAMETER}]);
+const long long* row = &addresses[{ADDRESSES} * parameter];
+const T* scalars = reinterpret_cast<const T*>(&rows[{ROW} * __ldg(&blocks[entry + {CLOCK}])]);
 """
 
 _NOT_TAKEN = """
@@ -63,14 +65,17 @@ def elements_of(update: Update, total: int) -> int:
 
 @cache
 def step_kernel(update: Update, dtype: np.dtype, guarded: bool) -> cupy.ElementwiseKernel:
-    """The step of the elements of each of `blocks`; if `guarded`, where the step is not taken it only zeroes `g`."""
+    """The step of the elements of each of `blocks`, which have the number of a row in the place of the clock.
+
+    If `guarded`, where the step is not taken it only zeroes `g`.
+    """
     skipped = f"begin % {CHUNK}" if _is_skipping(update) else "0"
-    body = [_ENTRY.format(**LAYOUT, number=number_type(dtype), skipped=skipped), *_pointers(update)]
+    body = [_ENTRY.format(**LAYOUT, ROW=ROW, number=number_type(dtype), skipped=skipped), *_pointers(update)]
     if guarded:
         zeroed = "g" in update.written
         body += [_NOT_TAKEN.format(**LAYOUT, THREADS=THREADS, zeroed="g_at[k] = 0;" if zeroed else "")]
     body += [*_scalars(update), *_loop(update)]
-    inputs = ["raw int64 addresses", "raw int64 blocks", "raw float64 table"]
+    inputs = ["raw int64 addresses", "raw int64 gradients", "raw int64 blocks", "raw float64 rows"]
     inputs += ["raw float64 record"] if guarded else []
     return kernel_of(step_name(update, "step", guarded), inputs, [], "\n".join(body))
 
@@ -84,7 +89,7 @@ def _pointers(update):
     # The gradient comes last: Adam then takes 43 registers on sm_90, and 48 if it comes first.
     if "g" in update.buffers:
         first = f"__ldg(&blocks[entry + {FIRST}]) - skipped"
-        lines += [pointer(_kind(update, "g"), "g_at", f"__ldg(&row[{GRADIENT}])", first)]
+        lines += [pointer(_kind(update, "g"), "g_at", "__ldg(&gradients[parameter])", first)]
     aligned = " | ".join(f"misaligned({flat}_at)" for flat in _flats(update, update.buffers))
     return [*lines, f"const bool aligned = ({aligned}) == 0;"]
 
