@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from numba import config
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -183,7 +184,9 @@ def info(console: Console) -> int:
     shown.add_row("subnormal numbers", subnormals())
     shown.add_row("kernel cache", kernel_cache())
     shown.add_row("GPU", gpu())
-    for name, value in bandwidth(rounds=5).items():
+    # Where nothing is compiled, that would take minutes.
+    measured = {} if config.DISABLE_JIT else bandwidth(rounds=5)
+    for name, value in measured.items():
         shown.add_row(f"memory bandwidth, {name}", f"{value:.1f} GB/s")
     on_cpu = {name: contender.missing() for name, contender in CONTENDERS.items() if contender.device == "cpu"}
     for problem, names in by_value({name: problem for name, problem in on_cpu.items() if problem}).items():

@@ -111,8 +111,12 @@ def caches() -> str:
 
 def kernel_cache() -> str:
     """The folder in which Numba caches compiled kernels."""
+    from numba import config
+
     from fastadam.kernels.cpu.jit import jit
 
+    if config.DISABLE_JIT:
+        return "none: NUMBA_DISABLE_JIT is set, and steps run the NumPy reference"
     path = getattr(jit(_nothing, "nothing")._cache, "cache_path", None)
     return str(path) if path else "nowhere: every process compiles (no writable place for a cache)"
 

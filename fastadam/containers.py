@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from operator import is_
 from typing import Any
 
@@ -12,30 +12,22 @@ from fastadam.kernels.callers import levels_to_caller
 from fastadam.params import Entry
 
 
-def rebind(bindings: list[tuple[Any, Hashable, Any]]) -> Callable[[], None]:
-    """Assign the view of each (container, key, view), or none of them if a container refuses one.
+def rebind(bindings: list[tuple[Any, Hashable, Any]], replaced: list[tuple[Any, Hashable, Any]]) -> None:
+    """Assign the view of each (container, key, view); (container, key, earlier) is appended to `replaced` before."""
+    for container, key, view in bindings:
+        replaced.append((container, key, container[key]))
+        container[key] = view
 
-    Returns a function that puts back the earlier entries.
-    """
-    replaced: list[tuple[Any, Hashable, Any]] = []
 
-    def undo():
-        for container, key, earlier in replaced:
+def put_back(replaced: list[tuple[Any, Hashable, Any]]) -> None:
+    """Assign the earlier entries, to those containers that have another."""
+    for container, key, earlier in replaced:
+        if container[key] is not earlier:
             container[key] = earlier
-        replaced.clear()
-
-    try:
-        for container, key, view in bindings:
-            earlier, container[key] = container[key], view
-            replaced.append((container, key, earlier))
-    except BaseException:
-        undo()
-        raise
-    return undo
 
 
-def warn_of_copies(entries: list[Entry]) -> None:
-    """Warn if somebody else still holds an array that was packed, because it will not train.
+def warn_of_copies(entries: list[Entry], replaced: list[tuple[Any, Hashable, Any]]) -> None:
+    """Warn if somebody else than `replaced` still holds an array that was packed, because it will not train.
 
     To be called when the containers hold the views.
     """
@@ -51,9 +43,9 @@ def warn_of_copies(entries: list[Entry]) -> None:
 
 
 def _is_held(entry):
-    # Our own references are that of the entry, those of its array (DLPack takes one more of a tensor), and the argument
-    # of the call.
-    return sys.getrefcount(entry.original) > 2 + entry.references
+    # Our own references are that of the entry, those of its array (DLPack takes one more of a tensor), that of what was
+    # replaced, and the argument of the call.
+    return sys.getrefcount(entry.original) > 3 + entry.references
 
 
 class Watch:

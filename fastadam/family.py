@@ -86,8 +86,13 @@ class Adam(Optimizer):
             dtype: "propagate" it, "skip" the step (parameters, moments and step counts stay as they are to the last
             bit; `skipped_steps` counts) or "raise" FloatingPointError, which names the parameter. On a GPU, "raise"
             waits for the reduction at every step; the others wait for nothing.
+        max_skipped_steps: With `nonfinite="skip"`, so many steps in a row are skipped, and the next of them raises
+            FloatingPointError. None: all are, with a RuntimeWarning at each hundredth in a row. On a GPU a number waits
+            for the reduction at every step, and None does not warn.
         ema_decay: Keep an exponential moving average of the parameters with this decay, in [0, 1), in `ema`. It starts
-            at the parameters.
+            at the parameters; `restart_ema` lets it start anew.
+        ema_warmup: Let the decay of the average be min(ema_decay, (1 + t) / (10 + t)) at step t of a parameter, so that
+            it forgets the first parameters soon.
         copy_dtype: "bfloat16" or "float16": write the parameters, rounded to nearest even, to `copies` as well.
         zero_grad: Zero the gradients in the same pass, wherever they lie. Gradients of a skipped step are zeroed too;
             the values of `SparseRows` are not.

@@ -1,5 +1,6 @@
 """`adam_step`: the backend entry, one pass over flat arrays without an optimizer object."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,7 +27,7 @@ from fastadam.memory.arrays import (
 from fastadam.memory.conversion import check_codes
 from fastadam.memory.formats import formats_of_arrays
 from fastadam.memory.parameters import random_place
-from fastadam.settings.checks import flag, integer, nonnegative
+from fastadam.settings.checks import flag, integer, nonnegative, suggestion
 from fastadam.settings.groups import ParamGroup
 from fastadam.settings.options import Options
 from fastadam.settings.recipes import LR, STEP, check_eps, check_together, hyper_of, recipe_of
@@ -164,7 +165,9 @@ def _chosen(*settings, **options):
 def _checked_settings(settings, options):
     unknown = options.keys() - _OPTIONS
     if unknown:
-        raise TypeError(f"adam_step() got an unexpected keyword argument {sorted(unknown)[0]!r}")
+        name = sorted(unknown)[0]
+        known = [*_OPTIONS, *inspect.signature(adam_step).parameters]
+        raise TypeError(f"adam_step() got an unexpected keyword argument {name!r}" + suggestion(name, known))
     chosen = Options("adam", **options)
     betas, eps, weight_decay, amsgrad, maximize, decoupled = settings
     numbers = {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": weight_decay}

@@ -5,10 +5,11 @@ from functools import partial
 from math import inf
 from threading import RLock
 from typing import Any
+from weakref import ref
 
 import numpy as np
 
-from fastadam.containers import Watch, rebind, warn_of_copies, watches
+from fastadam.containers import Watch, put_back, rebind, warn_of_copies, watches
 from fastadam.memory.arrays import as_torch, assign, backend_of, dtype_name, is_of_torch, rebound, zeros
 from fastadam.memory.buffers import Buffers, Views, as_16_bit
 from fastadam.memory.formats import formats_of, warn_of_vanishing
@@ -27,11 +28,12 @@ from fastadam.params import (
 from fastadam.resumable import Resumable
 from fastadam.saved import Loading
 from fastadam.settings import recipes
-from fastadam.settings.checks import flag, nonnegative
+from fastadam.settings.checks import flag, nonnegative, suggestion
 from fastadam.settings.groups import ParamGroup
 from fastadam.settings.options import OPTION_NAMES, Options, moment_dtypes
 from fastadam.sharding.agreement import agree, shared_failure
 from fastadam.sharding.checks import check_entries, check_shared, shared
+from fastadam.sharding.engine import ShardedEngine
 from fastadam.sharding.exchange import Exchange
 from fastadam.sharding.ranges import buckets
 from fastadam.state import Loaded, dump_state, load_state, steps_not_taken
@@ -44,6 +46,9 @@ from fastadam.step.said import ADDED, LOADED, SAID_KEYS, said_of_parameters, sai
 class Optimizer(Resumable):
     """A member of the Adam family; see `fastadam.Adam` for arguments, attributes and errors."""
 
+    _members: dict[Hashable, int]
+    _collector: Collector
+
     def __init__(self, params: Any, member: str, options: Mapping[str, Any], **defaults: Any):
         chosen = dict(options)
         held = {key: chosen.pop(key) for key in ("flat", "shard", "bucket_bytes") if key in chosen}
@@ -51,7 +56,11 @@ class Optimizer(Resumable):
         self._flat = group is not None or flag(held.get("flat", False), "flat")
         unknown = sorted(chosen.keys() - OPTION_NAMES)
         if unknown:
-            raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {unknown[0]!r}")
+            known = [*OPTION_NAMES, "flat", *defaults]
+            raise TypeError(
+                f"{type(self).__name__}() got an unexpected keyword argument {unknown[0]!r}"
+                + suggestion(unknown[0], known)
+            )
         self._options = Options(member, **chosen)
         preset = self._options.preset
         presets = {
@@ -88,17 +97,23 @@ class Optimizer(Resumable):
         parameters, bindings = self._placed(entries, layouts, [formats for _, formats in checked], first, device_of)
         if exchange is not None:
             agree(exchange, ADDED, said_of_values(parameters))
-        engine = self._engine or Engine(options, backend, device_of, exchange=exchange)
+        engine = self._engine or self._new_engine(backend, device_of, exchange)
         members = iter(parameters)
         added = [([next(members) for _ in group["params"]], group, excluded) for group, _ in checked]
-        undo = rebind(bindings)
+        before, plan_before = dict(vars(self)), engine.snapshot()
+        replaced: list[tuple[Any, Hashable, Any]] = []
         try:
+            rebind(bindings, replaced)
             engine.add(added)
-        except BaseException:  # there is no more memory, say
-            undo()
+            vars(self).update(self._with(engine, entries, [group for group, _ in checked], bindings))
+            if bindings:
+                warn_of_copies([entry for entry in entries if not entry.alone], replaced)
+        except BaseException:  # there is no more memory, a warning is an error, or Ctrl-C comes
+            put_back(replaced)
+            engine.restore(plan_before)
+            vars(self).clear()
+            vars(self).update(before)
             raise
-        del undo  # it holds what has been replaced
-        self._finish(engine, entries, [group for group, _ in checked], bindings)
 
     def _checked(self, groups, entries, required):
         """The names without weight decay, the layout of each entry, and each group with the formats of its entries."""
@@ -117,6 +132,11 @@ class Optimizer(Resumable):
         if self._engine is not None:
             return self._engine.exchange
         return None if self._group is None or self._group.size == 1 else Exchange(self._group, device_of)
+
+    def _new_engine(self, backend, device_of, exchange):
+        if exchange is None:
+            return Engine(self._options, backend, device_of)
+        return ShardedEngine(self._options, backend, device_of, exchange)
 
     def _layout(self, entry):
         return layout_when_packed(entry) if self._flat else layout_in_place(entry)
@@ -162,28 +182,29 @@ class Optimizer(Resumable):
                     bindings.append((entry.container, entry.key, rebound(view, entry.original, entry.label)))
         return [parameters[index] for index in range(len(entries))], bindings
 
-    def _finish(self, engine, entries, groups, bindings):
-        first = len(self._groups)
-        self._engine, plan = engine, engine.plan
-        self._groups += groups
+    def _with(self, engine, entries, groups, bindings):
+        """The attributes with what has been added."""
+        first, plan = len(self._groups), engine.plan
         for index, group in enumerate(groups, first):
-            group.changed = partial(plan.refresh, index)
-            group.lr_changed = partial(plan.set_lr, index)
+            group.changed = partial(_refresh, ref(engine), index)
+            group.lr_changed = partial(_set_lr, ref(engine), index)
         kept = bindings or [entry.watched or (entry.container, entry.key, entry.original) for entry in entries]
-        self._watches += watches(kept)
-        self._members = {parameter.name: member for member, parameter in enumerate(plan.parameters)}
         added = {
             entry.name: parameter.view("p") if self._flat and not entry.alone else entry.array
             for entry, parameter in zip(entries, plan.parameters[-len(entries) :], strict=True)
         }
-        self._params = Views({**self._params, **added})
-        self._of_torch |= {entry.name for entry in entries if is_of_torch(entry.original)}
-        lying = [self._params[each.name] for each in plan.parameters if not each.packed]
-        example = next(iter(added.values()))
-        self._collector = Collector(plan.parameters, lying or [example], plan.backend, zeroed=self._options.zero_grad)
-        if bindings:
-            del added, example, kept, bindings
-            warn_of_copies([entry for entry in entries if not entry.alone])
+        params = Views({**self._params, **added})
+        lying = [params[each.name] for each in plan.parameters if not each.packed]
+        arrays = lying or [next(iter(added.values()))]
+        return {
+            "_engine": engine,
+            "_groups": [*self._groups, *groups],
+            "_watches": [*self._watches, *watches(kept)],
+            "_members": {parameter.name: member for member, parameter in enumerate(plan.parameters)},
+            "_params": params,
+            "_of_torch": self._of_torch | {entry.name for entry in entries if is_of_torch(entry.original)},
+            "_collector": Collector(plan.parameters, arrays, plan.backend, zeroed=self._options.zero_grad),
+        }
 
     @property
     def param_groups(self) -> tuple[ParamGroup, ...]:  # noqa: D102 (described in Adam)
@@ -205,12 +226,39 @@ class Optimizer(Resumable):
         """
         if self._options.ema_decay is None:
             raise AttributeError("`ema` needs `ema_decay`, with which the optimizer keeps the average")
+        self._settled()
         return Views({parameter.name: view for parameter, _, view in self._whole(["ema"])})
+
+    def restart_ema(self) -> None:
+        """Let the average of each parameter be the parameter as it is now: after weights were loaded, say.
+
+        With `ema_warmup`, steps count on.
+
+        Raises:
+            AttributeError: there is no average.
+
+        Example:
+            >>> import numpy as np, fastadam
+            >>> opt = fastadam.Adam({"w": np.zeros(2)}, ema_decay=0.9)
+            >>> opt.params["w"][...] = 5.0
+            >>> opt.restart_ema()
+            >>> opt.ema["w"]
+            array([5., 5.])
+        """
+        with self._one_step:
+            if self._options.ema_decay is None:
+                raise AttributeError("`restart_ema` needs `ema_decay`, with which the optimizer keeps an average")
+            self._settled().journal.run(None, self._start_averages)
+
+    def _start_averages(self):
+        for parameter in self._parameters:
+            parameter.start_average()
 
     @property
     def copies(self) -> Views:
         """Name -> view of the 16-bit copy of the parameter (with `copy_dtype`), as of the last step."""
         dtype = self._options.copy_dtype
+        self._settled()
         if dtype is None:
             raise AttributeError("`copies` needs `copy_dtype`, with which the optimizer writes them")
         return Views({parameter.name: as_16_bit(parameter.view("copy"), dtype) for parameter in self._parameters})
@@ -222,6 +270,7 @@ class Optimizer(Resumable):
         With `master_weights` these are the exact float32 masters of bfloat16 parameters; with `shard` every rank must
         ask for them.
         """
+        self._settled()
         found: dict[Hashable, dict[str, Any]] = {}
         for parameter, flat, view in self._whole(["p", "remainder"]):
             found.setdefault(parameter.name, {})[flat] = view
@@ -266,20 +315,19 @@ class Optimizer(Resumable):
 
         None before the first step, and if nothing asks for it: neither `max_grad_norm` nor `nonfinite`.
         """
-        assert self._engine is not None
-        reduction = self._engine.reduction
-        return reduction.norm if reduction is not None and self._engine.plan.asked else None
+        engine = self._settled()
+        return engine.reduction.norm if engine.reduction is not None and engine.plan.asked else None
 
     @property
     def skipped_steps(self) -> int:
         """How many steps were skipped for a gradient that was not finite; on a GPU this waits for the last step."""
-        assert self._engine is not None
-        return 0 if self._engine.reduction is None else self._engine.reduction.skipped
+        reduction = self._settled().reduction
+        return 0 if reduction is None else reduction.skipped
 
     def get_last_lr(self) -> list[float]:
         """The learning rate of each group in its next step, with schedules evaluated."""
-        assert self._engine is not None
-        return [self._engine.plan.lr(index) for index in range(len(self._groups))]
+        plan = self._settled().plan
+        return [plan.lr(index) for index in range(len(self._groups))]
 
     def add_param_group(self, param_group: Mapping[str, Any]) -> None:
         """Add a group, `{"params": ..., "lr": ..., ...}`, whose steps count from 1.
@@ -293,7 +341,9 @@ class Optimizer(Resumable):
         if not isinstance(param_group, Mapping) or "params" not in param_group:
             raise TypeError(f"`param_group` must be a dict with the key 'params', got {type(param_group).__name__}")
         unnamed = sum(isinstance(name, int) for name in self.params)
-        self._add([parse_group(param_group, "param_group['params']", unnamed)], required=False)
+        with self._one_step:
+            self._settled()
+            self._add([parse_group(param_group, "param_group['params']", unnamed)], required=False)
 
     def step(self, grads: Any = None, *, grad_scale: float = 1.0) -> None:
         """Update parameters and moments in place.
@@ -322,6 +372,8 @@ class Optimizer(Resumable):
         # Another thread's step would put the addresses of its gradients into the table of this one's launch.
         with self._one_step:
             try:
+                if engine.journal.begun is not None:
+                    engine.journal.settle()
                 if type(grad_scale) is not float or not 0.0 <= grad_scale < inf:
                     grad_scale = nonnegative(grad_scale, "grad_scale")
                 for watch in self._watches:
@@ -354,18 +406,19 @@ class Optimizer(Resumable):
             None if indices is None else np.unique(row_indices(indices, _rows(self._parameters[member]), "indices"))
             for member in members
         ]
-        assert self._engine is not None
-        if indices is None:
-            self._engine.catch_up(members)
-        else:
-            for member, rows in zip(members, checked, strict=True):
-                self._engine.catch_up([member], rows)
+        with self._one_step:
+            engine = self._settled()
+            if indices is None:
+                engine.catch_up(members)
+            else:
+                for member, rows in zip(members, checked, strict=True):
+                    engine.catch_up([member], rows)
 
     def zero_grad(self) -> None:
         """Fill `grads` with zeros, in place."""
         for buffers in self.all_buffers:
             if "g" in buffers.flats:  # it is made of zeros
-                assign(buffers.g, 0.0)
+                assign(buffers.flats["g"], 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state in torch's layout, as copies.
@@ -382,17 +435,18 @@ class Optimizer(Resumable):
         too, after this call, which brings all rows up to date with `sparse="exact"`; or `save` all of it. With `shard`
         every rank must call it, and gets all of the state, as one process would have it.
         """
-        self.catch_up()
-        assert self._engine is not None
         taken: list[tuple[Parameter, str, str]] = []
-        state = dump_state(self._engine.plan, self._groups, self._seed, lambda *each: taken.append(each))
-        keys = {(parameter, flat): key for parameter, key, flat in taken}
-        for parameter, flat, view in self._engine.whole(list(keys)):
-            key, copy = keys[parameter, flat], view.copy()
-            bits = key == "remainder"
-            state["state"][parameter.name][key] = (
-                as_torch(copy, bits=bits) if parameter.name in self._of_torch else copy
-            )
+        with self._one_step:
+            self.catch_up()
+            engine = self._settled()
+            state = dump_state(engine.plan, self._groups, self._seed, lambda *each: taken.append(each))
+            keys = {(parameter, flat): key for parameter, key, flat in taken}
+            for parameter, flat, view in engine.whole(list(keys)):
+                key, copy = keys[parameter, flat], view.copy()
+                bits = key == "remainder"
+                state["state"][parameter.name][key] = (
+                    as_torch(copy, bits=bits) if parameter.name in self._of_torch else copy
+                )
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False, strict: bool = True) -> Loaded:
@@ -423,23 +477,53 @@ class Optimizer(Resumable):
         """
         how = Loading(convert=flag(convert, "convert"), strict=flag(strict, "strict"))
         assert self._engine is not None
-        with shared_failure(self._engine.exchange, 0, LOADED):
+        with self._one_step, shared_failure(self._engine.exchange, 0, LOADED):
             return self._load(state_dict, how)
 
     def _load(self, state_dict, how):
-        assert self._engine is not None
-        plan, exchange = self._engine.plan, self._engine.exchange
+        engine = self._engine
+        assert engine is not None
+        if not how.strict:
+            self._settled()  # what the state lacks would stay torn
+        exchange = engine.exchange
         if exchange is not None:
             how = how._replace(ready=lambda: agree(exchange, LOADED, {}))
-        loaded = load_state(plan, self._groups, state_dict, how)
-        seed = loaded.seed
-        if seed is not None and seed != self._seed:
-            self._seed = seed
-            plan.place_random_words([random_place(seed, each.name, at) for at, each in enumerate(plan.parameters)])
-        self._engine.loaded()
-        if self._engine.reduction is not None:
-            self._engine.reduction.skipped = steps_not_taken(plan, self._groups)
+        loaded, write = load_state(engine.plan, self._groups, state_dict, how)
+        engine.journal.run(None, self._take_over, loaded.seed, write)
         return loaded
+
+    def _take_over(self, seed, write):
+        engine = self._engine
+        assert engine is not None
+        plan = engine.plan
+        write()
+        if seed is not None and seed != self._seed:
+            plan.place_random_words([random_place(seed, each.name, at) for at, each in enumerate(plan.parameters)])
+            self._seed = seed
+        engine.loaded()
+        if engine.reduction is not None:
+            engine.reduction.skipped = steps_not_taken(plan, self._groups)
+
+    def _settled(self):
+        """The engine, when what was interrupted has come to its end."""
+        engine = self._engine
+        assert engine is not None
+        if engine.journal.begun is not None:
+            with self._one_step:
+                engine.journal.settle()
+        return engine
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and not callable(getattr(type(self), name, None)):
+            if name in OPTION_NAMES:
+                raise AttributeError(f"`{name}` is chosen when an optimizer is made, and cannot be assigned")
+            if isinstance(getattr(type(self), name, None), property):
+                raise AttributeError(f"`{name}` cannot be assigned")
+            group = self._groups[0]
+            setting = name if name in group and name != "params" else group.resembled(name)
+            where = f": assign `param_groups[...][{setting!r}]`" if setting else ""
+            raise AttributeError(f"`{name}` is no attribute that can be assigned{where}")
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         groups = "".join(f"\n  {dict(group)}" for group in self.param_groups)
@@ -450,6 +534,19 @@ class Optimizer(Resumable):
             f"{type(self).__name__} must not be copied or pickled: a copy would be cut off from the parameters that it "
             "trains. Save `state_dict()` and `params`, and build the optimizer anew"
         )
+
+
+def _refresh(engine, index):
+    """A group of an optimizer that is gone has nothing to tell it."""
+    held = engine()
+    if held is not None:
+        held.plan.refresh(index)
+
+
+def _set_lr(engine, index, lr):
+    held = engine()
+    if held is not None:
+        held.plan.set_lr(index, lr)
 
 
 def _rows(parameter):

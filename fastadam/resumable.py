@@ -82,7 +82,7 @@ class Resumable(ABC):
         exchange = self._engine.exchange
         take = view_of if exchange is None else Share
         with self._one_step:
-            self.catch_up()
+            self.catch_up()  # it finishes what was interrupted, or says that it cannot
             state = dump_state(self._engine.plan, self._groups, self._seed, take, params=params)
             schedules = {str(i): repr(group["lr"]) for i, group in enumerate(self._groups) if callable(group["lr"])}
             options = options_of(self._options, self._seed)

@@ -56,7 +56,8 @@ def settings_of(
             f"`{how.label}['param_groups']` must have the parameters of each group of this optimizer, with one set of "
             f"settings, got {found if found else f'none of {missing}'} for {list(group['params'])}"
         )
-    settings = found[0] if found else {}
+    # Settings of another member are none here.
+    settings = {key: value for key, value in (found[0] if found else {}).items() if group.resembled(key) is None}
     if callable(group["lr"]) and not callable(settings.get("lr")):
         # A saved number does not replace a schedule, which goes on where the saved run was.
         settings.pop("lr", None)

@@ -1,6 +1,7 @@
 """State dictionaries in torch's layout: what a checkpoint needs so that a resumed run is bit for bit the same run."""
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -88,8 +89,10 @@ class Loaded(NamedTuple):
         return "\n".join(lines)
 
 
-def load_state(plan: Plan, groups: Sequence[ParamGroup], state_dict: Any, how: Loading) -> Loaded:
-    """Load `state_dict`. Everything is checked before anything is written."""
+def load_state(
+    plan: Plan, groups: Sequence[ParamGroup], state_dict: Any, how: Loading
+) -> tuple[Loaded, Callable[[], None]]:
+    """Check `state_dict`: what is to be loaded, and a function that writes it, which may be called twice."""
     saved_groups, state = parts(state_dict, how.label)
     names = [parameter.name for parameter in plan.parameters]
     if from_torch(saved_groups):
@@ -105,16 +108,17 @@ def load_state(plan: Plan, groups: Sequence[ParamGroup], state_dict: Any, how: L
     loaded = _checked(plan, groups, settings, state, how)
     asked = [_asked(loaded, group, how.label) for group in groups]
     seed = _one({entry.seed for entry in loaded.values() if entry.seed is not None}, "seed for all parameters", how)
+    _allocate(plan, loaded)
     how.ready()
-    _write(plan, groups, settings, asked, loaded)
     listed = {name: tuple(key for key in state[name] if hasattr(state[name][key], "shape")) for name in unknown}
     left_out = {name: each.left_out for name, each in loaded.items()}
-    return Loaded(
+    report = Loaded(
         seed,
         _labels({name: each.taken for name, each in loaded.items()}),
         _labels({name: each.afresh for name, each in loaded.items()}),
         _labels({**left_out, **listed}),
     )
+    return report, partial(_write, plan, groups, settings, asked, loaded)
 
 
 def _checked(plan, groups, settings, state, how):
@@ -151,11 +155,14 @@ def _one(values, what, how):
     return next(iter(values), None)
 
 
-def _write(plan, groups, settings, asked, loaded):
+def _allocate(plan, loaded):
     for parameter, entry in zip(plan.parameters, loaded.values(), strict=True):
         converted = [flat for buffer in entry.conversions for flat in parameter.formats.flats(buffer)]
         for flat in (*entry.arrays, *converted):
-            parameter.flat(flat)  # allocate everything before anything is written
+            parameter.flat(flat)
+
+
+def _write(plan, groups, settings, asked, loaded):
     first = 0
     for index, (group, values) in enumerate(zip(groups, settings, strict=True)):
         group.update(values)

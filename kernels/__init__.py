@@ -35,10 +35,10 @@ class Tables(Protocol):
     """The numbers that launches read and write.
 
     Attributes:
-        addresses: int64 (parameters, ADDRESSES), on the host; only the column GRADIENT is written into, all else by `write`. A row has the address of the gradient (0: there is none),
-            of each flat array of the parameter's update, in the order of `update.flats`, and then the place of its
-            random words, an integer below 2**32: the number of its first chunk of 128 elements. An address is that of
-            the parameter's element 0 (of its exponent 0).
+        addresses: int64 (parameters, ADDRESSES), on the host; all but the column GRADIENT is written by `write`. A row
+            has the address of the gradient (0: there is none), of each flat array of the parameter's update, in the
+            order of `update.flats`, and then the place of its random words, an integer below 2**32: the number of its
+            first chunk of 128 elements. An address is that of the parameter's element 0 (of its exponent 0).
         hyper: float64 (clocks, HYPER): hyperparameters, in the order of `update.hyper`.
         carried: float64 (clocks, CARRIED): what is carried from step to step, in the order of `update.carried`.
         table: float64 (clocks, SCALARS), the memory of the scalars that the fold writes and elements read, in the order
@@ -83,6 +83,22 @@ class Pass(NamedTuple):
     blocks: np.ndarray
 
 
+class Launch(Protocol):
+    """Runs when it is called, and tells how far it has come if an exception from outside, such as Ctrl-C, ends it.
+
+    Attributes:
+        begun: Integers, of which the first is how often it has begun.
+        ended: Integers, of which the first is how often it has come to its end. If that is one less than `begun`, an
+            unknown part has been written.
+    """
+
+    begun: Sequence[int]
+    ended: Sequence[int]
+
+    def __call__(self) -> None:
+        """Run once."""
+
+
 class Backend(Protocol):
     """What :mod:`kernels.cpu <fastadam.kernels.cpu>` and :mod:`kernels.cuda <fastadam.kernels.cuda>` provide.
 
@@ -102,8 +118,8 @@ class Backend(Protocol):
     def is_captured(self, device_of: Array) -> bool:
         """Whether launches now become part of a CUDA graph, which runs them later and again; never on the CPU."""
 
-    def launcher(self, passes: Sequence[Pass], tables: Tables, *, guarded: bool) -> Callable[[], None]:
-        """A function that runs `passes` once: the fold of each clock, then the elements of each block.
+    def launcher(self, passes: Sequence[Pass], tables: Tables, *, guarded: bool) -> Launch:
+        """What runs `passes` once: the fold of each clock, then the elements of each block.
 
         All that can fail is done here: compilation and allocation. It reads the tables as they are when it is called.
         The factor on the gradients is `tables.record[GRAD_SCALE]`; if `guarded`, nothing is written, no clock goes on
@@ -135,8 +151,10 @@ class Backend(Protocol):
         launch of the step that follows, unless the record is read before.
         """
 
-    def catch_up(self, addresses: np.ndarray, dtype: np.dtype, blocks: np.ndarray, table: Array, starts: Array) -> None:
-        """Make up for what rows have missed: blocks int64 (n, 4) of PARAMETER, slot, START, STOP.
+    def catch_up(
+        self, addresses: np.ndarray, dtype: np.dtype, blocks: np.ndarray, table: Array, starts: Array
+    ) -> Launch:
+        """What makes up for what rows have missed: blocks int64 (n, 4) of PARAMETER, slot, START, STOP.
 
         Row PARAMETER of `addresses`, int64 (parameters, 3), has where p, m and v begin. Each block gets rows
         `starts[slot]` to `starts[slot + 1]` of `table`, one after the other.

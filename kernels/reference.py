@@ -10,13 +10,15 @@ import numpy as np
 
 from fastadam.kernels import GRAD_SCALE, GRADIENT, NORM, SCALARS, SKIPPED, TAKEN, norm, stored
 from fastadam.kernels.host_tables import HostTables
+from fastadam.kernels.steps import Steps
 from fastadam.kernels.subnormals import flushed
 from fastadam.kernels.texts import casts
 from fastadam.kernels.texts.catch_up import CATCH_UP
 from fastadam.kernels.texts.clip import clip as clip_text
 from fastadam.kernels.texts.formats import EXPONENT_GROUP, Formats
 
-DIRECT_FROM = 0
+# As on the CPU.
+DIRECT_FROM = 32_768
 
 
 def tables(parameters, clocks, device_of=None):
@@ -46,7 +48,7 @@ def launcher(passes, tables, *, guarded):
                 for block in step.blocks:
                     (_step if taken else _zero)(step, block, tables)
 
-    return launch
+    return Steps(launch)
 
 
 def squares(dtype, format, blocks, tables, sums):
@@ -75,13 +77,17 @@ def clip(sums, grad_scale, max_grad_norm, largest, propagate, tables, squares=()
 
 
 def catch_up(addresses, dtype, blocks, table, starts):
-    """Make up for what rows have missed, each block by rows `starts[slot]` to `starts[slot + 1]` of `table`."""
-    with flushed(), np.errstate(all="ignore"):
-        for parameter, slot, start, stop in blocks:
-            arrays = [_view(address, dtype, start, stop) for address in addresses[parameter]]
-            for row in range(starts[slot], starts[slot + 1]):
-                for array, value in zip(arrays, CATCH_UP.element(*arrays, *table[row]), strict=True):
-                    array[...] = value
+    """What makes up for what rows have missed, each block by rows `starts[slot]` to `starts[slot + 1]` of `table`."""
+
+    def launch():
+        with flushed(), np.errstate(all="ignore"):
+            for parameter, slot, start, stop in blocks:
+                arrays = [_view(address, dtype, start, stop) for address in addresses[parameter]]
+                for row in range(starts[slot], starts[slot + 1]):
+                    for array, value in zip(arrays, CATCH_UP.element(*arrays, *table[row]), strict=True):
+                        array[...] = value
+
+    return Steps(launch)
 
 
 def copy_out(p, copy, format):

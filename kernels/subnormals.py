@@ -7,6 +7,18 @@ the sticky flags of exceptions too. It must be set outside of the compiled funct
 LLVM moves operations across the switch.
 """
 
+import threading
+from functools import partial
+
+_before = threading.local()
+
+
+def leave() -> None:
+    """Write back the mode of this thread, if an exception from outside came where `flushed` was to do so."""
+    restore = getattr(_before, "restore", None)
+    if restore is not None:
+        restore()
+
 
 class flushed:
     """In this thread subnormals are zero inside of the context, in NumPy's operations as in compiled ones."""
@@ -20,8 +32,17 @@ class flushed:
 
         self._end = None
         if switches.flushes():
-            begin, self._end = switches.compiled()
-            self._mode = begin()
+            begin, end, mode = switches.compiled()
+            self._mode = mode()
+            if not self._mode & switches.flushing():  # not inside of another
+                _before.restore = partial(end, self._mode)
+            # An exception from outside that comes as `begin` returns would leave the mode to the thread.
+            try:
+                begin()
+                self._end = end
+            except BaseException:
+                end(self._mode)
+                raise
 
     def __exit__(self, *error: object) -> None:
         if self._end is not None:

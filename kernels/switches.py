@@ -1,6 +1,5 @@
 """The switches of the mode in which :mod:`subnormals <fastadam.kernels.subnormals>` are zero, compiled by Numba."""
 
-import contextlib
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
@@ -11,6 +10,8 @@ from llvmlite import ir
 from numba import njit, uint64
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from fastadam.kernels.kernel_cache import let_cache
 
 
 class Register(NamedTuple):
@@ -75,6 +76,20 @@ def flush(_):
 
 
 @intrinsic
+def current(_):
+    """The mode of this thread."""
+
+    def generate(context, builder, signature, arguments):
+        number, register = ir.IntType(64), register_of(builder.module.triple)
+        if register is None:
+            return number(0)
+        mode = read_mode(builder, register)
+        return mode if mode.type == number else builder.zext(mode, number)
+
+    return uint64(), generate
+
+
+@intrinsic
 def restore(_, mode):
     """Write back the mode that `flush` returned."""
 
@@ -95,18 +110,29 @@ def flushes() -> bool:
 
 
 @cache
+def flushing() -> int:
+    """The bits of the mode that flush."""
+    register = register_of(_triple())
+    return 0 if register is None else register.flush
+
+
+@cache
 def _triple():
     return llvm.get_process_triple()
 
 
 @cache
-def compiled() -> tuple[Callable[[], int], Callable[[int], None]]:
-    """The two switches, to be called from Python: `mode = begin()` and `end(mode)`."""
-    return _compiled(_flush_thread, ()), _compiled(_restore_thread, (uint64,))
+def compiled() -> tuple[Callable[[], int], Callable[[int], None], Callable[[], int]]:
+    """The switches, to be called from Python: `begin()`, `end(mode)`, and `mode()`, which is to be asked before."""
+    return _compiled(_flush_thread, ()), _compiled(_restore_thread, (uint64,)), _compiled(_mode_of_thread, ())
 
 
 def _flush_thread():
     return flush()
+
+
+def _mode_of_thread():
+    return current()
 
 
 def _restore_thread(mode):
@@ -116,7 +142,5 @@ def _restore_thread(mode):
 def _compiled(function, arguments):
     # Numba's cache notices edits of this file, and nothing else is compiled into these.
     kernel = njit(function)
-    # RuntimeError: there is no writable place for a cache.
-    with contextlib.suppress(RuntimeError):
-        kernel.enable_caching()
+    let_cache(kernel, function)
     return kernel.compile(arguments)

@@ -20,8 +20,8 @@ from cuda_program import dtype_of, kernels_of, parameters
 
 from fastadam.kernels import GRAD_SCALE, GRADIENT, TAKEN, blocks, cuda
 from fastadam.kernels.cuda import device_tables
-from fastadam.kernels.cuda import norm as cuda_norm
 from fastadam.kernels.cuda import launch as cuda_launch
+from fastadam.kernels.cuda import norm as cuda_norm
 from fastadam.kernels.cuda import source as cuda_source
 
 HAS_COMPILER = shutil.which("g++") is not None

@@ -51,7 +51,7 @@ def test_runs_of_steps_are_made_up_for_in_few(dtype):
     for row in (0, *[1] * 500):
         opt.step({"table": SparseRows([row], np.ones((1, WIDTH), dtype)), "bias": np.ones(5, dtype)})
     past = opt._engine._history
-    history, totals = past._history[0], past._totals[0]
+    _, history, totals = past._past[0]
     table, _ = catch_up_table(np.array([1]), 500, history, totals, np.dtype(dtype))
     late, _ = catch_up_table(np.array([300]), 500, history, totals, np.dtype(dtype))
     assert [len(table), len(late)] == ([20, 4] if dtype is np.float32 else [209, 100])

@@ -341,5 +341,5 @@ def test_history_is_kept_for_clocks_with_rows_only():
     opt.step({"table": None, "a": np.ones(2), "b": np.ones(2)})
     opt.step({"table": rows, "a": None, "b": np.ones(2)})
     history, plan = opt._engine._history, opt._engine.plan
-    assert set(history._steps) == {plan.clock_of[0]}
-    assert history._steps[plan.clock_of[0]] == 3
+    assert set(history._past) == {plan.clock_of[0]}
+    assert history._past[plan.clock_of[0]].steps == 3

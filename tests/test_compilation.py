@@ -7,7 +7,6 @@ import subprocess
 import sys
 import weakref
 from dataclasses import replace
-from functools import partial
 from hashlib import sha256
 
 import numba
@@ -70,14 +69,14 @@ def test_every_loop_is_vectorised(name, dtype):
 
 
 def test_check_notices_a_loop_that_is_not_vectorised(monkeypatch):
-    monkeypatch.setattr(jit, "_ERRORS", "python")
+    monkeypatch.setitem(jit._OPTIONS, "error_model", "python")
     for dtype in (np.float32, np.float64):
         with pytest.raises(AssertionError, match="no packed instruction"):
             check_vectorised(ADAM, loop_in(ADAM, dtype), dtype)
 
 
 def test_check_notices_a_fused_multiply_add(monkeypatch):
-    monkeypatch.setattr(jit, "cfunc", partial(numba.cfunc, fastmath={"contract"}))
+    monkeypatch.setitem(jit._OPTIONS, "fastmath", {"contract"})
     listing = loop_in(ADAM, np.float32)
     with pytest.raises(AssertionError, match="fused"):
         check_vectorised(ADAM, listing, np.float32)
@@ -268,8 +267,8 @@ def test_a_second_process_compiles_nothing(empty_cache):
     for _ in range(2):
         ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
         counts.append([len(re.findall(what, ran.stdout)) for what in ("data saved to", "data loaded from")])
-    # Two loops, two folds, two drivers, the squares, the clip and the two switches of subnormals.
-    assert counts == [[10, 0], [0, 10]]
+    # Two loops, two folds, two drivers, the squares, the clip and the three switches of subnormals.
+    assert counts == [[11, 0], [0, 11]]
 
 
 def test_without_a_place_for_a_cache_everything_is_compiled(empty_cache, monkeypatch):

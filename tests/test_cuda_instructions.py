@@ -19,7 +19,7 @@ ROUNDS = 4
 MOST = {
     "adam": 46,
     "moments_bfloat16": 65,
-    "moments_dithered": 75,
+    "moments_dithered": 77,
     "all_dithered": 87,
     "codes": 103,
     "dithered_codes": 116,

@@ -190,8 +190,8 @@ def test_missed_steps_are_made_up_for_as_in_the_reference(dtype):
     blocks, starts = np.array([(0, 0, 0, 64, 0), (0, 1, 64, 65, 0), (0, 2, 300, 4_999, 0)])[:, :4], [0, 2, 2, 7]
     expected = np.array([[reference.address(array) for array in host]])
     addresses = np.array([[cuda.address(array) for array in device]])
-    reference.catch_up(expected, dtype, blocks, table, np.array(starts))
-    cuda.catch_up(addresses, dtype, blocks, table, np.array(starts))
+    reference.catch_up(expected, dtype, blocks, table, np.array(starts))()
+    cuda.catch_up(addresses, dtype, blocks, table, np.array(starts))()
     for actual, wanted in zip(device, host, strict=True):
         np.testing.assert_array_equal(cupy.asnumpy(actual), wanted)
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 from oracle import assert_same_bits, bits
+from refusal import refuses
 from training import HYPER, LARGE, SHAPES, WAYS, both, copies, make, pmv, sizes, ways
 
 import fastadam
@@ -110,11 +111,26 @@ def test_broadcast_gradient_of_the_right_shape_is_accepted(size):
     np.testing.assert_allclose(params["b"], [1.5, 1.5], rtol=1e-6)
 
 
-def test_step_without_any_gradient_written_is_a_step_with_zeros():
+@both
+def test_step_without_any_gradient_written_is_refused(flat):
+    opt = fastadam.AdamW([np.ones(4)], lr=0.1, flat=flat)
+    message = r"`grads` must be given, or gradients must be written into `opt.grads` before, got neither"
+    refuses(opt.step, ValueError, message, opt)
+    opt = fastadam.AdamW([np.ones(4)], lr=0.1, flat=flat)
+    opt.step([np.ones(4)])
+    opt.zero_grad()
+    refuses(opt.step, ValueError, message)
+
+
+@pytest.mark.parametrize("written", [lambda opt: opt.grads, lambda opt: opt.buffers.g], ids=["grads", "buffers.g"])
+def test_step_with_gradients_that_may_have_been_written(written):
     opt, zeros = (fastadam.AdamW(np.ones(4), lr=0.1) for _ in range(2))
+    written(opt)
     opt.step()
     zeros.step(np.zeros(4))
     assert_same_bits(pmv(opt), pmv(zeros))
+    opt.add_param_group({"params": [np.ones(3)]})
+    opt.step()
 
 
 # --- gradients that lie in the optimizer's own memory: a step must read all of them as they were when it was called

@@ -1,6 +1,8 @@
 """What an error or Ctrl-C from outside leaves behind: an optimizer that is as before, or as after the step."""
 
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -65,6 +67,7 @@ def test_ctrl_c_in_a_launch_is_raised_after_a_step_that_is_whole(options, monkey
             launch()
             raise KeyboardInterrupt
 
+        run.begun, run.ended = launch.begun, launch.ended
         return run
 
     grads = [make(SHAPES, seed) for seed in (1, 2)]
@@ -126,3 +129,28 @@ def test_buffers_take_no_new_attributes():
     opt = fastadam.Adam({"w": np.ones((3, 2))})
     with pytest.raises(AttributeError, match="cannot be replaced"):
         opt.buffers.copy = None
+
+
+@both
+@pytest.mark.parametrize("options", [{}, {"sparse": "exact"}, {"max_grad_norm": 1.0}, {"ema_decay": 0.9}], ids=str)
+def test_an_optimizer_that_is_no_longer_used_is_freed_at_once(flat, options):
+    def used():
+        opt = fastadam.Adam(make(SHAPES), flat=flat, **options)
+        opt.step(make(SHAPES, 1))
+        opt.step({**make(SHAPES, 2), "b": None})
+        opt.param_groups[0]["lr"] = 0.5
+        opt.add_param_group({"params": make({"c": (4,)})})
+        return opt
+
+    used()  # Numba leaves cycles behind when it compiles
+    gc.collect()
+    gc.disable()
+    try:
+        opt = used()
+        group, held = opt.param_groups[0], [weakref.ref(opt), *(weakref.ref(each) for each in opt.all_buffers)]
+        del opt
+        assert [each() for each in held] == [None] * len(held)
+        group["lr"] = 0.1
+        group["betas"] = (0.5, 0.9)
+    finally:
+        gc.enable()

@@ -44,7 +44,7 @@ def test_quadrature_of_missed_steps(dtype, missed):
         expected_p = expected_p * decay - size * m * 0.9**j / (root * 0.999 ** (j / 2) + eps_j)
     expected = expected_p, m * 0.9**missed, v * 0.999**missed
     table, starts = catch_up_table(np.array([0]), missed, history, totals, p.dtype)
-    cpu.catch_up(addresses_of([(p, m, v)]), p.dtype, np.array([[0, 0, 0, 200]]), table, starts)
+    cpu.catch_up(addresses_of([(p, m, v)]), p.dtype, np.array([[0, 0, 0, 200]]), table, starts)()
     unit = np.finfo(dtype).eps
     for actual, exact in zip((p, m, v), expected, strict=True):
         np.testing.assert_allclose(actual, exact, rtol=(4 + 2 * len(table)) * unit, atol=np.finfo(dtype).tiny)
@@ -69,7 +69,7 @@ def caught_up(catch, parameters, blocks, table, starts):
     copies = [tuple(array.copy() for array in arrays) for arrays in parameters]
     homes = [[Home(array, shift) for shift, array in enumerate(arrays)] for arrays in copies]
     addresses = np.array([[home.address for home in row] for row in homes], np.int64)
-    catch(addresses, parameters[0][0].dtype, blocks, table, starts)
+    catch(addresses, parameters[0][0].dtype, blocks, table, starts)()
     for row in homes:
         for home in row:
             home.leave()

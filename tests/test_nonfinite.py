@@ -229,3 +229,56 @@ def test_norm_that_overflows_float64_cannot_be_clipped():
     opt.step(np.full(3, 1e200))
     assert opt.skipped_steps == 1
     np.testing.assert_array_equal(opt.buffers.p, 1.0)
+
+
+# --- steps skipped in a row
+
+
+def nan_like(grads):
+    return {name: np.full_like(each, np.nan) for name, each in grads.items()}
+
+
+def test_many_skipped_steps_in_a_row_are_said():
+    opt, bad = fastadam.Adam(make({"w": 3}), nonfinite="skip"), nan_like(make({"w": 3}))
+    for _ in range(99):
+        opt.step(bad)
+    with pytest.warns(
+        RuntimeWarning, match="100 steps in a row were skipped because of gradients that are not"
+    ) as found:
+        opt.step(bad)
+    assert found[0].filename == __file__
+    for _ in range(99):
+        opt.step(bad)
+    opt.step(make({"w": 3}))  # now they are no longer in a row
+    for _ in range(99):
+        opt.step(bad)
+    assert opt.skipped_steps == 298
+
+
+@pytest.mark.parametrize("most", [0, 3])
+def test_more_skipped_steps_than_are_allowed_raise(most):
+    opt, grads = fastadam.Adam(make({"w": 3}), nonfinite="skip", max_skipped_steps=most), make({"w": 3})
+    for _ in range(2):
+        for _ in range(most):
+            opt.step(nan_like(grads))
+        before, skipped = memory(opt), opt.skipped_steps
+        for _ in range(2):
+            with pytest.raises(
+                FloatingPointError,
+                match=rf"'w' must be finite, got nan at index \(0,\); nothing was written; {most} steps in a row",
+            ):
+                opt.step(nan_like(grads))
+        assert memory(opt) == before
+        assert opt.skipped_steps == skipped
+        opt.step(grads)
+    assert opt.state_dict()["state"]["w"]["step"] == 2
+
+
+def test_a_loaded_state_begins_a_new_row_of_skipped_steps():
+    opt, grads = fastadam.Adam(make({"w": 3}), nonfinite="skip", max_skipped_steps=1), make({"w": 3})
+    opt.step(grads)
+    opt.step(nan_like(grads))
+    opt.load_state_dict(opt.state_dict())
+    opt.step(nan_like(grads))
+    with pytest.raises(FloatingPointError):
+        opt.step(nan_like(grads))

@@ -292,6 +292,7 @@ def test_step_after_an_entry_was_replaced_raises_and_writes_nothing(key, spoil, 
     opt = fastadam.Adam(params, flat=flat)
     opt.step({name: np.ones_like(view) for name, view in opt.params.items()})
     before = pmv(opt)
+    opt.grads[key] = 1.0
     mapping = {name: np.full_like(view, 2.0) for name, view in opt.params.items()}
     given = {"mapping": mapping, "list": list(mapping.values()), "flat": np.ones(opt.buffers.size, np.float32)}
     grads = given.get(gradient)

@@ -157,8 +157,8 @@ def test_a_bucket_is_stepped_before_the_gradients_of_the_next_are_there():
         take_steps(opt, range(1), group.rank, 2)
         if group.rank == 0:
             events.clear()
-            launches = next(iter(opt._engine.plan._prepared.values())).launches
-            launches[:] = [(lambda launch=launch: (events.append("stepped"), launch())) for launch in launches]
+            turns = next(iter(opt._engine.plan._prepared.values())).launch.turns
+            turns[:] = [(lambda launch=launch: (events.append("stepped"), launch())) for launch in turns]
         take_steps(opt, range(1, 2), group.rank, 2)
 
     on_ranks(2, stepped, Group)

@@ -210,7 +210,7 @@ def test_catching_up_makes_subnormals_zero(backend):
     table = np.zeros((1, COLUMNS), np.float32)
     table[0] = 1.0, 0.0, 1.0, 0.0, 1.0, 0.5, 0.5
     addresses = np.array([[backend.address(array) for array in (p, m, v)]])
-    backend.catch_up(addresses, np.dtype(np.float32), np.array([[0, 0, 0, 100]]), table, np.array([0, 1]))
+    backend.catch_up(addresses, np.dtype(np.float32), np.array([[0, 0, 0, 100]]), table, np.array([0, 1]))()
     assert p.tolist() == [1.0] * 100
     assert not m.any()
     assert not v.any()

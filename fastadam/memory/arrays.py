@@ -152,7 +152,9 @@ def moved(array: Any, other: Any) -> Any:
 def backend_of(array: Any, label: str) -> Any:
     """The `fastadam.kernels.Backend` for the device of `array`."""
     if isinstance(array, np.ndarray):
-        return importlib.import_module("fastadam.kernels.cpu")
+        # With NUMBA_DISABLE_JIT=1 nothing is compiled.
+        is_off = importlib.import_module("numba").config.DISABLE_JIT
+        return importlib.import_module("fastadam.kernels.reference" if is_off else "fastadam.kernels.cpu")
     require_cupy(label)
     return importlib.import_module("fastadam.kernels.cuda")
 

@@ -61,12 +61,14 @@ class Buffers:
         segments: name -> `Segment`. Each starts on a multiple of 64 bytes of every buffer; gaps are zero.
         size: elements of the buffers of parameters and gradients, gaps included; and of all others, without `shard`.
         kept: (start, stop), the elements that all other buffers have: with `shard`, the share of this rank.
+        g_was_asked_for: Whether somebody has had `g`, and may have written gradients there.
     """
 
     formats: Formats
     segments: dict[Hashable, Segment]
     size: int
     kept: tuple[int, int]
+    g_was_asked_for: bool
 
     def __init__(
         self,
@@ -85,13 +87,15 @@ class Buffers:
         each = zip(layouts.items(), starts, sizes, strict=True)
         segments = {name: Segment(start, start + size, layout) for (name, layout), start, size in each}
         vars(self).update(formats=formats, segments=segments, flats={}, arithmetic=arithmetic)
-        vars(self).update(size=ranks * width, kept=(rank * width, (rank + 1) * width), _device_of=device_of)
+        vars(self).update(size=ranks * width, kept=(rank * width, (rank + 1) * width))
+        vars(self).update(_device_of=device_of, g_was_asked_for=False)
         self.dtype("g")  # raises if bfloat16 is asked for without ml_dtypes
 
     def __getattr__(self, name: str) -> Any:
-        if name in vars(self).get("flats", ()):
+        if name != "g" and name in vars(self).get("flats", ()):
             return self.flats[name]
         if name == "g":
+            vars(self)["g_was_asked_for"] = True
             return self.allocate("g")
         raise AttributeError(
             f"these buffers have no `{name}`" + (": the parameters lie where they are, in `params`" * (name == "p"))

@@ -2,6 +2,8 @@
 
 import math
 import operator
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -73,3 +75,14 @@ def positive(value: Any, label: str) -> float:
     if number <= 0.0:
         raise ValueError(f"`{label}` must be > 0, got {number}")
     return number
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The one of the `known` names that `name` resembles; None if there is none."""
+    return next(iter(get_close_matches(name.lower(), known, 1, 0.75)), None)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown `name`."""
+    found = nearest(name, known)
+    return f". Did you mean {found!r}?" if found else ""

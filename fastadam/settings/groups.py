@@ -1,12 +1,51 @@
 """One parameter group: torch's keys, each value checked when it is assigned."""
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable
+from copy import deepcopy
 from math import inf
 from typing import Any
 
 from fastadam.kernels.texts.member import Member
-from fastadam.settings.checks import flag, fraction, nonnegative
+from fastadam.settings.checks import flag, fraction, nearest, nonnegative
 from fastadam.settings.options import OPTION_NAMES, moment_dtypes
+
+# What schedulers and frameworks write into groups.
+OF_OTHERS = (
+    "initial_lr",
+    "name",
+    "swa_lr",
+    "max_lr",
+    "min_lr",
+    "base_lr",
+    "base_momentum",
+    "max_momentum",
+    "foreach",
+    "fused",
+    "capturable",
+    "differentiable",
+    "param_names",
+)
+# What other libraries call settings.
+ALIASES = {
+    "learning_rate": "lr",
+    "lr_scale": "lr",
+    "lr_mult": "lr",
+    "wd": "weight_decay",
+    "l2": "weight_decay",
+    "decay": "weight_decay",
+    "momentum": "betas",
+    "b1": "betas",
+    "b2": "betas",
+    "beta1": "betas",
+    "beta2": "betas",
+    "beta_1": "betas",
+    "beta_2": "betas",
+    "epsilon": "eps",
+    "ascent": "maximize",
+    "clipnorm": "max_grad_norm",
+    "clip_norm": "max_grad_norm",
+    "clipvalue": "clip_value",
+}
 
 
 def _lr(value, label):
@@ -40,14 +79,17 @@ def _checks(member: Member) -> dict[str, Callable[[Any, str], Any]]:
     }
 
 
-class ParamGroup(MutableMapping):
+class ParamGroup(dict):
     """A group of parameters and its hyperparameters, under torch's keys.
 
     ``group["lr"] = 1e-4`` takes effect at the next step, without recompiling. It may also be a schedule, a callable
     that takes the number of steps that were asked of the group before. A bad value raises at the assignment and leaves
     the group as it was.
     ``group["params"]`` is the tuple of the parameters' names; it cannot be assigned.
-    Further keys (a scheduler's ``initial_lr``, a label) are kept and ignored.
+    Further keys (a scheduler's ``initial_lr``, a label) are kept and ignored, unless they resemble a setting: those are
+    refused, because they would do nothing.
+
+    Copies, by `copy`, `copy.deepcopy` or pickle, are plain dicts.
     """
 
     def __init__(
@@ -58,65 +100,113 @@ class ParamGroup(MutableMapping):
         check_together: Callable[[dict[str, Any]], None] = lambda values: None,
     ):
         """Make a group; `check_together` raises if values that are right one by one do not go together."""
+        super().__init__(params=names)
         self._checks = _checks(member)
         self._check_together = check_together
         # `lr_changed` is called when a plain number was assigned to "lr", `changed` after all other assignments.
         self.changed: Callable[[], None] = lambda: None
         self.lr_changed: Callable[[float], None] = lambda lr: None
-        self._values: dict[str, Any] = {"params": names}
         if "moment_dtype" in settings:
             moment_dtypes(settings["moment_dtype"])
-            self._values["moment_dtype"] = settings["moment_dtype"]
-        self._values.update({key: self._checked(key, value) for key, value in settings.items()})
-
-    def __getitem__(self, key: str) -> Any:
-        return self._values[key]
+            super().__setitem__("moment_dtype", settings["moment_dtype"])
+        super().update({key: self._checked(key, value) for key, value in settings.items()})
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if key == "lr" and type(value) is float and 0.0 <= value < inf and not callable(self._values["lr"]):
+        if key == "lr" and type(value) is float and 0.0 <= value < inf and not callable(self["lr"]):
             # What every scheduler assigns at every step.
-            self.lr_changed(value)
-            self._values["lr"] = value
+            before = self["lr"]
+            try:
+                super().__setitem__(key, value)
+                self.lr_changed(value)
+            except BaseException:
+                super().__setitem__(key, before)
+                self.lr_changed(before)
+                raise
             return
         self.update({key: value})
 
     def update(self, settings: Any = (), **more: Any) -> None:  # type: ignore[override]
         """Assign several values at once, or none of them if one is bad or they do not go together."""
-        before = self._values
-        self._values = {**before, **self.check({**dict(settings), **more})}
+        before, values = dict(self), self.check({**dict(settings), **more})
         try:
+            super().update(values)
             self.changed()
-        except BaseException:  # there is no memory for what a setting needs, say
-            self._values = before
+        except BaseException:  # there is no memory for what a setting needs, or Ctrl-C comes
+            for key in values.keys() - before.keys():
+                super().pop(key, None)
+            super().update(before)
+            self.changed()
             raise
+
+    def __ior__(self, settings: Any) -> "ParamGroup":  # type: ignore[misc]
+        self.update(settings)
+        return self
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """`self[key]`, after `self[key] = default` if there is none."""
+        if key not in self:
+            self[key] = default
+        return self[key]
 
     def __delitem__(self, key: str) -> None:
         if key in ("params", "moment_dtype") or key in self._checks:
             raise TypeError(f"`{key}` is a part of every parameter group and cannot be deleted")
-        del self._values[key]
+        super().__delitem__(key)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
+    def pop(self, key: str, *default: Any) -> Any:
+        """Remove a key that is no setting, and return its value."""
+        value = self[key] if key in self or not default else default[0]
+        if key in self:
+            del self[key]
+        return value
 
-    def __len__(self) -> int:
-        return len(self._values)
+    def popitem(self) -> tuple[str, Any]:
+        """Refused, like `clear`: settings cannot be deleted."""
+        raise TypeError("settings are a part of every parameter group and cannot be deleted")
+
+    def clear(self) -> None:
+        """Refused: settings cannot be deleted."""
+        self.popitem()
+
+    def copy(self) -> dict[str, Any]:
+        """The values, in a plain dict."""
+        return dict(self)
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        return deepcopy(dict(self), memo)
+
+    def __reduce__(self) -> Any:
+        return dict, (dict(self),)
 
     def __repr__(self) -> str:
-        return f"ParamGroup({self._values!r})"
+        return f"ParamGroup({super().__repr__()})"
+
+    def resembled(self, key: Any) -> str | None:
+        """The setting or option that `key` resembles; None if it resembles none, or is one."""
+        if not isinstance(key, str) or key in self._checks or key in ("params", *OF_OTHERS, *OPTION_NAMES):
+            return None
+        return ALIASES.get(key.lower()) or nearest(key, [*self._checks, "moment_dtype", *OPTION_NAMES])
 
     def _checked(self, key, value):
         if key == "params":
             raise TypeError("`params` of a group cannot be assigned: add parameters with `add_param_group`")
         if key == "moment_dtype":
-            if key in self._values and value == self._values[key]:
+            if key in self and value == self[key]:
                 return value
             raise TypeError("`moment_dtype` of a group cannot be assigned: its moments are there, and stored already")
         if key in OPTION_NAMES:
             raise TypeError(f"`{key}` must be given to the optimizer, not to a group: it holds for all of them")
-        return self._checks[key](value, key) if key in self._checks else value
+        if key in self._checks:
+            return self._checks[key](value, key)
+        meant = self.resembled(key)
+        if meant is not None:
+            raise TypeError(f"`{key}` is no setting of a group, and would do nothing. Did you mean `{meant}`?")
+        return value
 
     def check(self, settings: dict[str, Any]) -> dict[str, Any]:
         """`settings` as they would be assigned; raise if they cannot be."""
         checked = {key: self._checked(key, value) for key, value in settings.items()}
-        self._check_together({**self._values, **checked})
+        self._check_together({**self, **checked})
         return checked

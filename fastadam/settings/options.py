@@ -30,7 +30,9 @@ class Options:
     clip_value: float | None = None
     max_grad_norm: float | None = None
     nonfinite: str = "propagate"
+    max_skipped_steps: int | None = None
     ema_decay: float | None = None
+    ema_warmup: bool = False
     copy_dtype: str | None = None
     zero_grad: bool = False
     moment_dtype: str | tuple[str | None, str | None] | None = None
@@ -52,11 +54,13 @@ class Options:
         one_of(self.rounding, "rounding", ROUNDINGS)
         moment_dtypes(self.moment_dtype)
         object.__setattr__(self, "seed", integer(self.seed, "seed", least=0))
-        for key in ("decouple_lr", "zero_grad", "master_weights"):
+        for key in ("decouple_lr", "ema_warmup", "zero_grad", "master_weights"):
             object.__setattr__(self, key, flag(getattr(self, key), key))
         for key in ("clip_value", "max_grad_norm"):
             if getattr(self, key) is not None:
                 object.__setattr__(self, key, positive(getattr(self, key), key))
+        if self.max_skipped_steps is not None:
+            object.__setattr__(self, "max_skipped_steps", integer(self.max_skipped_steps, "max_skipped_steps", least=0))
         object.__setattr__(self, "eps_root", nonnegative(self.eps_root, "eps_root"))
         if self.ema_decay is not None:
             object.__setattr__(self, "ema_decay", fraction(self.ema_decay, "ema_decay"))
@@ -76,6 +80,13 @@ class Options:
                 f"`eps_root` must be 0 unless `convention` is 'optax' and the optimizer divides by a root, got "
                 f"{self.eps_root} with {self.convention!r}"
             )
+        if self.max_skipped_steps is not None and self.nonfinite != "skip":
+            raise ValueError(
+                f"`max_skipped_steps` must be None unless `nonfinite` is 'skip', got {self.max_skipped_steps} with "
+                f"{self.nonfinite!r}"
+            )
+        if self.ema_warmup and self.ema_decay is None:
+            raise ValueError("`ema_warmup` needs `ema_decay`, of the average that it lets begin faster")
         if self.clip_value is not None and self.max_grad_norm is not None:
             raise ValueError(
                 f"`clip_value` must be None with `max_grad_norm`, got {self.clip_value} and {self.max_grad_norm}: it "
@@ -129,7 +140,9 @@ class StepKeywords(TypedDict, total=False):
 
     max_grad_norm: float | None
     nonfinite: str
+    max_skipped_steps: int | None
     ema_decay: float | None
+    ema_warmup: bool
     copy_dtype: str | None
     zero_grad: bool
     moment_dtype: str | tuple[str | None, str | None] | None

@@ -25,6 +25,7 @@ def recipe_of(
         eps_root=options.eps_root > 0.0,
         clip_value=options.clip_value is not None,
         ema=options.ema_decay is not None,
+        ema_warmup=options.ema_warmup,
         zero_grad=options.zero_grad,
         small_betas=options.family_member.small(settings["betas"]),
         storage=formats,

@@ -45,10 +45,9 @@ class Exchange:
         self._parameters, self._buckets = list(parameters), all_buffers(parameters)
         for each in self._buckets:
             known.setdefault(each, zeros(each.kept[1] - each.kept[0], each.dtype("g"), self._device_of))
-        self._sums = [known[each] for each in self._buckets]
+        self._sums, self._addresses = [known[each] for each in self._buckets], {}
         everybody = list(enumerate(self._parameters))
         self._members = [[member for member, each in everybody if each.buffers is buffers] for buffers in self._buckets]
-        self._addresses.clear()
 
     # --- collectives
 

@@ -1,24 +1,26 @@
 """One step, in order: every front end makes one call of `Engine.take_step`."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from fastadam.kernels import Backend
+from fastadam.kernels.subnormals import leave
 from fastadam.memory.parameters import Parameter
 from fastadam.settings.options import Options
-from fastadam.sharding.agreement import agree, shared_failure, texts
 from fastadam.sharding.exchange import Exchange
 from fastadam.step.gather import Gradients
 from fastadam.step.history import History
+from fastadam.step.journal import Journal
 from fastadam.step.plan import Plan
 from fastadam.step.reduction import Reduction, not_finite, too_large
 from fastadam.step.rows import Rows
-from fastadam.step.said import STEP_KEYS, said_of_step
 
-_BEFORE = "before a step"
+# So many steps skipped in a row are worth a warning.
+MANY_SKIPPED = 100
 
 
 class Engine:
@@ -27,51 +29,58 @@ class Engine:
     Attributes:
         plan: Clocks, scalars and launches.
         reduction: The norm of the gradients, where an option needs it.
-        exchange: What ranks send one another; None for one process.
+        exchange: What ranks send one another; None in one process.
+        journal: What is under way.
     """
 
-    def __init__(
-        self,
-        options: Options,
-        backend: Backend,
-        device_of: Any,
-        *,
-        host_counts: bool = False,
-        exchange: Exchange | None = None,
-    ):
-        """Make one without parameters; `host_counts` says that the front end must know which steps were taken.
+    exchange: Exchange | None = None
 
-        `exchange` is there where several ranks share the parameters.
-        """
+    def __init__(self, options: Options, backend: Backend, device_of: Any, *, host_counts: bool = False):
+        """Make one without parameters; `host_counts` says that the front end must know which steps were taken."""
         self._options, self._device_of = options, device_of
         on_device = not isinstance(device_of, np.ndarray)
         # On a GPU the kernels themselves skip, without waiting for the host, unless that must keep a history.
-        host_counts = host_counts or options.sparse == "exact"
+        host_counts = host_counts or options.sparse == "exact" or options.max_skipped_steps is not None
         self._skipped_by_kernels = options.nonfinite == "skip" and on_device and not host_counts
         host_decides = options.nonfinite != "propagate" and not self._skipped_by_kernels
-        # On a GPU the answer of other ranks would have to be waited for, in every step.
-        self._compares = not on_device
         self._waits = host_decides or options.sparse == "exact"
-        self.exchange = exchange
-        self.plan = Plan(options, backend, device_of, guarded=self._skipped_by_kernels, by_buffers=exchange is not None)
-        self.reduction = Reduction(self.plan, options, device_of, exchange) if options.reduces else None
-        self._history = History(self.plan) if options.sparse == "exact" else None
+        self._skipped_in_row = 0  # as far as the host knows
+        self.journal = Journal()
+        self.plan = self._new_plan(options, backend, device_of, guarded=self._skipped_by_kernels)
+        self.reduction = Reduction(self.plan, options, device_of, self.exchange) if options.reduces else None
+        self._history = History() if options.sparse == "exact" else None
+        if self._history is not None:
+            self.plan.on_split = self._history.split
+
+    def _new_plan(self, options, backend, device_of, *, guarded):
+        return Plan(options, backend, device_of, guarded=guarded)
 
     def add(self, groups: Sequence[tuple[Sequence[Parameter], Mapping[str, Any], set]]) -> None:
         """Add groups: their parameters, settings, and the names to which weight decay does not apply."""
-        plan, before = self.plan, dict(vars(self.plan))
-        vars(plan).update({name: list(value) for name, value in before.items() if isinstance(value, list)})
+        before = self.snapshot()
         try:
-            plan.add(groups)
-            for member in range(len(before["parameters"]), len(plan.parameters)):
-                if "ema" in plan.update_of(member).flats:
-                    plan.parameters[member].start_average()
-                self._copy_out(plan.parameters[member])
-            if self.exchange is not None:
-                self.exchange.add(plan.parameters)
-        except BaseException:  # there is no more memory, say
-            vars(plan).update(before)
+            self._add(groups)
+        except BaseException:  # there is no more memory, or Ctrl-C comes
+            leave()
+            self.restore(before)
             raise
+
+    def _add(self, groups):
+        plan, known = self.plan, len(self.plan.parameters)
+        vars(plan).update({name: list(value) for name, value in vars(plan).items() if isinstance(value, list)})
+        plan.add(groups)
+        for member in range(known, len(plan.parameters)):
+            if "ema" in plan.update_of(member).flats:
+                plan.parameters[member].start_average()
+            self._copy_out(plan.parameters[member])
+
+    def snapshot(self) -> Any:
+        """All that `add` changes."""
+        return dict(vars(self.plan))
+
+    def restore(self, snapshot: Any) -> None:
+        """Let all be as it was."""
+        vars(self.plan).update(snapshot)
 
     def rates(self) -> list[tuple[int, float]]:
         """The learning rates of the next step, (group, rate), of groups that have a schedule.
@@ -85,7 +94,7 @@ class Engine:
             raise RuntimeError(self._why_not_captured())
         rates = [(group, plan.lr(group)) for group in plan.scheduled]
         if self._history is not None:
-            self._history.check_decays(dict(rates))
+            self._history.check_decays(plan, dict(rates))
         return rates
 
     def _why_not_captured(self):
@@ -105,109 +114,104 @@ class Engine:
         `rates` are those of `rates()`, which is asked before anything is written, gathered gradients included.
 
         Raises:
-            FloatingPointError: a gradient is not finite, with `nonfinite="raise"`. Nothing has been written then.
+            FloatingPointError: a gradient is not finite, with `nonfinite="raise"` or after `max_skipped_steps`. Nothing
+                has been written then.
         """
-        plan, history, exchange = self.plan, self._history, self.exchange
+        try:
+            return self._take_step(gradients, rates, grad_scale)
+        except BaseException:
+            leave()
+            raise
+
+    def _take_step(self, gradients, rates, grad_scale):
+        plan, history, reduction = self.plan, self._history, self.reduction
         # What can fail comes first: what is compiled, and what the launches need of memory.
-        if exchange is None:
-            prepared = plan.prepare(gradients)
-        else:
-            gradients, prepared = self._reduced(exchange, gradients, rates, grad_scale)
-        if self.reduction is None:
+        gradients, prepared = self._prepared(gradients, rates, grad_scale)
+        if reduction is None:
             plan.use(grad_scale)
         else:
-            self.reduction.clip(prepared, grad_scale)
-            if self._is_refused(self.reduction, gradients):
+            reduction.clip(prepared, grad_scale)
+            if self._is_refused(reduction, gradients):
                 return False
         for group, lr in rates:
             plan.set_lr(group, lr)
+        counts: dict[int, int] = {}
         if history is not None:
-            history.before_step(prepared.rows, prepared.clocks)
-        plan.asked += 1
-        try:
-            for bucket, launch in enumerate(prepared.launches):
-                if exchange is not None:
-                    exchange.arrived(bucket)
-                launch()
-                if exchange is not None:
-                    exchange.send(bucket)
-            if exchange is not None:
-                exchange.received()
-        finally:  # Ctrl-C comes during the launch and is raised after it, when the step has been taken
-            if history is not None:
-                history.after_step(prepared.rows, prepared.clocks)
-            if self._options.zero_grad:
-                # Where the kernel read a gradient, it has zeroed it.
-                for array in gradients.copied:
-                    plan.zero(array)
+            history.begin(plan, prepared.rows)
+            for member, rows in history.read_by(plan, prepared.rows, prepared.clocks):
+                self._catch_up(history, member, rows)
+            counts = history.counts(prepared.clocks)
+        self.journal.run(prepared.launch, self._finish, plan.asked + 1, gradients.copied, 0, prepared, counts)
         return True
 
-    def _reduced(self, exchange, gradients, rates, grad_scale):
-        """The gradients on their way to the ranks that own them, and the launches that step them there."""
-        with self.told():
-            if gradients.rows:
-                member = next(iter(gradients.rows))
-                raise TypeError(
-                    f"`grads[{self.plan.parameters[member].name!r}]` must be an array with `shard`, got SparseRows"
-                )
-            located = exchange.located(gradients)
-            prepared = self.plan.prepare(located)
-        if self._compares:
-            agree(exchange, _BEFORE, said_of_step(self.plan, prepared, rates, grad_scale))
-        exchange.reduce(gradients)
-        if self.reduction is not None:
-            exchange.all_arrived()
-        return located, prepared
+    def _prepared(self, gradients, rates, grad_scale):
+        """The gradients where the launches find them, and the launches."""
+        return gradients, self.plan.prepare(gradients)
 
-    def told(self) -> AbstractContextManager[None]:
-        """Tell the other ranks, which wait for this one before a step, of an error that is raised inside."""
-        return shared_failure(self.exchange if self._compares else None, len(STEP_KEYS), _BEFORE)
+    def told(self) -> AbstractContextManager[Any]:
+        """Around an error before a step, which other ranks that share it are to be told of."""
+        return nullcontext()
+
+    def _finish(self, asked, unread, skipped_in_row, prepared=None, counts=None):
+        """What follows a launch: `asked` steps have been asked, and `unread` gradients are to be zeroed."""
+        if counts and self._history is not None:
+            self._history.note(self.plan, prepared.rows, counts)
+        if self._options.zero_grad:
+            for array in unread:
+                if array is not None and not isinstance(array, Rows):
+                    self.plan.zero(array)
+        if self.reduction is not None:
+            self.reduction.commit()
+        self._skipped_in_row = skipped_in_row
+        self.plan.asked = asked
 
     def _is_refused(self, reduction, gradients):
         """Whether this step is not taken, for a gradient that is not finite; raise if that is the policy."""
-        policy = self._options.nonfinite
+        policy, most = self._options.nonfinite, self._options.max_skipped_steps
         if policy == "propagate" or self._skipped_by_kernels or reduction.taken:
             return False
-        if policy == "raise":
-            reduction.skipped -= 1
+        in_row = self._skipped_in_row + 1
+        if policy == "raise" or (most is not None and in_row > most):
+            reduction.refuse()
             pairs = zip(self.plan.parameters, gradients.held, strict=True)
             named = {parameter.name: array for parameter, array in pairs if array is not None}
-            raise FloatingPointError(self._not_finite(named, reduction.norm))
-        self.plan.asked += 1
-        if self._options.zero_grad:
-            for array in (*gradients.held, *gradients.copied):
-                if array is not None and not isinstance(array, Rows):
-                    self.plan.zero(array)
+            before = "" if policy == "raise" else f"; {most} steps in a row have been skipped (`max_skipped_steps`)"
+            raise FloatingPointError(self._not_finite(named, reduction.norm) + before)
+        self.journal.run(None, self._finish, self.plan.asked + 1, (*gradients.held, *gradients.copied), in_row)
+        if in_row % MANY_SKIPPED == 0:
+            warnings.warn(
+                f"{in_row} steps in a row were skipped because of gradients that are not finite: nothing is being "
+                "trained. Look for NaN in the parameters or the loss; `max_skipped_steps` makes this an error",
+                RuntimeWarning,
+                stacklevel=5,
+            )
         return True
 
     def _not_finite(self, named, norm):
-        """What a refused step says of the named gradients; all ranks say the same of those of all ranks."""
-        found = not_finite(named)
-        if self.exchange is None:
-            return found or too_large(named, norm)
-        told = texts(self.exchange, found or "")
-        rank = next((rank for rank, text in enumerate(told) if text), None)
-        if rank is None:
-            return f"the sums of gradients must be finite, and their squares, got a norm of {norm}; nothing was written"
-        return f"on rank {rank}, {told[rank]}"
+        """What a refused step says of the named gradients."""
+        return not_finite(named) or too_large(named, norm)
 
     def catch_up(self, members: Sequence[int], rows: np.ndarray | None = None) -> None:
         """Bring rows of parameters, by their positions, up to date: with `sparse="exact"`; all rows without `rows`."""
         if self._history is None:
             return
         for member in members:
-            self._history.catch_up(member, rows)
+            self._catch_up(self._history, member, rows)
         if rows is None and len(members) == len(self.plan.parameters):
             self._history.forget()
 
     def whole(self, wanted: Sequence[tuple[Parameter, str]]) -> Iterable[tuple[Parameter, str, Any]]:
         """(parameter, flat, its view with the elements of all ranks) of each (parameter, flat), in any order."""
-        if self.exchange is not None:
-            return self.exchange.whole(wanted)
         return ((parameter, flat, parameter.view(flat)) for parameter, flat in wanted)
+
+    def _catch_up(self, history, member, rows):
+        behind = history.behind(self.plan, member, rows)
+        if behind is not None:
+            self.journal.run(behind.launch, behind.note)
 
     def loaded(self) -> None:
         """Take note that parameters and state have been written from outside: a state has been loaded."""
+        self._skipped_in_row = 0
         for parameter in self.plan.parameters:
             self._copy_out(parameter)
         if self._history is not None:

@@ -9,7 +9,7 @@ import numpy as np
 from fastadam.memory.arrays import as_gradient, as_indices, check_flat, contiguous
 from fastadam.memory.buffers import Buffers, Views, stored_dtype
 from fastadam.memory.owners import GRADIENTS, PARAMETER, Owners, bounds, overlapping
-from fastadam.memory.parameters import Parameter
+from fastadam.memory.parameters import Parameter, all_buffers
 from fastadam.step.gather import Gather, Gradients
 from fastadam.step.rows import Rows, SparseRows, ordered_rows
 
@@ -39,6 +39,8 @@ class Collector:
         self._expected = [self._expected_of(each) for each in parameters]
         self._owners, self._gather = Owners(parameters, arrays), Gather(parameters, backend)
         self._views: Views | None = None
+        # Whether gradients may have been written into the buffers: of empty parameters there is nothing to write.
+        self._written = not any(each.size for each in parameters)
 
     def _expected_of(self, parameter):
         dtype = stored_dtype(parameter.formats["g"], parameter.arithmetic, self._example)
@@ -52,12 +54,21 @@ class Collector:
         if self._views is None:
             names = [each.name for each in self._parameters]
             self._views = Views(dict(zip(names, self._gather.places, strict=True)))
+            for buffers in all_buffers(self._parameters):
+                assert buffers.g is not None  # from now on somebody has it
         return self._views
 
     def collect(self, grads: Any, buffers: Callable[[], Buffers]) -> Gradients:
         """The gradients in `grads`, as `Optimizer.step` takes them; a flat array is cut as the `buffers` are."""
         flat, gather = None, self._gather
         if grads is None or grads is self._views:
+            if not self._written:
+                self._written = any(buffers.g_was_asked_for for buffers in all_buffers(self._parameters))
+            if not self._written:
+                raise ValueError(
+                    "`grads` must be given, or gradients must be written into `opt.grads` before, got neither: pass "
+                    "`step({name: gradient, ...})`, or assign `opt.grads[name] = gradient`"
+                )
             given: Any = None
         elif isinstance(grads, Mapping):
             given = self._by_name(grads)

@@ -3,6 +3,7 @@
 Numbers only, no gradients: a front end says in one column of addresses where they lie.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastadam import schedules
-from fastadam.kernels import CLOCK, FIRST, GRAD_SCALE, GRADIENT, PARAMETER, START, STOP, Backend, Pass, Tables
+from fastadam.kernels import CLOCK, FIRST, GRAD_SCALE, GRADIENT, PARAMETER, START, STOP, Backend, Launch, Pass, Tables
 from fastadam.kernels.blocks import cut
 from fastadam.kernels.texts.formats import Formats
 from fastadam.kernels.texts.update import Update, update_of
-from fastadam.memory.parameters import Parameter, all_buffers
+from fastadam.memory.parameters import Parameter
 from fastadam.settings.options import Options
 from fastadam.settings.recipes import LR, hyper_of, recipe_of
 from fastadam.step.gather import Gradients
@@ -32,7 +33,6 @@ class Part:
         arithmetic: The dtype of their arithmetic.
         decays: Whether weight decay applies to them.
         members: Positions of the parameters.
-        clocks: Rows of the scalars; one for each count of steps that its parameters have taken.
         update: The text.
     """
 
@@ -41,7 +41,6 @@ class Part:
     arithmetic: np.dtype
     decays: bool
     members: list[int]
-    clocks: list[int]
     update: Update | None = None
 
 
@@ -49,7 +48,7 @@ class Prepared(NamedTuple):
     """The launches of a step on certain parameters.
 
     Attributes:
-        launches: Run them, one after the other: one for each set of buffers with `by_buffers`, else one for all.
+        launch: Runs them.
         pieces: The gradients as pieces, in the order of the parameters, for the norm.
         clocks: Those that go on.
         rows: Position of a parameter -> its gradient, for those with a gradient of rows only.
@@ -57,7 +56,7 @@ class Prepared(NamedTuple):
         present: bool (parameters,): which parameters have a gradient.
     """
 
-    launches: list[Callable[[], None]]
+    launch: Launch
     pieces: np.ndarray
     clocks: np.ndarray
     rows: dict[int, Rows]
@@ -72,17 +71,21 @@ class Plan:
     parameter has taken, which are those of its clock. A parameter without a gradient is not stepped, and its clock
     stands still.
 
+    An exception from outside, such as Ctrl-C, finds every number as before or as after a change: what a clock begins
+    with is written into a row that no parameter has yet, and only then do parameters get it, in one assignment.
+
     Attributes:
         parameters: All, in the order of the groups.
         tables: What the launches read and write.
         clock_of: int64 (parameters,): the row of scalars of each.
         asked: How many steps have been asked.
         scheduled: Positions of the groups whose learning rate is a schedule.
-        on_split: Called with the rows of a clock and of one that begins as its copy.
+        on_split: Called with the plan, the rows of a clock and of one that is to begin as its copy, and the parameters
+            that are to get it.
     """
 
-    def __init__(self, options: Options, backend: Backend, device_of: Any, *, guarded: bool, by_buffers: bool = False):
-        self.options, self.backend, self._by_buffers = options, backend, by_buffers
+    def __init__(self, options: Options, backend: Backend, device_of: Any, *, guarded: bool):
+        self.options, self.backend = options, backend
         self._device_of, self._guarded = device_of, guarded
         self.parameters: list[Parameter] = []
         self.groups: list[Mapping[str, Any]] = []
@@ -91,10 +94,10 @@ class Plan:
         self.clock_of = np.zeros(0, np.int64)
         self.asked = 0
         self.scheduled: list[int] = []
-        self.on_split: Callable[[int, int], None] = lambda old, new: None
+        self.on_split: Callable[[Plan, int, int, Sequence[int]], None] = lambda plan, old, new, members: None
         self._kept = np.zeros((0, 2), np.int64)
-        self._part_of_clock: list[Part] = []
-        self._rows_of_group: list[list[int]] = []
+        self._part_of_clock: list[Part] = []  # of rows that no parameter has, any
+        self._clocks_of_group: dict[int, list[int]] = {}
         self._earlier: list[int] = []
         self._prepared: dict[tuple[bool, bytes], Prepared] = {}
         self._column: tuple[np.ndarray | None, Prepared | None] = (None, None)
@@ -109,12 +112,12 @@ class Plan:
             self._parts.append(self._new_parts(len(self.groups), parameters, excluded))
             self.groups.append(settings)
             self._earlier.append(-self.asked)
-            self._rows_of_group.append([])
         self._grow()
         for group in range(first, len(self.groups)):
             for part in self._parts[group]:
-                self.clock_of[part.members] = self._new_clock(part)
-                self.carry(part.clocks[0], self.options.first_carried)
+                clock = part.members[0]
+                self.clock_of[part.members] = clock
+                self.carry(clock, self.options.first_carried)
             self.refresh(group)
 
     def _new_parts(self, group, parameters, excluded):
@@ -123,9 +126,10 @@ class Plan:
             decays = parameter.name not in excluded
             key = parameter.formats, parameter.arithmetic, decays
             if key not in parts:
-                parts[key] = Part(group, *key, [], [])
+                parts[key] = Part(group, *key, [])
             parts[key].members.append(len(self.parameters))
             self.parameters.append(parameter)
+            self._part_of_clock.append(parts[key])
         return list(parts.values())
 
     def _grow(self):
@@ -134,15 +138,20 @@ class Plan:
         tables.take_over(before)
         self._kept = np.array([parameter.kept for parameter in self.parameters], np.int64)
         added = np.zeros(count - len(self.clock_of), np.int64)
-        self.clock_of = np.concatenate([self.clock_of, added])
+        self._assign_clocks(np.concatenate([self.clock_of, added]))
         self.forget_launches()
 
-    def _new_clock(self, part):
-        row = len(self._part_of_clock)
-        self._part_of_clock.append(part)
-        self._rows_of_group[part.group].append(row)
-        part.clocks.append(row)
-        return row
+    def _assign_clocks(self, clock_of):
+        # Between assignments of one line no exception comes from outside.
+        self.clock_of, self._clocks_of_group, self._prepared, self._column = clock_of, {}, {}, (None, None)
+
+    def _clocks_of(self, group):
+        """The clocks that parameters of a group have."""
+        clocks = self._clocks_of_group.get(group)
+        if clocks is None:
+            members = [member for part in self._parts[group] for member in part.members]
+            clocks = self._clocks_of_group[group] = np.unique(self.clock_of[members]).tolist()
+        return clocks
 
     def refresh(self, group: int) -> None:
         """Take over the settings of a group."""
@@ -173,7 +182,7 @@ class Plan:
         lr = 0.0 if callable(settings["lr"]) else settings["lr"]
         values = hyper_of(settings, self.options, update.hyper, lr, decays=part.decays)
         row = np.array(values, np.float64)
-        for clock in part.clocks:
+        for clock in np.unique(self.clock_of[part.members]).tolist():
             self.tables.write("hyper", (clock, slice(len(row))), row)
 
     def _row(self, member, update):
@@ -194,8 +203,8 @@ class Plan:
     def set_lr(self, group: int, lr: float) -> None:
         """Take over the learning rate of a group: `refresh` for that alone."""
         self._refuse_captured("the learning rate of a group")
-        for row in self._rows_of_group[group]:
-            self.tables.write("hyper", (row, LR), lr)
+        for clock in self._clocks_of(group):
+            self.tables.write("hyper", (clock, LR), lr)
 
     def asked_of(self, group: int) -> int:
         """How many steps have been asked of a group, whether they were taken or not."""
@@ -233,29 +242,33 @@ class Plan:
             alike: dict[tuple, list[int]] = {}
             for member in part.members:
                 alike.setdefault(tuple(carried[member]), []).append(member)
-            first = part.clocks[0]
-            self.clock_of[part.members] = first
+            first = int(self.clock_of[part.members[0]])
+            clock_of = self.clock_of.copy()
+            clock_of[part.members] = first
+            self._assign_clocks(clock_of)
             for position, (values, members) in enumerate(alike.items()):
                 self.carry(self._split(part, first, members) if position else first, values)
         self.forget_launches()
 
     def _split(self, part, old, members):
         """Another clock for some parameters of an old one, which begins as its copy."""
-        free = [row for row in part.clocks if not (self.clock_of == row).any()]
-        new = free[0] if free else self._new_clock(part)
-        self.clock_of[members] = new
+        clock_of = self.clock_of.copy()
+        # There are as many rows as parameters, and those of an old clock have at most one row for two of them.
+        new = int(np.flatnonzero(np.bincount(clock_of, minlength=len(clock_of)) == 0)[0])
+        clock_of[members] = new
+        self._part_of_clock[new] = part
         self.tables.copy_clock(old, new)
-        self.on_split(old, new)
+        self.on_split(self, old, new, members)
+        self._assign_clocks(clock_of)
         return new
 
     def _split_clocks(self, present):
         """Let the clocks of parameters without a gradient stand still, apart from those that go on."""
-        rows = len(self._part_of_clock)
+        rows = len(self.clock_of)
         members = np.bincount(self.clock_of, minlength=rows)
         going = np.bincount(self.clock_of[present], minlength=rows)
         for old in np.flatnonzero((going > 0) & (going < members)).tolist():
             self._split(self.part_of(old), old, np.flatnonzero(present & (self.clock_of == old)))
-            self._prepared.clear()
 
     def scalars(self, clock: int) -> dict[str, float]:
         """The scalars of the last step of a clock, by name. On a GPU this waits for the step."""
@@ -274,6 +287,7 @@ class Plan:
         """Take the next step with this factor on the gradients."""
         if grad_scale != self._grad_scale:
             self._refuse_captured("another `grad_scale` than that of the step before")
+            self._grad_scale = math.nan  # no number, until it is written
             self.tables.write("record", GRAD_SCALE, grad_scale)
             self._grad_scale = grad_scale
 
@@ -327,30 +341,18 @@ class Plan:
                 whole[whole[:, PARAMETER] == member, STOP] = rows.size
         clocks = np.unique(self.clock_of[present])
         passes = self._passes(pieces, clocks)
-        turns = self._in_turn(passes) if self._by_buffers else [passes]
-        launches = [self._launch(each, merged=gradients.in_buffers) for each in turns]
-        prepared = Prepared(launches, whole, clocks, gradients.rows, [], present)
+        if gradients.in_buffers:
+            passes = [self._merged(each) for each in passes]
+        prepared = Prepared(self._launch(passes), whole, clocks, gradients.rows, [], present)
         if not gradients.rows:
             if len(self._prepared) > 64:
                 self._prepared.clear()
             self._prepared[key] = prepared
         return prepared
 
-    def _launch(self, passes, *, merged):
-        if merged:
-            passes = [self._merged(each) for each in passes]
+    def _launch(self, passes):
         cuts = [each._replace(blocks=cut(each.blocks)) for each in passes]
         return self.backend.launcher(cuts, self.tables, guarded=self._guarded)
-
-    def _in_turn(self, passes):
-        """The passes of each set of buffers, in their order; the first of them fold all clocks."""
-        numbers = {id(buffers): number for number, buffers in enumerate(all_buffers(self.parameters))}
-        numbers_of = np.array([numbers[id(each.buffers)] for each in self.parameters])
-        for number in range(len(numbers)):
-            turn = [
-                each._replace(blocks=each.blocks[numbers_of[each.blocks[:, PARAMETER]] == number]) for each in passes
-            ]
-            yield turn if number == 0 else [each._replace(clocks=each.clocks[:0]) for each in turn if len(each.blocks)]
 
     def _pieces(self, present):
         """A piece for each parameter that has a gradient, of the elements that are kept."""
@@ -359,7 +361,7 @@ class Plan:
         pieces[:, PARAMETER], pieces[:, CLOCK] = members, self.clock_of[members]
         pieces[:, [START, STOP]] = self._kept[members]
         pieces[:, FIRST] = pieces[:, START]
-        return pieces[pieces[:, START] < pieces[:, STOP]] if self._by_buffers else pieces
+        return pieces[pieces[:, START] < pieces[:, STOP]]
 
     def _pieces_of_rows(self, member, rows: Rows):
         pieces = np.empty((len(rows.indices), 5), np.int64)

@@ -26,6 +26,9 @@ class Reduction:
         # What whole gradients were cut into last, with the bytes of their pieces, and memory for the sums of any step.
         self._whole: tuple[bytes, np.ndarray] = b"", np.zeros((0, 5), np.int64)
         self._sums = self._zeros(1)
+        # Of the last step that came to its end. On a GPU the record alone has them, because it is not waited for.
+        self._on_host = type(plan.tables.record) is np.ndarray
+        self._norm, self._skipped = 0.0, 0.0
 
     def clip(self, prepared: Prepared, grad_scale: float) -> None:
         """Write what follows from the norm of the gradients of a step into the record of the plan's tables."""
@@ -40,6 +43,8 @@ class Reduction:
                 launch()
             sums, launches = partials.gathered(), []
         tables = self._plan.tables
+        if self._on_host:
+            tables.record[SKIPPED] = self._skipped  # the step before may have been interrupted
         self._plan.backend.clip(sums, grad_scale, self._max_grad_norm, largest, self._propagate, tables, launches)
 
     def _largest(self):
@@ -76,24 +81,37 @@ class Reduction:
             launches.append(backend.squares(dtype, format, blocks[start:stop], self._plan.tables, sums[start:stop]))
         return sums, launches
 
+    def commit(self) -> None:
+        """Take note that the step has come to its end: `norm` and `skipped` are those after it."""
+        if self._on_host:
+            _, _, self._norm, self._skipped = self._plan.tables.record.tolist()
+
+    def refuse(self) -> None:
+        """Take note that the step is not taken, nor counted as skipped."""
+        if self._on_host:
+            self._norm = float(self._plan.tables.record[NORM])
+        else:
+            self.skipped -= 1
+
     @property
     def taken(self) -> bool:
-        """Whether the last step is taken. On a GPU this waits for the reduction, as do the next two."""
+        """Whether the step is taken. On a GPU this waits for the reduction, as do the next two."""
         return bool(self._plan.tables.record[TAKEN])
 
     @property
     def norm(self) -> float:
         """The norm of the scaled gradients of the last step, before clipping."""
-        return float(self._plan.tables.record[NORM])
+        return self._norm if self._on_host else float(self._plan.tables.record[NORM])
 
     @property
     def skipped(self) -> int:
         """How many steps have been skipped."""
-        return int(self._plan.tables.record[SKIPPED])
+        return int(self._skipped if self._on_host else self._plan.tables.record[SKIPPED])
 
     @skipped.setter
     def skipped(self, count: int) -> None:
-        self._plan.tables.write("record", SKIPPED, float(count))
+        self._skipped = float(count)
+        self._plan.tables.write("record", SKIPPED, self._skipped)
 
 
 def not_finite(gradients: Mapping[Hashable, Any]) -> str | None:

@@ -52,7 +52,10 @@ class Adam(Fused, torch.optim.Adam):
               without writing to them; `grad_norm` has the norm.
             * `nonfinite`: "propagate" a gradient that is not finite, "skip" the step (`skipped_steps` counts) or
               "raise" FloatingPointError.
+            * `max_skipped_steps`: with `nonfinite="skip"`, so many steps in a row are skipped, and the next of them
+              raises FloatingPointError. None: all are, with a warning at each hundredth in a row.
             * `ema_decay`: keep an exponential moving average of each parameter, in its state as "ema".
+            * `ema_warmup`: let the decay of the average be min(ema_decay, (1 + t) / (10 + t)) at step t.
             * `copy_dtype`: "bfloat16" or "float16": write each parameter, rounded, to its state as "copy" as well.
             * `zero_grad`: zero the gradients in the same pass. The method `zero_grad` is torch's.
             * `moment_dtype`: how new moments are stored, or a pair for the first and the second: "float32",

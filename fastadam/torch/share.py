@@ -68,7 +68,8 @@ class Share:
         ]
         self._all_written = [tensor for tensors in self._written for tensor in tensors]
         # Of what is not finite an error tells the place, and NumPy has no bfloat16.
-        self._shows_arrays = options.nonfinite == "raise" and any(p.dtype is torch.bfloat16 for p in self._params)
+        may_raise = options.nonfinite == "raise" or options.max_skipped_steps is not None
+        self._shows_arrays = may_raise and any(p.dtype is torch.bfloat16 for p in self._params)
         self.engine = self._new_engine()
         # What is written into the column is read by the launch that follows.
         self._column = self.engine.plan.tables.addresses[:, GRADIENT]
@@ -162,10 +163,14 @@ class Share:
 
     def step(self, gradients: Gradients, grad_scale: float) -> bool:
         """Step the parameters that have one of `gradients`; return whether the step was taken."""
-        with on_stream(self._params[0]):
-            taken = self.engine.take_step(gradients, (), grad_scale)
-        if taken:
-            self._count(gradients)
+        try:
+            with on_stream(self._params[0]):
+                taken = self.engine.take_step(gradients, (), grad_scale)
+            if taken:
+                self._count(gradients)
+        except BaseException:  # Ctrl-C, say, when the launch has run
+            self._recount()
+            raise
         if self._options.zero_grad:
             torch.autograd.graph.increment_version([p.grad for p in self._params if p.grad is not None])
         return taken
@@ -185,6 +190,15 @@ class Share:
                 each.assign(carried[:, column])
         self._stamps = [each.stamp() for each in self._counters]
         torch.autograd.graph.increment_version(written)
+
+    def _recount(self):
+        """Let the numbers in the state be those of the clocks, and say that all tensors may have been written."""
+        plan = self.engine.plan
+        carried = on_host(plan.tables.carried)[plan.clock_of]
+        for column, each in enumerate(self._counters):
+            each.assign(carried[:, column])
+        self._stamps = [each.stamp() for each in self._counters]
+        torch.autograd.graph.increment_version(self._all_written)
 
     def _restart(self):
         """Let all clocks go on from the numbers in the state."""

@@ -14,11 +14,11 @@ import numpy as np
 from numba import int64, prange
 from numba.extending import register_jitable
 
-from fastadam.kernels import ADDRESSES, CARRIED, CLOCK, FIRST, GRADIENT, HYPER, PARAMETER, START, STOP
+from fastadam.kernels import ADDRESSES, CARRIED, CLOCK, FIRST, GRADIENT, HYPER, PARAMETER, START, STOP, Launch
 from fastadam.kernels.blocks import BLOCK
 from fastadam.kernels.cpu import threads
 from fastadam.kernels.cpu.jit import jit, leaf
-from fastadam.kernels.cpu.pointers import call, integer_at
+from fastadam.kernels.cpu.pointers import call, count, integer_at
 from fastadam.kernels.cpu.prefetch import fetch_line
 from fastadam.kernels.switches import flush, restore
 
@@ -36,6 +36,7 @@ LEAVES = ITEMSIZES + ADDRESSES
 # has rows of scalars, one for each clock; ADDRESSES rows of int64, one for each parameter; CLOCKS are int64 (FOLDED,),
 # those to fold. What ends in _BYTES is the size of a row; LEAF_BYTES is 0 where one row of leaves is for all clocks.
 # FETCH is the address of `fetch_far`, or 0 where there are few blocks: a process that has no more does not compile it.
+# The driver itself counts in RUNS how often all of the job was done.
 JOB = (
     "blocks",
     "count",
@@ -52,13 +53,14 @@ JOB = (
     "carried",
     "record",
     "fetch",
+    "runs",
 )
 BLOCKS, COUNT, TOGETHER, LEAVES_AT, LEAF_BYTES, TABLE, TABLE_BYTES, ADDRESSES_AT, ADDRESS_BYTES = range(9)
-CLOCKS, FOLDED, HYPER_AT, CARRIED_AT, RECORD, FETCH = range(9, 15)
+CLOCKS, FOLDED, HYPER_AT, CARRIED_AT, RECORD, FETCH, RUNS = range(9, 16)
 
 
-def launch_of(blocks: np.ndarray, held: Any, **job: int) -> Callable[[], None]:
-    """A function that runs a job over `blocks`; whatever the job's addresses point into is `held`.
+def launch_of(blocks: np.ndarray, held: Any, **job: int) -> Launch:
+    """The launch of a job over `blocks`; whatever the job's addresses point into is `held`.
 
     What is not said of the job is zero.
     """
@@ -69,11 +71,14 @@ def launch_of(blocks: np.ndarray, held: Any, **job: int) -> Callable[[], None]:
     numbers["together"] = max(1, len(blocks) * BLOCK // max(1, total))
     numbers["fetch"] = leaf(fetch_far).address if len(blocks) > AHEAD else 0
     told = np.array([numbers[name] for name in JOB], np.int64)
+    launch: Any
     if total < threads.PARALLEL_FROM:
         launch = partial(driver(parallel=False), told.ctypes.data)
     else:
         launch = partial(threads.on_threads(lambda parallel: driver(parallel=parallel, nogil=True)), told.ctypes.data)
-    launch.held = told, blocks, held  # type: ignore[attr-defined]
+    launch.held = told, blocks, held
+    # One call of machine code: an exception from outside comes before it has begun, or after it has ended.
+    launch.begun = launch.ended = told.data[RUNS:]
     return launch
 
 
@@ -95,6 +100,7 @@ def _drive(job):
     for index in range(integer_at(job, COUNT)):
         _step(job, np.int64(index))
     restore(mode)
+    count(job, RUNS)
 
 
 def _drive_threads(job):
@@ -102,12 +108,13 @@ def _drive_threads(job):
     for index in range(integer_at(job, FOLDED)):
         _fold(job, index)
     restore(mode)
-    count, together = integer_at(job, COUNT), integer_at(job, TOGETHER)
-    for part in prange((count + together - 1) // together):
+    blocks, together = integer_at(job, COUNT), integer_at(job, TOGETHER)
+    for part in prange((blocks + together - 1) // together):
         mode_of_thread = flush()
-        for index in range(part * together, min((part + 1) * together, count)):
+        for index in range(part * together, min((part + 1) * together, blocks)):
             _step(job, np.int64(index))
         restore(mode_of_thread)
+    count(job, RUNS)
 
 
 @register_jitable

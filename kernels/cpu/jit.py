@@ -1,18 +1,21 @@
 """Compilation by Numba, and its cache on disk."""
 
-import contextlib
 import types
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-from numba import cfunc, int64, njit
+from numba import config, int64, njit
+from numba.core.ccallback import CFunc
+from numba.core.sigutils import normalize_signature
 
 import fastadam.kernels
+from fastadam.kernels.kernel_cache import let_cache
 
 _KERNELS = Path(fastadam.kernels.__file__).parent
 _DIGEST = sha256(b"".join(path.read_bytes() for path in sorted(_KERNELS.rglob("*.py"))))
 # Python's error model would test each division for zero, which stops vectorisation: 4 times slower.
-_ERRORS = "numpy"
+_OPTIONS = {"error_model": "numpy"}
 # Name -> leaf. Their machine code lives as long as they do.
 _leaves: dict = {}
 
@@ -20,12 +23,15 @@ _leaves: dict = {}
 def jit(function, name, sources="", *, parallel=False, nogil=False):
     """`function` compiled under `name`, and cached on disk as long as `sources` stay.
 
-    Other Python threads run meanwhile if it is `parallel` or `nogil`.
+    Other Python threads run meanwhile if it is `parallel` or `nogil`. With NUMBA_DISABLE_JIT=1 it is the function
+    itself.
     """
-    kernel = njit(parallel=parallel, nogil=nogil, error_model=_ERRORS)(_named(function, name, sources))
-    # RuntimeError: there is no writable place for a cache. The kernel is then compiled in every process.
-    with contextlib.suppress(RuntimeError):
-        kernel.enable_caching()
+    named: Any = _named(function, name, sources)
+    if config.DISABLE_JIT:
+        named.compile = lambda signature: named
+        return named
+    kernel = njit(parallel=parallel, nogil=nogil, **_OPTIONS)(named)
+    let_cache(kernel, named)
     return kernel
 
 
@@ -37,10 +43,9 @@ def leaf(function):
     named = _named(function, function.__name__)
     if named.__name__ not in _leaves:
         signature = int64(*[int64] * function.__code__.co_argcount)
-        try:
-            compiled = cfunc(signature, cache=True, error_model=_ERRORS)(named)
-        except RuntimeError:  # no writable place, as above
-            compiled = cfunc(signature, error_model=_ERRORS)(named)
+        compiled = CFunc(named, normalize_signature(signature), locals={}, options=_OPTIONS)
+        let_cache(compiled, named)
+        compiled.compile()
         _leaves[named.__name__] = compiled
     return _leaves[named.__name__]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba.extending import register_jitable
 
-from fastadam.kernels import CARRIED, CLOCK, GRAD_SCALE, HYPER, SCALARS, START, STOP, Pass, Tables
+from fastadam.kernels import CARRIED, CLOCK, GRAD_SCALE, HYPER, SCALARS, START, STOP, Launch, Pass, Tables
 from fastadam.kernels.cpu.driver import COLUMNS, FOLD, ITEMSIZES, LEAF, LEAVES, launch_of
 from fastadam.kernels.cpu.jit import leaf
 from fastadam.kernels.cpu.loop import NAMES, loop_of
@@ -46,8 +46,8 @@ def copy_out(p: np.ndarray, copy: np.ndarray, format: str) -> None:
         copy[...] = casts.to_bfloat16(p) if format == "bfloat16" else casts.to_float16(p)
 
 
-def launcher(passes: Sequence[Pass], tables: Tables, *, guarded: bool) -> Callable[[], None]:
-    """A function that runs `passes` once: the fold of each clock, then the elements of each block."""
+def launcher(passes: Sequence[Pass], tables: Tables, *, guarded: bool) -> Launch:
+    """The launch that runs `passes` once: the fold of each clock, then the elements of each block."""
     leaves, ahead = np.zeros((len(tables.hyper), LEAVES), np.int64), _ahead(passes)
     for each in passes:
         # Clocks that have been folded before are those of blocks alone.

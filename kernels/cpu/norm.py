@@ -10,7 +10,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from fastadam.kernels import CLOCK, GRAD_SCALE, GRADIENT, NORM, SKIPPED, START, STOP, TAKEN, Tables
+from fastadam.kernels import CLOCK, GRAD_SCALE, GRADIENT, NORM, SKIPPED, START, STOP, TAKEN, Launch, Tables
 from fastadam.kernels.blocks import BLOCK
 from fastadam.kernels.cpu.casts import SOURCES
 from fastadam.kernels.cpu.driver import LEAF, LEAVES, launch_of
@@ -27,8 +27,8 @@ from fastadam.kernels.texts.text import block, function
 register_jitable(clip_text)
 
 
-def squares(dtype: np.dtype, format: str, blocks: np.ndarray, tables: Tables, sums: Any) -> Callable[[], None]:
-    """A function that writes the sum of squares of the gradients of each block: level 0 of the reduction.
+def squares(dtype: np.dtype, format: str, blocks: np.ndarray, tables: Tables, sums: Any) -> Launch:
+    """The launch that writes the sum of squares of the gradients of each block: level 0 of the reduction.
 
     `sums` is float64 (blocks,); `format` is how the gradients are stored.
     """

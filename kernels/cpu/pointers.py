@@ -51,6 +51,19 @@ def integer_at(_, address, index):
     return types.int64(types.int64, types.int64), generate
 
 
+@intrinsic
+def count(_, address, index):
+    """Add one to number `index` of the int64 that begin at `address`."""
+
+    def generate(context, builder, signature, arguments):
+        first = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        place = builder.gep(first, [arguments[1]])
+        builder.store(builder.add(builder.load(place), ir.IntType(64)(1)), place)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
 # Scopes of memory: one for each column of the addresses, and one for the table of constants.
 CONSTANTS = ADDRESSES
 

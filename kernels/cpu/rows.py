@@ -7,7 +7,7 @@ import numpy as np
 from numba import prange, types
 from numba.extending import register_jitable
 
-from fastadam.kernels import GRADIENT
+from fastadam.kernels import GRADIENT, Launch
 from fastadam.kernels.cpu.driver import COLUMNS, ITEMSIZES, LEAF, LEAVES, launch_of
 from fastadam.kernels.cpu.jit import jit, leaf
 from fastadam.kernels.cpu.loop import repeated_loop_of
@@ -19,10 +19,11 @@ for _each in (gap, close_run, nodes):
     register_jitable(_each)
 
 
-def catch_up(addresses: np.ndarray, dtype: np.dtype, blocks: np.ndarray, table: Any, starts: Any) -> None:
-    """Make up for missed steps: blocks (PARAMETER, slot, START, STOP), by rows `starts[slot]` to `starts[slot + 1]`.
+def catch_up(addresses: np.ndarray, dtype: np.dtype, blocks: np.ndarray, table: Any, starts: Any) -> Launch:
+    """The launch that makes up for missed steps: blocks (PARAMETER, slot, START, STOP).
 
-    Row PARAMETER of `addresses` has where p, m and v begin.
+    Each gets rows `starts[slot]` to `starts[slot + 1]` of `table`. Row PARAMETER of `addresses` has where p, m and v
+    begin.
     """
     dtype, slots = np.dtype(dtype), blocks[:, 1]
     leaves = _leaves(dtype)
@@ -30,7 +31,7 @@ def catch_up(addresses: np.ndarray, dtype: np.dtype, blocks: np.ndarray, table: 
     told = np.column_stack([blocks[:, 0], starts[slots], blocks[:, 2:], starts[slots + 1] - starts[slots]])
     # As rows of addresses are, with a column for the gradient.
     padded = np.pad(addresses, ((0, 0), (GRADIENT + 1, 0)))
-    launch_of(
+    return launch_of(
         told,
         (leaves, table, padded),
         leaves=leaves.ctypes.data,
@@ -38,7 +39,7 @@ def catch_up(addresses: np.ndarray, dtype: np.dtype, blocks: np.ndarray, table: 
         table_bytes=table.strides[0],
         addresses=padded.ctypes.data,
         address_bytes=padded.strides[0],
-    )()
+    )
 
 
 @cache

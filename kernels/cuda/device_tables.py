@@ -22,10 +22,10 @@ class CudaTables:
     """What :class:`Tables <fastadam.kernels.Tables>` describes.
 
     The host folds, and `push` makes one copy for a step, from pinned memory and without waiting for it, in the order of
-    the current stream: of rows, of where the gradients lie, and of hyperparameters. Once something on the device decides
-    about a step, or a graph has been captured, the device folds (`to_device`): its rows are the ones that count, for
-    good, and the host only sends what it has changed. So steps on several streams must be put in order by whoever makes
-    them, as for the parameters themselves.
+    the current stream: of rows, of where the gradients lie, and of hyperparameters. Once something on the device
+    decides about a step, or a graph has been captured, the device folds (`to_device`): its rows are the ones that
+    count, for good, and the host only sends what it has changed. So steps on several streams must be put in order by
+    whoever makes them, as for the parameters themselves.
 
     Attributes:
         host: What the host has written and folded.
@@ -118,8 +118,11 @@ class CudaTables:
 
     def take_over(self, earlier: Tables) -> None:
         """Begin with all that `earlier` tables, of no more rows, hold."""
-        self.host.take_over(earlier)
         assert isinstance(earlier, CudaTables)
+        for name in ("addresses", "hyper", "carried", "table"):
+            held = getattr(earlier, name)
+            getattr(self.host, name)[: len(held)] = held
+        self.host.record[...] = earlier.host.record
         self._used, self._asked, self._changed, self._moved = earlier._used, earlier._asked, True, True
         with self.device:
             self.device_record[...] = earlier.device_record
@@ -177,8 +180,8 @@ class CudaTables:
             )
         if self._changed and not self.on_device:
             raise RuntimeError(
-                "a step must have been taken since numbers of a group or a state were written, before it is captured in "
-                "a CUDA graph: they are sent with a step"
+                "a step must have been taken since numbers of a group or a state were written, before it is captured "
+                "in a CUDA graph: they are sent with a step"
             )
         self.on_device = self._captured = True
 
@@ -189,7 +192,7 @@ class CudaTables:
             self.on_device = True
 
     def push(self, *, rows: bool = False) -> None:
-        """Send what has changed, and the `rows` of all clocks if they are asked for, in one copy on the current stream."""
+        """Send what has changed, and the rows of all clocks if asked for, in one copy on the current stream."""
         if not (rows or self._changed or self._have_gradients_moved()):
             return
         start = self._gradients_at - self._used * ROW if rows else self._gradients_at

@@ -12,6 +12,7 @@ from fastadam.kernels.cuda.norm import Kind, Squares, folds_of, settle
 from fastadam.kernels.cuda.rows import PARAMETER, catch_up_kernel
 from fastadam.kernels.cuda.source import THREADS, kernel_of, upload
 from fastadam.kernels.cuda.step import elements_of, step_kernel
+from fastadam.kernels.steps import Steps
 
 # A copy of a gradient would be a launch as well, so each is read where it lies.
 DIRECT_FROM = 0
@@ -58,7 +59,7 @@ def launcher(passes, tables, *, guarded):
             for call in steps:
                 source.launch(*call)
 
-    return launch
+    return Steps(launch)
 
 
 def _call(step, tables, guarded):
@@ -100,12 +101,16 @@ def clip(sums, grad_scale, max_grad_norm, largest, propagate, tables, squares=()
 
 
 def catch_up(addresses, dtype, blocks, table, starts):
-    """Make up for the steps that the rows in `blocks` have missed."""
-    if not len(blocks):
-        return
-    with _device_of(addresses[blocks[0, PARAMETER], 0]):
-        arrays = tuple(cupy.asarray(array) for array in (addresses, blocks, table, starts))
-        source.launch(catch_up_kernel(np.dtype(dtype)), arrays, THREADS * len(blocks))
+    """What makes up for the steps that the rows in `blocks` have missed."""
+    kernel = catch_up_kernel(np.dtype(dtype))
+
+    def launch():
+        if len(blocks):
+            with _device_of(addresses[blocks[0, PARAMETER], 0]):
+                arrays = tuple(cupy.asarray(array) for array in (addresses, blocks, table, starts))
+                source.launch(kernel, arrays, THREADS * len(blocks))
+
+    return Steps(launch)
 
 
 def _device_of(place):

@@ -1,4 +1,4 @@
-"""The reduction of :mod:`norm <fastadam.kernels.norm>` on CUDA, what follows from the norm, and the fold: one launch."""
+"""The reduction of :mod:`norm <fastadam.kernels.norm>` on CUDA, what follows from it, and the fold: one launch."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -102,13 +102,10 @@ _SETTLE = """
 __shared__ double settled[2];
 if (lane == 0) {{
   double squared_norm = sums[0], grad_scale = asked[{FACTOR}], norm, taken;
-  const float* factor = reinterpret_cast<const float*>((size_t)asked[{FACTOR_AT}]);
-  const float* divisor = reinterpret_cast<const float*>((size_t)asked[{DIVISOR_AT}]);
-  const float* found_inf = reinterpret_cast<const float*>((size_t)asked[{FOUND_INF_AT}]);
-  if (factor != 0) grad_scale = grad_scale * (double)*factor;
-  if (divisor != 0) grad_scale = grad_scale / (double)*divisor;
+  if (asked[{FACTOR_AT}] != 0.0) grad_scale = grad_scale * (double)__ldg({factor});
+  if (asked[{DIVISOR_AT}] != 0.0) grad_scale = grad_scale / (double)__ldg({divisor});
   {statements}
-  if (found_inf != 0 && *found_inf != 0.0f) taken = 0.0;
+  if (asked[{FOUND_INF_AT}] != 0.0 && __ldg({found_inf}) != 0.0f) taken = 0.0;
   record[{GRAD_SCALE}] = grad_scale; record[{TAKEN}] = taken; record[{NORM}] = norm; record[{SKIPPED}] += 1.0 - taken;
   settled[0] = grad_scale; settled[1] = taken;
 }}
@@ -154,7 +151,9 @@ def settle_kernel(kind: Kind | None, folds: tuple[Folded, ...]) -> cupy.Elementw
 
     A CUDA block begins with the squares of an entry or, without `kind`, with the first group of given sums.
     """
-    names = {"statements": statements(CLIP), "folds": "\n".join(map(_fold, range(len(folds)), folds))}
+    places = {"factor": FACTOR_AT, "divisor": DIVISOR_AT, "found_inf": FOUND_INF_AT}
+    names = {name: f"reinterpret_cast<const float*>((size_t)asked[{place}])" for name, place in places.items()}
+    names |= {"statements": statements(CLIP), "folds": "\n".join(map(_fold, range(len(folds)), folds))}
     inputs = ["float64 max_grad_norm", "float64 largest", "float64 propagate", "raw int64 clocks", "raw float64 asked"]
     parts = ["settle", *dict.fromkeys(each.update.name for each in folds)]
     if kind is None:

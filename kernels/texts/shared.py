@@ -99,6 +99,10 @@ def ema_scalars(ema_decay):
     ema_blend = 1.0 - ema_decay
 
 
+def warm_ema_scalars(ema_decay, step):
+    ema_blend = 1.0 - minimum(ema_decay, (1.0 + step) / (10.0 + step))
+
+
 def average(p, ema, ema_blend):
     ema += ema_blend * (p - ema)
 

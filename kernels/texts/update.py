@@ -105,6 +105,7 @@ class Recipe:
         eps_root: Whether something is added inside the root.
         clip_value: Whether gradients are clipped by value.
         ema: Whether an average of the parameters is kept.
+        ema_warmup: Whether its decay grows in the first steps.
         zero_grad: Whether the gradients are zeroed.
         small_betas: Numbers of the betas below 0.5 that need another stage: `Member.small`.
         copy: Whether a copy of the parameters is written; one in other than the arithmetic's dtype is in any case.
@@ -118,6 +119,7 @@ class Recipe:
     eps_root: bool = False
     clip_value: bool = False
     ema: bool = False
+    ema_warmup: bool = False
     zero_grad: bool = False
     small_betas: tuple[int, ...] = ()
     copy: bool = False
@@ -181,7 +183,7 @@ def _fold_stages(recipe, dithers):
         stages += [shared.decay_alone]
     stages += MEMBERS[recipe.member].fold(recipe)
     if recipe.ema:
-        stages += [shared.ema_scalars]
+        stages += [shared.warm_ema_scalars if recipe.ema_warmup else shared.ema_scalars]
     if recipe.zero_grad:
         stages += [shared.zero_scalars]
     if dithers:
