@@ -23,6 +23,7 @@ from fastadam.bench.interleave import Turn, interleave, timed
 from fastadam.bench.machine import facts
 from fastadam.bench.tables import duration
 from fastadam.bench.workloads import GPT2, MLP, RESNET50
+from fastadam.torch import GradScaler
 from fastadam.torch.tensors import local
 
 FUSED, OURS = "torch, fused", "fastadam.torch"
@@ -180,12 +181,12 @@ MAX_NORM, EMA_DECAY, SCALE = 1.0, 0.999, 1_024.0
 
 
 def full_sequence() -> dict[str, Turn]:
-    """Unscale, check, clip, step, average, zero: by torch, by us beside its scaler, and all in the step."""
+    """Unscale, check, clip, step, average, zero: by torch, by us beside its scaler, and by us with ours."""
     shapes = list(GPT2.shapes.values())
     turns, trained = {}, {}
     for name, make in (
         ("torch, fused", _with_torch),
-        ("fastadam.torch, GradScaler", _beside_a_scaler),
+        ("fastadam.torch, torch's GradScaler", _beside_a_scaler),
         ("fastadam.torch", _in_the_step),
     ):
         params = parameters(shapes)
@@ -214,8 +215,8 @@ def _restore(params, gradients):
             p.grad.copy_(gradient)
 
 
-def _scaler():
-    return torch.amp.GradScaler("cpu", init_scale=SCALE, growth_interval=1_000_000)
+def _scaler(kind=torch.amp.GradScaler):
+    return kind("cpu", init_scale=SCALE, growth_interval=1_000_000)
 
 
 def _with_torch(params):
@@ -248,8 +249,14 @@ def _beside_a_scaler(params):
 
 def _in_the_step(params):
     optimizer = ours(params, max_grad_norm=MAX_NORM, ema_decay=EMA_DECAY, zero_grad=True, nonfinite="skip")
-    optimizer.grad_scale = torch.tensor(SCALE)
-    return optimizer.step
+    scaler = _scaler(GradScaler)
+    scaler.scale(torch.zeros(1))
+
+    def step():
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
 
 
 # --- fewer bytes

@@ -117,6 +117,93 @@ def test_grad_scaler(step_unscales, overflow_at):
     assert set(steps) == {6.0 - (overflow_at is not None)}
 
 
+OVERFLOWS = {2: "inf", 3: "nan", 9: "-inf"}
+
+
+def scaled_run(net, opt, scaler, steps, before_step=lambda opt, scaler: None):
+    """Scales after each of `steps`, of which some have gradients that are not finite."""
+    scales = []
+    for step in steps:
+        opt.zero_grad()
+        scaler.scale(loss_of(net, step)).backward()
+        if step in OVERFLOWS:
+            list(net.parameters())[1].grad[3] = float(OVERFLOWS[step])
+        before_step(opt, scaler)
+        scaler.step(opt)
+        scaler.update()
+        scales.append(scaler.get_scale())
+    return scales
+
+
+SCALER = {"device": "cpu", "init_scale": 2.0**14, "growth_interval": 3}
+
+
+def test_our_scaler_scales_and_skips_as_that_of_torch_and_their_states_are_one():
+    net, twin = nets()
+    opt, other = fused.AdamW(net.parameters(), lr=0.01, nonfinite="skip"), torch.optim.AdamW(twin.parameters(), lr=0.01)
+    scaler, torchs = fused.GradScaler(**SCALER), torch.amp.GradScaler(**SCALER)
+    scales = [scaled_run(*each, range(8)) for each in ((net, opt, scaler), (twin, other, torchs))]
+    states = scaler.state_dict(), torchs.state_dict()
+    assert states[0] == states[1]
+    scaler.load_state_dict(states[1])
+    torchs.load_state_dict(states[0])
+    scales += [scaled_run(*each, range(8, 14)) for each in ((net, opt, scaler), (twin, other, torchs))]
+    assert scales[0] == scales[1]
+    assert scales[2] == scales[3]
+    assert len(set(scales[0] + scales[2])) == 3
+    assert opt.skipped_steps == len(OVERFLOWS)
+    assert_close(list(net.parameters()), list(twin.parameters()), 1e-5)
+
+
+def test_our_scaler_does_not_touch_gradients():
+    net, _ = nets()
+    opt, scaler = fused.AdamW(net.parameters(), nonfinite="skip", max_grad_norm=1.0), fused.GradScaler(**SCALER)
+    opt.zero_grad()
+    scaler.scale(loss_of(net, 0)).backward()
+    before = [(p.grad._version, p.grad.clone()) for p in net.parameters()]
+    scaler.step(opt)
+    scaler.update()
+    for p, (version, gradient) in zip(net.parameters(), before, strict=True):
+        assert p.grad._version == version
+        assert torch.equal(p.grad, gradient)
+    with torch.no_grad():
+        norm = torch.linalg.vector_norm(torch.cat([g.flatten() / 2.0**14 for _, g in before]))
+    assert opt.grad_norm == pytest.approx(float(norm), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["torch's", "propagate", "unscaled", "switched off"])
+def test_our_scaler_is_that_of_torch_for_all_else(kind):
+    net, twin = nets()
+    make_opt = torch.optim.AdamW if kind == "torch's" else fused.AdamW
+    options = {"nonfinite": "skip"} if kind in ("unscaled", "switched off") else {}
+    settings = {**SCALER, "enabled": kind != "switched off"}
+
+    def before_step(opt, scaler):
+        if kind == "unscaled":
+            scaler.unscale_(opt)
+            torch.nn.utils.clip_grad_norm_(opt.param_groups[0]["params"], 0.1)
+
+    scales = []
+    for each, opt, scaler in (
+        (net, make_opt(net.parameters(), lr=0.01, **options), fused.GradScaler(**settings)),
+        (twin, torch.optim.AdamW(twin.parameters(), lr=0.01), torch.amp.GradScaler(**settings)),
+    ):
+        scales.append(scaled_run(each, opt, scaler, range(2 if kind == "switched off" else 6), before_step))
+    assert scales[0] == scales[1]
+    assert_close(list(net.parameters()), list(twin.parameters()), 1e-5)
+
+
+def test_our_scaler_steps_once_between_updates_and_not_before_it_has_scaled():
+    net, _ = nets()
+    opt, scaler = fused.AdamW(net.parameters(), nonfinite="skip"), fused.GradScaler(**SCALER)
+    with pytest.raises(AssertionError, match="_scale is None"):
+        scaler.step(opt)
+    scaler.scale(loss_of(net, 0)).backward()
+    scaler.step(opt)
+    with pytest.raises(RuntimeError, match="has already been called since the last update"):
+        scaler.step(opt)
+
+
 def test_scale_and_overflow_are_taken_from_attributes():
     # As prime-rl sets them by hand.
     params = [torch.ones(3, requires_grad=True)]

@@ -3,12 +3,14 @@
     optimizer = fastadam.torch.AdamW(model.parameters(), lr=3e-4)
 
 is the only line of a training that changes. Beside them: `flatten_`, the parameters of a module in one flat tensor, and
-`adamw_step`, AdamW as a function of lists of CPU tensors. This package needs torch, 2.7 or newer; `import fastadam`
+`adamw_step`, AdamW as a function of lists of CPU tensors, and `GradScaler`, torch's without its own pass over the
+gradients. This package needs torch, 2.7 or newer; `import fastadam`
 alone does not.
 """
 
 from fastadam.torch.family import Adam, Adamax, AdamW, AdEMAMix, Lion, NAdam, RAdam
 from fastadam.torch.flatten import flatten_
 from fastadam.torch.functional import adamw_step
+from fastadam.torch.scaler import GradScaler
 
-__all__ = ["AdEMAMix", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RAdam", "adamw_step", "flatten_"]
+__all__ = ["AdEMAMix", "Adam", "AdamW", "Adamax", "GradScaler", "Lion", "NAdam", "RAdam", "adamw_step", "flatten_"]
