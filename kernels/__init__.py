@@ -58,6 +58,9 @@ class Tables(Protocol):
     def write(self, name: str, where: Any, values: Any) -> None:
         """Let `where` of a table be `values`, for the launches that follow."""
 
+    def ask(self, factor_at: int = 0, divisor_at: int = 0, found_inf_at: int = 0) -> None:
+        """Let the device decide about the next steps, by float32 numbers at these addresses; only on a GPU."""
+
     def copy_clock(self, old: int, new: int) -> None:
         """Let row `new` of the scalars begin as row `old`."""
 

@@ -36,6 +36,10 @@ class HostTables:
         """Let `where` of a table be `values`."""
         getattr(self, name)[where] = values
 
+    def ask(self, factor_at: int = 0, divisor_at: int = 0, found_inf_at: int = 0) -> None:
+        """Never: on the host nothing decides but the host."""
+        raise NotImplementedError
+
     def copy_clock(self, old: int, new: int) -> None:
         """Let row `new` of the scalars begin as row `old`."""
         for table in (self.hyper, self.carried, self.table):

@@ -14,6 +14,8 @@ from fastadam.kernels.cuda.source import THREADS, kernel_of, upload
 from fastadam.kernels.cuda.step import elements_of, step_kernel
 from fastadam.kernels.steps import Steps
 
+# The compute capability that is needed, in tenths: the first whose lanes of a warp are named in shuffles and barriers.
+OLDEST = 70
 # A copy of a gradient would be a launch as well, so each is read where it lies.
 DIRECT_FROM = 0
 
@@ -138,4 +140,9 @@ def device_problem():
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         return f"CuPy finds no CUDA device ({error})"
-    return None if count else "CuPy finds no CUDA device"
+    if not count:
+        return "CuPy finds no CUDA device"
+    newest = max(int(cupy.cuda.Device(number).compute_capability) for number in range(count))
+    if newest < OLDEST:
+        return f"kernels need a GPU of compute capability {OLDEST / 10}, and there is one of {newest / 10}"
+    return None
