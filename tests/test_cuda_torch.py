@@ -10,13 +10,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("cupy")
 
-from cuda_host import HAS_COMPILER, OnHost, Stream, cuda_on_host, on_host
+from cuda_host import HAS_COMPILER, OnHost, Stream, cuda_on_host, on_host  # noqa: E402
 
-import fastadam.torch
-from fastadam.kernels import cuda, reference
-from fastadam.step import engine
-from fastadam.torch import optimizer, share
-from fastadam.torch.tensors import array_over
+import fastadam.torch  # noqa: E402
+from fastadam.kernels import cuda, reference  # noqa: E402
+from fastadam.step import engine  # noqa: E402
+from fastadam.torch import optimizer, share  # noqa: E402
+from fastadam.torch.tensors import array_over  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="needs g++")
 
