@@ -228,6 +228,23 @@ def test_what_cannot_be_captured_says_so_before_anything_is_launched():
         assert made.steps == [2, 2]
 
 
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0}])
+def test_numbers_written_since_the_last_step_are_not_captured(options):
+    stream = Stream()
+    with on_device(stream):
+        made = Made(**options)
+        made.step()
+        made.group["lr"] = 0.5
+        captured(
+            made, stream, made.step, "a step must have been taken since numbers of a group or a state were written"
+        )
+        made.step()
+        stream.capturing = True
+        before = stream.log.count("copy")
+        made.step()
+        assert stream.log.count("copy") == before
+
+
 def test_settings_are_not_written_into_a_graph():
     stream = Stream()
     with on_device(stream):

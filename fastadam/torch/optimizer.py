@@ -50,7 +50,7 @@ class Fused(torch.optim.Optimizer):
         if stepper is None:
             stepper = own.setdefault("_stepper", Stepper(self._options, self.param_groups[0]))
         scale, overflow = own.get("grad_scale"), own.get("found_inf")
-        if overflow is not None and is_on_device(overflow):
+        if overflow is not None and is_on_device(overflow) and not self._waits:
             # Nothing waits for the device, which reads both.
             stepper.step(self.param_groups, self.state, 1.0, scale, overflow)
         elif overflow is not None and float(overflow):
@@ -63,6 +63,10 @@ class Fused(torch.optim.Optimizer):
         """The state as torch has it. Where a GPU decides about steps, or replays them, this waits for its counts."""
         self._recount()
         return super().state_dict()
+
+    @property
+    def _waits(self):
+        return self._options.nonfinite == "raise" or self._options.max_skipped_steps is not None
 
     def _recount(self):
         stepper = self.__dict__.get("_stepper")

@@ -71,7 +71,8 @@ class Share:
         may_raise = options.nonfinite == "raise" or options.max_skipped_steps is not None
         self._shows_arrays = may_raise and any(p.dtype is torch.bfloat16 for p in self._params)
         self._asked: list[Any] = []
-        self.engine = self._new_engine()
+        with on_stream(self._params[0]):
+            self.engine = self._new_engine()
         # What is written into the column is read by the launch that follows.
         self._column = self.engine.plan.tables.addresses[:, GRADIENT]
         self._restart()
@@ -93,10 +94,11 @@ class Share:
         for index, (kept, values) in enumerate(zip(self._settings, settings, strict=True)):
             changed = {key for key in kept if kept[key] != values[key]}
             kept.update(values)
-            if changed == {"lr"}:
-                plan.set_lr(index, kept["lr"])
-            elif changed:
-                plan.refresh(index)
+            with on_stream(self._params[0]):
+                if changed == {"lr"}:
+                    plan.set_lr(index, kept["lr"])
+                elif changed:
+                    plan.refresh(index)
 
     def _parts(self, tensors):
         """The tensors that have the memory of `tensors`: of DTensors the parts in this process."""
@@ -217,12 +219,16 @@ class Share:
     @property
     def skipped_on_device(self) -> int:
         """How many steps the device has skipped."""
-        return int(self.engine.plan.tables.record[SKIPPED]) if self._counts_on_device else 0
+        if not self._counts_on_device:
+            return 0
+        with on_stream(self._params[0]):
+            return int(self.engine.plan.tables.record[SKIPPED])
 
     def _recount(self):
         """Let the numbers in the state be those of the clocks, and say that all tensors may have been written."""
         plan = self.engine.plan
-        carried = on_host(plan.tables.carried)[plan.clock_of]
+        with on_stream(self._params[0]):
+            carried = on_host(plan.tables.carried)[plan.clock_of]
         for column, each in enumerate(self._counters):
             each.assign(carried[:, column])
         self._stamps = [each.stamp() for each in self._counters]
@@ -236,7 +242,8 @@ class Share:
         for group in range(len(self._settings)):
             of_group = {index: carried[index] for index, each in enumerate(self._members) if each.group == group}
             if of_group:
-                plan.set_clocks(group, of_group)
+                with on_stream(self._params[0]):
+                    plan.set_clocks(group, of_group)
 
 
 def _facts(tensors):

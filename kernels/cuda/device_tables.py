@@ -178,7 +178,7 @@ class CudaTables:
                 "arrays must stay where they are while a CUDA graph is captured: gradients or parameters have other "
                 "addresses than in the step before"
             )
-        if self._changed and not self.on_device:
+        if self._changed:
             raise RuntimeError(
                 "a step must have been taken since numbers of a group or a state were written, before it is captured "
                 "in a CUDA graph: they are sent with a step"
