@@ -9,11 +9,13 @@ EXTRAS_demo = demo
 EXTRAS_test = demo,test
 EXTRAS_bench = bench,contenders
 EXTRAS_study = examples
+EXTRAS_docs = docs
+SITE = build/site
 RESULTS = fastadam-bench
 GPU_RESULTS = fastadam-gpu
 LIMIT = 600
 
-.PHONY: demo test test-hosts bench bench-readme study gpu-day clean
+.PHONY: demo test test-hosts docs bench bench-readme study gpu-day clean
 
 demo: $(VENV)/ready-demo
 	$(RUN) -m fastadam demo
@@ -26,6 +28,10 @@ test: $(VENV)/ready-test
 # The libraries that run fastadam.torch, each with a tiny model: docs/hosts.md.
 test-hosts: $(HOSTS)/ready
 	$(HOSTS)/bin/python -m pytest --numprocesses auto --dist worksteal tests/hosts
+
+# The site, build/site/index.html. A warning, a link inside that leads nowhere among them, is an error.
+docs: $(VENV)/ready-docs
+	$(RUN) -m sphinx --fresh-env --nitpicky --fail-on-warning --quiet --builder html docs $(SITE)
 
 # The quick suite: tables, pictures and one HTML page.
 bench: $(VENV)/ready-bench

@@ -7,7 +7,7 @@ from pathlib import Path
 from numba import config
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from fastadam.bench.bandwidth import bandwidth
 from fastadam.bench.compare import Change, changes
@@ -177,7 +177,8 @@ def _change_row(change: Change, slower: bool) -> list[str]:
 
 def info(console: Console) -> int:
     """Say what would run on this machine."""
-    shown = Table(show_header=False, title="fastadam on this machine", title_justify="left")
+    columns = "", Column(overflow="fold")
+    shown = Table(*columns, show_header=False, title="fastadam on this machine", title_justify="left")
     for name, value in facts().items():
         shown.add_row(name, str(value))
     shown.add_row("prefetch", prefetch())

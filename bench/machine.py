@@ -29,6 +29,7 @@ PACKAGES = (
     "deepspeed",
     "apex",
     "bitsandbytes",
+    "thinc",
 )
 
 

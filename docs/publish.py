@@ -6,7 +6,9 @@ The run is docs/benchmark.json, which `fastadam bench --full --save DIR` makes; 
 `make gpu-day` makes; the arithmetic is docs/arithmetic.json, which `python -m fastadam.bench.arithmetic` makes; beside
 torch's optimizers docs/torch.json, which `python -m fastadam.bench.torch_steps` makes; over ranks docs/sharding.json,
 which `python -m fastadam.bench.sharding` makes; in stable-baselines3 docs/reinforcement.json, which `python -m
-fastadam.bench.reinforcement` makes; the studies are what those of examples/ save with `--docs`. It prints
+fastadam.bench.reinforcement` makes; in Keras docs/keras.json, which `python -m fastadam.bench.keras_fit` makes, and in
+Thinc docs/thinc.json, which `python -m fastadam.bench.thinc_classifier` makes (without them there are no tables); the
+studies are what those of examples/ save with `--docs`. It prints
 what is promised about the speed and what the run has measured. The exit status is 1 if a promise is broken.
 """
 
@@ -19,8 +21,9 @@ import gpu_tables
 import run_tables as tables
 from promises import COLUMNS, PROMISES
 from rich.console import Console
+from step_picture import step_picture
 
-from fastadam.bench import costs, reinforcement, report, sharding, torch_steps
+from fastadam.bench import costs, keras_fit, reinforcement, report, sharding, thinc_classifier, torch_steps
 from fastadam.bench.machine import in_one_line
 from fastadam.bench.pictures import pictures
 from fastadam.bench.record import Record, RecordError, read_record
@@ -37,11 +40,10 @@ def pages(record: Record) -> dict[str, str]:
     blocks = {
         "README.md": {
             "benchmark": [*tables.compared(record, "plain", FIRST), "", source(record)],
+        },
+        "docs/how-to/clipping.md": {
             "full step": tables.compared(record, "full", FIRST),
-            "passes": tables.extras(record),
-            "formats": tables.formats(record),
-            "promises": markdown_table(COLUMNS, [promise.row(record) for promise in PROMISES]),
-            "torch": _torch("MLP", "inside", "ResNet", "GPT-2 124M, 148", "DTensors"),
+            "passes": [*tables.extras(record), "", source(record)],
         },
         "docs/storage.md": {
             "formats": [*tables.formats(record), "", source(record)],
@@ -49,6 +51,7 @@ def pages(record: Record) -> dict[str, str]:
             "quantisation": study("quantisation"),
         },
         "docs/benchmarks.md": {
+            "promises": markdown_table(COLUMNS, [promise.row(record) for promise in PROMISES]),
             "machine": [line for note in notes(record) for line in (note, "")][:-1],
             "models": tables.compared(record, "plain", (MLP, RESNET50, GPT2, RECOMMENDER)),
             "growth": tables.growth(record),
@@ -59,7 +62,9 @@ def pages(record: Record) -> dict[str, str]:
             "arithmetic": [*tables.second_bound(arithmetic), "", _where(arithmetic)],
         },
         "docs/scaling.md": {"sharding": _sharding()},
-        "docs/torch.md": {"torch": _torch(""), "reinforcement": _reinforcement()},
+        "docs/torch.md": {"torch": _torch(), "reinforcement": _reinforcement()},
+        "docs/keras.md": {"keras": _in_host("keras", keras_fit)},
+        "docs/spacy.md": {"thinc": _in_host("thinc", thinc_classifier)},
         "docs/gpu.md": gpu_tables.blocks(_saved("gpu")),
     }
     texts = {}
@@ -84,12 +89,11 @@ def _sharding():
     return [*markdown_table(sharding.COLUMNS, list(sharding.rows(record))), "", where]
 
 
-def _torch(*parts):
-    """What steps of fastadam.torch take, of the cases with one of `parts` in their title, and where it was measured."""
+def _torch():
+    """What steps of fastadam.torch take, and where it was measured."""
     record = _saved("torch")
-    chosen = {title: found for title, found in record["seconds"].items() if any(part in title for part in parts)}
     where = f"Medians, all contenders in turns, {record['machine']['date']}: {in_one_line(record['machine'])}."
-    return [*markdown_table(torch_steps.COLUMNS, torch_steps.rows(chosen)), "", where]
+    return [*markdown_table(torch_steps.COLUMNS, torch_steps.rows(record["seconds"])), "", where]
 
 
 def _reinforcement():
@@ -97,6 +101,15 @@ def _reinforcement():
     record = _saved("reinforcement")
     where = f"Medians, both in turns, one thread, {record['machine']['date']}: {record['machine']['processor']}."
     return [*markdown_table(reinforcement.COLUMNS, reinforcement.rows(record["seconds"])), "", where]
+
+
+def _in_host(name, bench):
+    """What part of the training of a host its optimizer takes, if that has been measured."""
+    if not (DOCS / f"{name}.json").exists():
+        return ["It has not been measured yet."]
+    record = _saved(name)
+    where = f"Medians, both in turns, {record['machine']['date']}: {in_one_line(record['machine'])}."
+    return [*markdown_table(bench.COLUMNS, bench.rows(record["seconds"])), "", where]
 
 
 def _where(arithmetic):
@@ -135,6 +148,7 @@ def main() -> int:
         (DOCS.parent / name).write_text(text, encoding="utf-8")
     for name, _, png in pictures(record):
         (DOCS / f"benchmark-{name}").write_bytes(png)
+    step_picture(record).savefig(DOCS / "benchmark-step.png", dpi=110)
     rows = [promise.row(record) for promise in PROMISES]
     Console().print(report.table("Promises", COLUMNS, rows))
     return int(any(row[-1] == "BROKEN" for row in rows))

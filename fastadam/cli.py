@@ -1,6 +1,7 @@
 """The command line, `fastadam` or `python -m fastadam`."""
 
 import sys
+from io import TextIOWrapper
 
 # Import name -> package, for the packages of the extras.
 _OF_EXTRAS = {
@@ -16,6 +17,8 @@ _OF_EXTRAS = {
 
 def main() -> None:
     """Run the command line, and end the process with its exit status."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # an ASCII stdout gets what it cannot show as an escape
     try:
         from fastadam.commands import app
 

@@ -18,7 +18,7 @@ class Adam(Optimizer):
 
     With gradient g, at step t = 1, 2, ... of a parameter, for every element:
 
-        g  = grad_scale * clip * g              (negated with `maximize`; clip = 1 without `max_grad_norm`)
+        g  = grad_scale * clip * g              (negated with `maximize`; clip = 1 unless a norm is limited)
         g  = min(max(g, -clip_value), clip_value)        (with `clip_value`)
         g  = g + weight_decay * p               (unless `decoupled_weight_decay`)
         m  = m + (1 - beta1) * (g - m)
@@ -75,6 +75,10 @@ class Adam(Optimizer):
             The bits are those of one process. It implies `flat=True`. See docs/scaling.md.
         bucket_bytes: With `shard`, split the flat buffers at ends of parameters, so that each has so many bytes of
             parameters or more. While one is reduced or gathered, another is stepped.
+        memory: A function (name, size, dtype) -> array that provides the memory of flat buffers, such as `np.memmap` or
+            shared memory for states that are larger than memory: 1-D, of that size and dtype, zeros, on the device of
+            the parameters. None from it, or in its place, lets the optimizer allocate. `name` is the number of the set
+            in `all_buffers`, a point and the name of the buffer: "0.m". See docs/offload.md.
         convention: "torch", "optax", "keras", "sklearn" or "apex": see above.
         eps_root: Added inside the root, >= 0, with `convention="optax"`.
         decouple_lr: Do not multiply the decoupled decay by lr.
@@ -82,6 +86,10 @@ class Adam(Optimizer):
         max_grad_norm: Clip the scaled gradients of all groups to this norm, > 0: they are multiplied by
             clip = min(1, max_grad_norm / (norm + 1e-6)), as `torch.nn.utils.clip_grad_norm_` does. `grad_norm` has
             the norm. This reads the gradients once more, and does not write to them.
+        max_grad_norm_per_param: Clip the scaled gradient of each parameter to this norm, > 0: it is multiplied by
+            clip = max_grad_norm_per_param / max(norm of that gradient, max_grad_norm_per_param), as `clipnorm` of Keras
+            and `grad_clip` of Thinc do. `grad_norm` has the norm of all. It reads the gradients once more too. Not for
+            arrays in CUDA memory, and not beside `max_grad_norm` or `clip_value`.
         nonfinite: What to do about a gradient that is not finite, or so large that its squared norm overflows the
             dtype: "propagate" it, "skip" the step (parameters, moments and step counts stay as they are to the last
             bit; `skipped_steps` counts) or "raise" FloatingPointError, which names the parameter. On a GPU, "raise"
@@ -117,7 +125,8 @@ class Adam(Optimizer):
     Attributes:
         param_groups: One `ParamGroup` for each group that was given, in torch's keys; assign
             `param_groups[0]["lr"]` between steps.
-        params: name -> the parameter as an array: the one that was given, or with `flat` a view of `buffers.p`.
+        params: name -> the parameter as an array: the one that was given, or with `flat` a view of `buffers.p`. What
+            this and `grads`, `ema`, `copies` and `masters` have of a torch parameter is a tensor.
         grads: name -> view of the gradient, of the shape of its parameter; write into it and call `step()`. Their
             buffer is allocated when it is first needed.
         buffers: `Buffers`, the flat arrays of everything that the optimizer keeps beside the parameters, such as `m`
@@ -270,10 +279,10 @@ class Adamax(Optimizer):
 
     With m as in `Adam`, for every element at step t = 1, 2, ...:
 
-        v = max(beta2 * v, |g| + eps)
+        v = max(beta2 * v, abs(g) + eps)
         p = p - lr / (1 - beta1**t) * m / v
 
-    With `convention="keras"` eps is outside: v = max(beta2 * v, |g|), and p moves by m / (v + eps). v is torch's
+    With `convention="keras"` eps is outside: v = max(beta2 * v, abs(g)), and p moves by m / (v + eps). v is torch's
     `exp_inf`. Takes the arguments of `Adam` except `amsgrad` and `eps_root`.
 
     Example:

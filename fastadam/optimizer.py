@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Mapping
 from functools import partial
+from itertools import count
 from math import inf
 from threading import RLock
 from typing import Any
@@ -15,6 +16,7 @@ from fastadam.memory.buffers import Buffers, Views, as_16_bit
 from fastadam.memory.formats import formats_of, warn_of_vanishing
 from fastadam.memory.layout import plain
 from fastadam.memory.parameters import Parameter, all_buffers, random_place
+from fastadam.memory.provided import Provided
 from fastadam.memory.usage import MemoryUsage, memory_usage
 from fastadam.params import (
     Group,
@@ -51,12 +53,13 @@ class Optimizer(Resumable):
 
     def __init__(self, params: Any, member: str, options: Mapping[str, Any], **defaults: Any):
         chosen = dict(options)
-        held = {key: chosen.pop(key) for key in ("flat", "shard", "bucket_bytes") if key in chosen}
+        held = {key: chosen.pop(key) for key in ("flat", "shard", "bucket_bytes", "memory") if key in chosen}
         group, self._bucket_bytes = shared(held)
+        self._memory = Provided(held.get("memory"))
         self._flat = group is not None or flag(held.get("flat", False), "flat")
         unknown = sorted(chosen.keys() - OPTION_NAMES)
         if unknown:
-            known = [*OPTION_NAMES, "flat", *defaults]
+            known = [*OPTION_NAMES, "flat", "memory", *defaults]
             raise TypeError(
                 f"{type(self).__name__}() got an unexpected keyword argument {unknown[0]!r}"
                 + suggestion(unknown[0], known)
@@ -161,13 +164,15 @@ class Optimizer(Resumable):
             arithmetic = each.arithmetic(entry.array)
             together.setdefault((index,) if entry.alone else (each, arithmetic), []).append(index)
         parameters: dict[int, Parameter] = {}
+        numbers = count(0 if self._engine is None else len(self.all_buffers))
         bindings = []
         rank, ranks = (0, 1) if self._group is None else (self._group.rank, self._group.size)
         nbytes = [entry.array.nbytes for entry in entries]
         for members in (part for alike in together.values() for part in buckets(alike, nbytes, self._bucket_bytes)):
             entry, each = entries[members[0]], flat_formats[members[0]]
             named = {entries[index].name: layouts[index] for index in members}
-            buffers = Buffers(named, each, each.arithmetic(entry.array), device_of, rank, ranks)
+            zeros_of = partial(self._memory.zeros, next(numbers))
+            buffers = Buffers(named, each, each.arithmetic(entry.array), device_of, rank, ranks, zeros_of)
             if entry.alone:
                 buffers.adopt(entry.array)
             for index in members:
@@ -176,6 +181,7 @@ class Optimizer(Resumable):
                 packed = self._flat and not entry.alone
                 own = None if packed or entry.alone else layout.flat(entry.array)
                 parameters[index] = parameter = Parameter(entry.name, place, layout, own, buffers, packed)
+                self._memory.parameters.add(parameter)
                 if packed:
                     view = parameter.view("p")
                     assign(view, entry.array)
@@ -193,8 +199,9 @@ class Optimizer(Resumable):
             entry.name: parameter.view("p") if self._flat and not entry.alone else entry.array
             for entry, parameter in zip(entries, plan.parameters[-len(entries) :], strict=True)
         }
-        params = Views({**self._params, **added})
-        lying = [params[each.name] for each in plan.parameters if not each.packed]
+        of_torch = self._of_torch | {entry.name for entry in entries if is_of_torch(entry.original)}
+        params = Views({**self._params.arrays, **added}, of_torch)
+        lying = [params.arrays[each.name] for each in plan.parameters if not each.packed]
         arrays = lying or [next(iter(added.values()))]
         return {
             "_engine": engine,
@@ -202,8 +209,10 @@ class Optimizer(Resumable):
             "_watches": [*self._watches, *watches(kept)],
             "_members": {parameter.name: member for member, parameter in enumerate(plan.parameters)},
             "_params": params,
-            "_of_torch": self._of_torch | {entry.name for entry in entries if is_of_torch(entry.original)},
-            "_collector": Collector(plan.parameters, arrays, plan.backend, zeroed=self._options.zero_grad),
+            "_of_torch": of_torch,
+            "_collector": Collector(
+                plan.parameters, arrays, plan.backend, zeroed=self._options.zero_grad, of_torch=of_torch
+            ),
         }
 
     @property
@@ -227,7 +236,7 @@ class Optimizer(Resumable):
         if self._options.ema_decay is None:
             raise AttributeError("`ema` needs `ema_decay`, with which the optimizer keeps the average")
         self._settled()
-        return Views({parameter.name: view for parameter, _, view in self._whole(["ema"])})
+        return Views({parameter.name: view for parameter, _, view in self._whole(["ema"])}, self._of_torch)
 
     def restart_ema(self) -> None:
         """Let the average of each parameter be the parameter as it is now: after weights were loaded, say.
@@ -261,11 +270,12 @@ class Optimizer(Resumable):
         self._settled()
         if dtype is None:
             raise AttributeError("`copies` needs `copy_dtype`, with which the optimizer writes them")
-        return Views({parameter.name: as_16_bit(parameter.view("copy"), dtype) for parameter in self._parameters})
+        copies = {parameter.name: as_16_bit(parameter.view("copy"), dtype) for parameter in self._parameters}
+        return Views(copies, self._of_torch)
 
     @property
-    def masters(self) -> dict[Hashable, np.ndarray]:
-        """Name -> the parameter as it is now in the dtype of the arithmetic, in a NumPy array of its own.
+    def masters(self) -> dict[Hashable, Any]:
+        """Name -> the parameter as it is now in the dtype of the arithmetic, in a NumPy array or tensor of its own.
 
         With `master_weights` these are the exact float32 masters of bfloat16 parameters; with `shard` every rank must
         ask for them.
@@ -274,7 +284,9 @@ class Optimizer(Resumable):
         found: dict[Hashable, dict[str, Any]] = {}
         for parameter, flat, view in self._whole(["p", "remainder"]):
             found.setdefault(parameter.name, {})[flat] = view
-        return {each.name: each.values("p", found[each.name]).copy() for each in self._parameters}
+        return dict(
+            Views({each.name: each.values("p", found[each.name]).copy() for each in self._parameters}, self._of_torch)
+        )
 
     def _whole(self, flats):
         """(parameter, flat, view) of those of `flats` that parameters have, with the elements of all ranks."""
@@ -313,7 +325,7 @@ class Optimizer(Resumable):
     def grad_norm(self) -> float | None:
         """The norm of all gradients of the last step, scaled and not yet clipped; on a GPU this waits for the step.
 
-        None before the first step, and if nothing asks for it: neither `max_grad_norm` nor `nonfinite`.
+        None before the first step, and if nothing asks for it: no limit of a norm, and no policy of `nonfinite`.
         """
         engine = self._settled()
         return engine.reduction.norm if engine.reduction is not None and engine.plan.asked else None

@@ -154,6 +154,15 @@ class Backend(Protocol):
         launch of the step that follows, unless the record is read before.
         """
 
+    @property
+    def clip_each(self) -> Callable[[Array, np.ndarray, np.ndarray, float, float, Tables], None] | None:
+        """What clips the gradients of each parameter by their own norm; None where the backend cannot.
+
+        `clip_each(sums, ends, clocks, grad_scale, max_grad_norm, tables)` writes a factor into the hyperparameters of
+        each of `clocks`, int64 (k,). The sums of blocks of one end where those of the next begin, at `ends`, int64
+        (k,); they stay as they are. `texts.clip` has the factor.
+        """
+
     def catch_up(
         self, addresses: np.ndarray, dtype: np.dtype, blocks: np.ndarray, table: Array, starts: Array
     ) -> Launch:

@@ -4,6 +4,7 @@ Memory is read and written where the tables say that it begins. As in every kern
 """
 
 import ctypes
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from fastadam.kernels.subnormals import flushed
 from fastadam.kernels.texts import casts
 from fastadam.kernels.texts.catch_up import CATCH_UP
 from fastadam.kernels.texts.clip import clip as clip_text
+from fastadam.kernels.texts.clip import clip_of_one
 from fastadam.kernels.texts.formats import EXPONENT_GROUP, Formats
+from fastadam.kernels.texts.member import CLIP
 
 # As on the CPU.
 DIRECT_FROM = 32_768
@@ -74,6 +77,14 @@ def clip(sums, grad_scale, max_grad_norm, largest, propagate, tables, squares=()
         grad_scale, taken, length = clip_text(grad_scale, squared_norm, max_grad_norm, largest, propagate)
     record[GRAD_SCALE], record[TAKEN], record[NORM] = grad_scale, taken, length
     record[SKIPPED] += 1.0 - taken
+
+
+def clip_each(sums, ends, clocks, grad_scale, max_grad_norm, tables):
+    """Write the factor that clips the gradients of each parameter into the hyperparameters of its clock."""
+    with flushed(), np.errstate(all="ignore"):
+        for (start, end), clock in zip(pairwise([0, *ends]), clocks, strict=True):
+            squared_norm = np.float64(norm.combine(sums[start:end]))
+            tables.hyper[clock, CLIP] = clip_of_one(grad_scale, squared_norm, max_grad_norm)
 
 
 def catch_up(addresses, dtype, blocks, table, starts):

@@ -180,7 +180,7 @@ def buffers_of(opt, name):
 def raw(opt, name):
     """Flat array -> what it has of a parameter, as a copy: all that a step writes except gradients, in one order."""
     buffers = buffers_of(opt, name)
-    flats = {"p": buffers.segments[name].layout.flat(opt.params[name])}
+    flats = {"p": buffers.segments[name].layout.flat(opt.params.arrays[name])}
     flats |= {flat: buffers.cut(name, flat) for flat in buffers.flats if flat not in ("p", "g")}
     return {flat: np.array(part) for flat, part in flats.items()}
 

@@ -15,9 +15,9 @@ NAN, INF = float("nan"), float("inf")
 DTYPES = "float32, float64, bfloat16 or float16 in native byte order, got"
 FREE = "`decouple_lr` needs `decoupled_weight_decay`: L2 is a part of the gradient, and so always multiplied by lr"
 NO_AMSGRAD = "`amsgrad` must be False for this optimizer with `convention` '{}', which has none, got True"
-MASTERS = "`master_weights` needs bfloat16 parameters, got {} ones, which lack nothing"
+MASTERS = "`master_weights` needs bfloat16 parameters, got {} ones: they lack nothing"
 MASTERS_FLOAT16 = (
-    "`master_weights` needs bfloat16 parameters, got float16 ones, whose masters are not kept in 16 more bits"
+    "`master_weights` needs bfloat16 parameters, got float16 ones: the 13 bits that they lack are not kept"
 )
 FLOAT16 = (
     "`eps` must be >= 0.000244140625 (2**-12) with second moments in float16, got 1e-08: those below its square become "

@@ -15,6 +15,8 @@ CASES = {
     "float32": {},
     "float64": {"dtype": np.float64, "amsgrad": True},
     "clipping": {"max_grad_norm": 0.5},
+    "clipping of each": {"max_grad_norm_per_param": 0.5},
+    "clipping of each in buckets": {"max_grad_norm_per_param": 0.5, "bucket_bytes": 1, "moment_dtype": "float8"},
     "average": {"ema_decay": 0.9, "weight_decay": 0.1},
     "bfloat16": {"dtype": ml_dtypes.bfloat16, "max_grad_norm": 0.5, "seed": 3},
     "masters": {"dtype": ml_dtypes.bfloat16, "master_weights": True, "ema_decay": 0.9, "grad_dtype": "float32"},

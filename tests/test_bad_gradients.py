@@ -26,6 +26,7 @@ GRADIENTS = {
     "float64": (lambda: gradients(w=np.ones((3, 4))), TypeError, r"`grads\['w'\]` must be float32 .*got float64"),
     "integers": (lambda: gradients(b=np.int32(1)), TypeError, r"`grads\['b'\]` must be float32 .*got int32"),
     "Python float": (lambda: gradients(b=1.0), TypeError, r"`grads\['b'\]` must be a NumPy or CuPy array.*got float"),
+    "numpy.matrix": (lambda: gradients(w=np.ones((3, 4), F4).view(np.matrix)), TypeError, "got matrix, which may mean"),
     "masked": (lambda: gradients(w=np.ma.ones((3, 4), F4)), TypeError, r"`grads\['w'\]` .*masked"),
     "missing": (lambda: gradients(b=None), ValueError, "`grads` must have an entry for every parameter.*'b'"),
     "unknown": (lambda: gradients(c=np.ones(3, F4)), ValueError, r"`grads` must have .* no other, got \['c'\]"),

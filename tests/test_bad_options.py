@@ -33,6 +33,21 @@ OPTIONS = [
         ValueError,
         "`clip_value` must be None with `max_grad_norm`, got 1.0 and 2.0: it would not be clear which comes first",
     ),
+    (
+        ALL,
+        {"max_grad_norm": 1, "max_grad_norm_per_param": 2.0},
+        ValueError,
+        "`max_grad_norm` must be None with `max_grad_norm_per_param`, got 1.0 and 2.0: it would not be clear which "
+        "comes first",
+    ),
+    (
+        ALL,
+        {"clip_value": 1, "max_grad_norm_per_param": 2.0},
+        ValueError,
+        "`clip_value` must be None with `max_grad_norm_per_param`, got 1.0 and 2.0: it would not be clear which "
+        "comes first",
+    ),
+    (ALL, {"max_grad_norm_per_param": 0}, ValueError, "`max_grad_norm_per_param` must be > 0, got 0.0"),
     (["Adam", "AdamW"], {"amsgrad": True, "convention": "sklearn"}, ValueError, NO_AMSGRAD.format("sklearn")),
     (["Adam", "AdamW"], {"amsgrad": True, "convention": "apex"}, ValueError, NO_AMSGRAD.format("apex")),
     (["Adam", "AdamW"], {"amsgrad": 1}, TypeError, "`amsgrad` must be True or False, got 1"),

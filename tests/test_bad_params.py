@@ -11,6 +11,10 @@ from training import both
 import fastadam
 
 
+class Metres(np.ndarray):
+    """Numbers with a unit."""
+
+
 def listed_twice():
     array = np.ones(4, F4)
     return {"a": array, "b": array[1:3]}
@@ -63,7 +67,9 @@ PARAMS = {
     "strings": (lambda: [np.array(["1.0"])], TypeError, rf"`params\[0\]` must be {DTYPES}"),
     "masked in a list": (lambda: [np.ma.ones(3)], TypeError, r"`params\[0\]` must be a plain array, got a masked"),
     "masked": (lambda: np.ma.ones(3), TypeError, "`params` must be a plain array, got a masked array"),
-    "matrix": (
+    "numpy.matrix": (lambda: [np.ones((1, 1)).view(np.matrix)], TypeError, r"`params\[0\]` .* got matrix, which may"),
+    "with a unit": (lambda: {"w": np.ones(3).view(Metres)}, TypeError, "got Metres, .*: pass `np.asarray` of it"),
+    "two axes": (
         lambda: np.ones((2, 3), F4),
         ValueError,
         r"`params` must be 1-D where it is one array, got shape \(2, 3\): .* in a list or a",

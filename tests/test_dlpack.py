@@ -21,7 +21,7 @@ def test_torch_tensors_stay_or_become_tensors_over_what_trains(size, flat):
     assert all(isinstance(tensor, torch.Tensor) for tensor in params.values())
     assert ({name: tensor.data_ptr() for name, tensor in params.items()} == before) is not flat
     for name in ("w", "b"):
-        assert params[name].data_ptr() == opt.params[name].ctypes.data
+        assert params[name].data_ptr() == opt.params[name].data_ptr()
     for seed in (1, 2):
         opt.step({name: torch.tensor(array) for name, array in make(shapes, seed).items()})
         numpy.step(make(shapes, seed))
@@ -29,6 +29,19 @@ def test_torch_tensors_stay_or_become_tensors_over_what_trains(size, flat):
     np.testing.assert_array_equal(params["w"].numpy(), numpy.params["w"])
     params["b"].fill_(4.0)
     assert opt.params["b"] == 4.0
+
+
+def test_negated_views_of_torch_are_refused():
+    torch = pytest.importorskip("torch")
+    negated = torch._neg_view(torch.ones(3))
+    message = "must hold its values in memory, got a negated view: pass `resolve_neg"
+    with pytest.raises(TypeError, match=rf"`params\['w'\]` {message}"):
+        fastadam.Adam({"w": negated})
+    opt = fastadam.Adam({"w": torch.ones(3)})
+    with pytest.raises(TypeError, match=rf"`grads\['w'\]` {message}"):
+        opt.step({"w": negated})
+    opt.step({"w": negated.resolve_neg()})
+    assert bool((opt.params["w"] > 1.0).all())
 
 
 @both
@@ -42,7 +55,7 @@ def test_torch_bfloat16_tensors_stay_or_become_tensors_over_what_trains(options,
     opt = fastadam.Adam(params, **options)
     assert {tensor.dtype for tensor in params.values()} == {torch.bfloat16}
     assert [tuple(tensor.shape) for tensor in params.values()] == [(2, 2500), (), (0,)]
-    assert params["w"].data_ptr() == opt.params["w"].ctypes.data
+    assert params["w"].data_ptr() == opt.params["w"].data_ptr()
     for seed in (1, 2, 3):
         grads = {name: torch.tensor(array).bfloat16() for name, array in make(shapes, seed).items()}
         opt.step(grads)
@@ -100,6 +113,37 @@ def test_flat_torch_tensor_is_adopted():
     opt.grads[0] = torch.ones(5)
     opt.step()
     np.testing.assert_allclose(flat.numpy(), np.zeros(5), atol=1e-6)
+
+
+@both
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+def test_what_is_handed_out_of_a_torch_parameter_is_a_tensor(flat, dtype):
+    torch = pytest.importorskip("torch")
+    kind = getattr(torch, dtype)
+    params = {"w": torch.ones(2, 3, dtype=kind).T, "b": torch.ones((), dtype=kind), "numpy": np.ones(3, np.float32)}
+    copied = {"copy_dtype": "bfloat16"} if dtype in ("float32", "float64") else {}
+    opt = fastadam.Adam(params, lr=0.5, ema_decay=0.0, flat=flat, **copied)
+    for _ in range(2):
+        opt.grads["w"] += torch.full((3, 2), 2.0, dtype=kind)
+    opt.grads["b"] = torch.tensor(1.0, dtype=kind)
+    opt.grads["b"] = np.float32(-1.0)
+    opt.grads["numpy"] += 1.0
+    assert torch.equal(opt.grads["w"], torch.full((3, 2), 4.0, dtype=kind))
+    opt.step()
+    torch.testing.assert_close(params["w"], torch.full((3, 2), 0.5, dtype=kind))
+    torch.testing.assert_close(params["b"], torch.tensor(1.5, dtype=kind))
+    for views in (opt.params, opt.ema, *([opt.copies] if copied else []), opt.masters):
+        assert {name for name, view in views.items() if isinstance(view, torch.Tensor)} == {"w", "b"}
+        torch.testing.assert_close(views["w"].float(), params["w"].float())
+        np.testing.assert_allclose(views["numpy"].astype(np.float32), 0.5)
+    opt.params["w"].zero_()
+    assert not params["w"].any()
+    opt.params["w"] = torch.full((3, 2), 3.0, dtype=kind)
+    assert torch.equal(params["w"], torch.full((3, 2), 3.0, dtype=kind))
+    with pytest.raises(TypeError, match=r"`w` cannot be shared.*use tensor.detach\(\)"):
+        opt.grads["w"] = torch.ones(3, 2, requires_grad=True)
+    with pytest.raises(ValueError, match=r"`w` must have shape \(3, 2\), got \(2, 3\)"):
+        opt.grads["w"] = torch.ones(2, 3, dtype=kind)
 
 
 @both

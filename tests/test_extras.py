@@ -103,6 +103,25 @@ def test_average_starts_at_the_parameters_and_is_resumed(dtype):
         resumed.load_state_dict({**saved, "state": without})
 
 
+@both
+def test_an_average_is_begun_anew_and_forgets_the_first_parameters_soon(flat):
+    opt = fastadam.Adam(make(SHAPES), ema_decay=0.99, ema_warmup=True, flat=flat)
+    expected = {name: p.astype(np.float64) for name, p in opt.params.items()}
+    for step in range(1, 6):
+        opt.step(make(SHAPES, step))
+        if step == 3:
+            for p in opt.params.values():
+                p += 1
+            opt.restart_ema()
+            expected = {name: p.astype(np.float64) for name, p in opt.params.items()}
+            assert bits(opt.ema) == bits(opt.params)
+        else:
+            decay = min(0.99, (1 + step) / (10 + step))
+            expected = {name: decay * expected[name] + (1 - decay) * p for name, p in opt.params.items()}
+        for name, average in opt.ema.items():
+            np.testing.assert_allclose(average, expected[name], rtol=1e-5, atol=1e-6)
+
+
 def test_average_does_not_depend_on_when_it_is_first_read():
     read, not_read = (fastadam.Adam(make(SHAPES), ema_decay=0.75) for _ in range(2))
     assert list(read.ema) == list(SHAPES)

@@ -71,7 +71,7 @@ def textbook(recipe, h, step, grad_scale):
     # sqrt(v_hat * v) + eps = sqrt(v_hat) * (sqrt(v) + eps / sqrt(v_hat)).
     whole, size = 1 / math.sqrt(v_hat), h["lr"] * m_hat
     values = {
-        "grad_scale": h["sign"] * grad_scale,
+        "grad_scale": h["sign"] * grad_scale * (h["clip"] if recipe.clip_norm else 1.0),
         "clip_value": h["clip_value"],
         "weight_decay": h["weight_decay"],
         "decay": 1 - h["weight_decay"] * (h["lr"] if recipe.decay == "decoupled" else 1),

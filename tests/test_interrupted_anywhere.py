@@ -13,6 +13,7 @@ from training import copies, make
 
 import fastadam
 from fastadam import SparseRows
+from fastadam.kernels.texts.member import CLIP
 from fastadam.memory.arrays import on_host
 
 # A file that an exception finds before its `with` has begun is closed by Python, which says so.
@@ -30,7 +31,8 @@ def fingerprint(opt):
         "params": bits(opt.params),
         "buffers": flats,
         "carried": on_host(plan.tables.carried)[plan.clock_of].tolist(),
-        "hyper": [on_host(plan.tables.hyper)[clock].tolist() for clock in plan.clock_of],
+        # Each step writes its factors anew.
+        "hyper": np.delete(on_host(plan.tables.hyper)[plan.clock_of], CLIP, axis=1).tolist(),
         "asked": [plan.asked_of(index) for index in range(len(opt.param_groups))],
         "groups": [dict(group) for group in opt.param_groups],
         "norm": repr(opt.grad_norm),
@@ -77,6 +79,7 @@ CALLS = {
     "step, list": ({}, SHAPES, lambda opt: opt.step(list(make(SHAPES, 9).values()))),
     "step, scaled": ({}, SHAPES, lambda opt: opt.step(make(SHAPES, 9), grad_scale=0.5)),
     "step, clipped": ({"max_grad_norm": 0.5}, SHAPES, lambda opt: opt.step(make(SHAPES, 9))),
+    "step, each clipped": ({"max_grad_norm_per_param": 0.5}, SHAPES, lambda opt: opt.step(make(SHAPES, 9))),
     "step, zeroed": ({"zero_grad": True}, SHAPES, lambda opt: opt.step(make(SHAPES, 9))),
     "step, averaged": ({"ema_decay": 0.9, "copy_dtype": "float16"}, SHAPES, lambda opt: opt.step(make(SHAPES, 9))),
     "step, some": ({}, SHAPES, split),

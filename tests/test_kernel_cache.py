@@ -1,10 +1,12 @@
 """Whatever is wrong with the cache of compiled kernels costs a compilation and a warning, never a step."""
 
 import os
+import pickle
 import random
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -68,6 +70,18 @@ def another_pickle(folder):
         path.write_bytes(b"\x80\x04K\x01.")
 
 
+def a_bit_of_each(folder):
+    chosen = random.Random(0)
+    for path in files(folder, ".nbc"):
+        readable = False
+        while not readable:
+            data = bytearray(path.read_bytes())
+            data[chosen.randrange(len(data))] ^= 1 << chosen.randrange(8)
+            with suppress(Exception):
+                readable = pickle.loads(data) is not None
+        path.write_bytes(data)
+
+
 def directories(folder):
     for path in files(folder, ".nbi"):
         path.unlink()
@@ -75,7 +89,9 @@ def directories(folder):
 
 
 @pytest.mark.parametrize(
-    "spoil", [cut_off, empty, garbage, cut_off_index, another_pickle, directories], ids=lambda spoil: spoil.__name__
+    "spoil",
+    [cut_off, empty, garbage, cut_off_index, another_pickle, a_bit_of_each, directories],
+    ids=lambda spoil: spoil.__name__,
 )
 def test_a_cache_that_is_broken(spoil, filled, tmp_path):
     folder = tmp_path / "cache"
@@ -89,6 +105,18 @@ def test_a_cache_that_is_broken(spoil, filled, tmp_path):
     assert out == filled[1]
     # What was broken has been replaced, where it can be.
     assert ("RuntimeWarning" in err) == (spoil is directories)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(20))
+def test_bits_of_any_file(seed, filled, tmp_path):
+    folder, chosen = tmp_path / "cache", random.Random(seed)
+    shutil.copytree(filled[0], folder)
+    for path in files(folder, ".nb[ci]"):
+        data = bytearray(path.read_bytes())
+        data[chosen.randrange(len(data))] ^= 1 << chosen.randrange(8)
+        path.write_bytes(data)
+    assert ended(start(folder))[0] == filled[1]
 
 
 def test_a_cache_that_is_gone_and_a_disk_that_is_full(filled, tmp_path):

@@ -9,6 +9,8 @@ from oracle import bits
 from training import both, make
 
 import fastadam
+from fastadam.kernels.cpu import jit
+from fastadam.kernels.cpu.launch import leaves_of
 
 SHAPES = {"a": (5, 300), "b": (7,)}
 ALLOCATE = (
@@ -127,3 +129,38 @@ def test_in_a_call(act, flat, options):
         assert found in (before, after), f"allocation {number}"
         shapes = {**SHAPES, "c": (9,)} if "c" in opt.params else SHAPES
         opt.step(make(shapes, 3))
+
+
+@pytest.fixture
+def nothing_compiled(monkeypatch):
+    """As in a new process. What is compiled meanwhile is forgotten afterwards, as nobody keeps its machine code."""
+    monkeypatch.setattr(jit, "_leaves", {})
+    leaves_of.cache_clear()
+    yield
+    leaves_of.cache_clear()
+
+
+@both
+@options
+def test_in_a_step_that_compiles(flat, options, nothing_compiled, monkeypatch):
+    expected = begun(flat, options)
+    gather(expected)
+    leaves_of.cache_clear()
+    kept = dict(jit._leaves)
+    jit._leaves.clear()
+
+    class OutOfMemory(jit.CFunc):
+        def compile(self):
+            raise MemoryError
+
+    opt = fastadam.Adam(make(SHAPES), flat=flat, **options)
+    before = state(opt)
+    with monkeypatch.context() as patch:
+        patch.setattr(jit, "CFunc", OutOfMemory)
+        with pytest.raises(MemoryError):
+            opt.step(make(SHAPES, 1))
+    assert state(opt) == before
+    opt.step(make(SHAPES, 1))
+    gather(opt)
+    assert state(opt) == state(expected)
+    assert jit._leaves.keys() == kept.keys()

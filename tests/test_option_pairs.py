@@ -30,6 +30,7 @@ FACTORS = {
     "eps_root": (0.0, 1e-6),
     "clip_value": (None, 0.5),
     "max_grad_norm": (None, 20.0),
+    "max_grad_norm_per_param": (None, 1.5),
     "nonfinite": ("propagate", "skip", "raise"),
     "max_skipped_steps": (None, 1),
     "ema_decay": (None, 0.9),
@@ -135,6 +136,8 @@ class Exact:
             return
         if case["max_grad_norm"]:
             there = {k: g * min(1.0, case["max_grad_norm"] / (norm + 1e-6)) for k, g in there.items()}
+        if most := case["max_grad_norm_per_param"]:
+            there = {k: g * (most / max(math.sqrt(float((g**2).sum())), most)) for k, g in there.items()}
         for group in self.opt.param_groups:
             lr = schedule(number - self.raised) if callable(group["lr"]) else group["lr"]
             for name in group["params"]:
@@ -287,7 +290,7 @@ def all_cases():
 @pytest.fixture
 def on_numpy(monkeypatch):
     """Optimizers run the NumPy reference."""
-    names = ("tables", "address", "is_captured", "launcher", "squares", "clip", "catch_up", "copy_out")
+    names = ("tables", "address", "is_captured", "launcher", "squares", "clip", "clip_each", "catch_up", "copy_out")
     backend = SimpleNamespace(DIRECT_FROM=cpu.DIRECT_FROM, **{name: getattr(reference, name) for name in names})
     monkeypatch.setattr("fastadam.optimizer.backend_of", lambda *_: backend)
 

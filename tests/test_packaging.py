@@ -1,31 +1,40 @@
-"""The wheel, its metadata, and the types of the package as a user has it."""
+"""The wheel, its metadata, what is left of it without sources, and the types of the package as a user has it."""
 
+import compileall
+import os
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fastadam
 from fastadam import kernels
+from fastadam.kernels.cpu import jit
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The names of the files in a wheel built from a copy of the sources."""
+def archive(tmp_path_factory):
+    """A wheel built from a copy of the sources."""
     source = tmp_path_factory.mktemp("source")
     for folder in ("fastadam", "kernels", "bench"):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("pyproject.toml", "README.md", "LICENSE"):
+    for file in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
     build = "from setuptools.build_meta import build_wheel; print(build_wheel('.'))"
     output = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=True)
-    with zipfile.ZipFile(source / output.stdout.split()[-1]) as archive:
-        return archive.namelist()
+    return zipfile.ZipFile(source / output.stdout.split()[-1])
+
+
+@pytest.fixture(scope="module")
+def wheel(archive):
+    """The names of its files."""
+    return archive.namelist()
 
 
 def test_every_file_of_the_wheel_lies_under_fastadam(wheel):
@@ -43,6 +52,57 @@ def test_the_wheel_holds_every_module_and_the_type_marker(wheel):
 def test_kernels_is_no_top_level_module():
     assert kernels.__name__ == "fastadam.kernels"
     assert subprocess.run([sys.executable, "-c", "import kernels"], cwd="/", capture_output=True).returncode != 0
+
+
+STEP = """
+import numpy as np, fastadam
+p = {"w": np.linspace(-1, 1, 5000, dtype=np.float32)}
+opt = fastadam.AdamW(p, lr=0.1)
+for _ in range(3):
+    opt.step({"w": p["w"] - 2})
+"""
+# No module may be asked for its source, and the machine code must be that of these sources.
+WITHOUT_SOURCES = f"""
+{STEP}
+import sys
+from fastadam.kernels.cpu import jit
+from fastadam.kernels.cuda.c_functions import c_function
+from fastadam.kernels.texts.casts import CASTS
+own = [module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "fastadam"]
+assert all(file.endswith(".pyc") for file in own), own
+assert all(map(c_function, CASTS))
+print(fastadam.__file__, jit._DIGEST.hexdigest(), p["w"].tobytes().hex())
+"""
+INFO = "import sys; sys.argv = ['fastadam', 'info']; from fastadam.cli import main; main()"
+
+
+def run_from(place, code, cache):
+    environment = {**os.environ, "PYTHONPATH": str(place), "NUMBA_CACHE_DIR": str(cache)}
+    return subprocess.run([sys.executable, "-c", code], cwd=cache, env=environment, capture_output=True, text=True)
+
+
+def test_without_sources(archive, tmp_path):
+    here = {"np": np, "fastadam": fastadam}
+    exec(STEP, here)
+    folder, frozen = tmp_path / "site", tmp_path / "frozen.zip"
+    archive.extractall(folder)
+    assert compileall.compile_dir(folder, legacy=True, quiet=1)
+    for path in folder.rglob("*.py"):
+        path.unlink()
+    # Programs that are frozen have their modules in an archive.
+    shutil.make_archive(frozen.with_suffix(""), "zip", folder)
+    for place in (folder, frozen):
+        cache = tmp_path / f"cache of {place.name}"
+        cache.mkdir()
+        done = run_from(place, WITHOUT_SOURCES, cache)
+        assert done.returncode == 0, done.stderr
+        trained = here["p"]["w"].tobytes().hex()
+        assert done.stdout.split() == [str(place / "fastadam" / "__init__.pyc"), jit._DIGEST.hexdigest(), trained]
+        assert list(cache.rglob("*.nbi"))
+    assert "kernel cache" in run_from(folder, INFO, tmp_path).stdout
+    (folder / "fastadam" / "packed_sources.pyc").unlink()
+    message = "ImportError: the sources of fastadam's kernels are not installed: build a wheel"
+    assert message in run_from(folder, STEP, tmp_path).stderr
 
 
 # What type checkers make of calls: a mistake that is not found is an unused comment, which is an error too.

@@ -37,6 +37,32 @@ fastadam.adam_step(*flat, step=1)
 fastadam.get_num_threads()
 print(digest.hexdigest())
 """
+OF_TORCH = """
+import hashlib
+import numpy as np, torch, fastadam.torch
+np.seterr(all="raise")
+digest = hashlib.sha256()
+for options in [{}, {"max_grad_norm": 1.0, "nonfinite": "skip"}, {"moment_dtype": "float8", "ema_decay": 0.9}]:
+    params = [torch.ones(50, 128, requires_grad=True), torch.ones((), requires_grad=True)]
+    opt = fastadam.torch.AdamW(params, lr=0.1, **options)
+    for number in range(3):
+        (params[0].sum() * 1e-30 + params[1] * number).backward()
+        opt.step()
+        opt.zero_grad()
+    params[0].grad = torch.full((50, 128), float("nan" if "nonfinite" in options else 1))
+    opt.step()
+    other = fastadam.torch.AdamW(params, lr=0.1, **options)
+    other.load_state_dict(opt.state_dict())
+    repr(opt)
+    for values in [dict(enumerate(params)), *opt.state_dict()["state"].values()]:
+        for value in values.values():
+            digest.update(torch.as_tensor(value).detach().numpy().tobytes())
+p, g, m, v = ([torch.ones(9)] for _ in range(4))
+numbers = {"beta1": 0.9, "beta2": 0.99, "weight_decay": 0.1, "eps": 1e-8}
+fastadam.torch.adamw_step(p, g, m, v, [torch.tensor(0.0)], lr=0.1, **numbers)
+digest.update(p[0].numpy().tobytes())
+print(digest.hexdigest())
+"""
 MODES = {
     "warnings are errors": {"PYTHONWARNINGS": "error"},
     "no assertions, no docstrings": {"PYTHONOPTIMIZE": "2"},
@@ -48,19 +74,26 @@ MODES = {
 }
 
 
-@pytest.fixture(scope="module")
-def expected():
-    return run(USE)
+@pytest.fixture(scope="module", params=[USE, OF_TORCH], ids=["arrays", "torch"])
+def code(request):
+    """What is run, and what it prints where nothing is set."""
+    return request.param, run(request.param)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_same_bits_in_silence(mode, expected):
-    assert run(USE, **MODES[mode]) == expected
+def test_the_same_bits_in_silence(mode, code):
+    assert run(code[0], **MODES[mode]) == code[1]
 
 
-@pytest.mark.parametrize("environment", [{"NUMBA_DISABLE_JIT": "1"}, {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}])
-def test_info(environment):
-    code = "import sys; sys.argv = ['fastadam', 'info']; from fastadam.cli import main; main()"
-    found = run(code, **environment)
-    assert "kernel cache" in found
-    assert "none: NUMBA_DISABLE_JIT is set" in found or "NUMBA_DISABLE_JIT" not in environment
+INFO = "import sys; sys.argv = ['fastadam', 'info']; from fastadam.cli import main; main()"
+
+
+def test_info_where_nothing_is_compiled():
+    assert "none: NUMBA_DISABLE_JIT is set" in run(INFO, NUMBA_DISABLE_JIT="1")
+
+
+def test_info_for_another_program_has_the_whole_path_of_the_cache(tmp_path):
+    folder = tmp_path / ("a long name " * 12) / "\N{LATIN SMALL LETTER E WITH ACUTE}"
+    found = run(INFO, LC_ALL="C", PYTHONIOENCODING="ascii", NUMBA_CACHE_DIR=str(folder), COLUMNS="80")
+    (row,) = (line for line in found.splitlines() if "kernel cache" in line)
+    assert str(folder.parent / r"\xe9") in row

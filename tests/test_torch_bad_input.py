@@ -93,6 +93,36 @@ def test_parameters_that_cannot_be_stepped():
     gaps = torch.zeros(4, 6)[:, :5].requires_grad_()
     gaps.grad = torch.ones(4, 5)
     refuse(fused.Adam([*good, gaps]), ValueError, "must be dense to be stepped where it lies, got strides (6, 1)", good)
+    negated = torch._neg_view(torch.ones(2)).requires_grad_()
+    negated.grad = torch.ones(2)
+    refuse(fused.Adam([*good, negated]), ValueError, "must hold its values in memory, got a negated view", good)
+
+
+@pytest.mark.parametrize("options", [{}, {"nonfinite": "raise"}, {"zero_grad": True}], ids=str)
+def test_gradients_that_are_negated_views_are_what_torch_shows(options):
+    params = [torch.ones(2), torch.ones(3), torch.ones(4)]
+    twins = [p.clone() for p in params]
+    opt, other = fused.Adam(params, lr=0.1, **options), fused.Adam(twins, lr=0.1, **options)
+    for step in range(3):
+        for p, twin in zip(params, twins, strict=True):
+            values = torch.arange(1.0, 1.0 + len(p))
+            # As the gradient of an imaginary part, whose memory has the opposite values.
+            p.grad, twin.grad = torch._neg_view(values), -values
+        if step == 2:
+            params[1].grad = twins[1].grad = None
+        opt.step()
+        other.step()
+    assert all(torch.equal(p, twin) for p, twin in zip(params, twins, strict=True))
+    assert ("zero_grad" in options) == (not params[0].grad.any())
+
+
+def test_negated_gradients_of_the_function():
+    numbers = {"lr": 0.1, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8}
+    p, twin = torch.ones(3), torch.ones(3)
+    values = torch.tensor([1.0, -2.0, 3.0])
+    for q, gradient in ((p, torch._neg_view(values)), (twin, -values)):
+        fused.adamw_step([q], [gradient], [torch.zeros(3)], [torch.zeros(3)], [1], **numbers)
+    assert torch.equal(p, twin)
 
 
 def test_a_parameter_listed_twice():

@@ -10,6 +10,7 @@ CASES = {
     "AdamW": ("AdamW", {}),
     "NAdam, which carries a product": ("NAdam", {}),
     "clipped": ("Adam", {"max_grad_norm": 0.5}),
+    "each clipped": ("Adam", {"max_grad_norm_per_param": 0.5}),
     "skipped": ("Adam", {"nonfinite": "skip"}),
     "zeroed": ("Adam", {"zero_grad": True}),
     "some": ("Adam", {}),

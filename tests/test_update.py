@@ -100,6 +100,7 @@ STAGES = {
     "descend_by_both",
     "small_betas": "scale_gradient small_first_moment small_second_moment root_of_v descend",
     "clip_value": "scale_gradient clip_gradient first_moment second_moment root_of_v descend",
+    "clip_norm": ADAM_STAGES,
     "ema": f"{ADAM_STAGES} average",
     "bfloat16": f"{ADAM_STAGES} copy",
     "float16": f"{ADAM_STAGES} copy",

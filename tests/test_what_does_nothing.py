@@ -23,6 +23,8 @@ MISTAKES = {
     "decoupled_decay": "decoupled_weight_decay",
     "max_gradnorm": "max_grad_norm",
     "clip_norm": "max_grad_norm",
+    "clipnorm": "max_grad_norm_per_param",
+    "global_clipnorm": "max_grad_norm",
     "moments_dtype": "moment_dtype",
 }
 

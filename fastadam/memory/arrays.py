@@ -17,8 +17,13 @@ def as_array(value: Any, label: str) -> Any:
         return value
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"`{label}` must be a plain array, got a masked array: its mask would be ignored")
-    if isinstance(value, (np.ndarray, np.generic)):
+    if isinstance(value, (np.memmap, np.generic)):
         return np.asarray(value)
+    if isinstance(value, np.ndarray):
+        raise TypeError(
+            f"`{label}` must be a plain array, got {type(value).__name__}, which may mean more than its numbers: pass "
+            "`np.asarray` of it"
+        )
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(value, cupy.ndarray):
         # Some versions of CuPy have bfloat16, but not in kernels of every version of CUDA.
@@ -41,6 +46,8 @@ def _from_dlpack(value, label):
         library = require_cupy(label)
     else:
         raise TypeError(f"`{label}` must be in CPU or CUDA memory, got DLPack device type {int(kind)}")
+    if getattr(value, "is_neg", bool)():
+        raise TypeError(f"`{label}` must hold its values in memory, got a negated view: pass `resolve_neg()` of it")
     try:
         if _is_torch_bfloat16(value):
             bits = library.from_dlpack(value.view(sys.modules["torch"].uint16))

@@ -1,12 +1,12 @@
 """Flat buffers: one array for the first moments of many parameters, one for the second, and so on, with views."""
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastadam.kernels.texts.formats import EXPONENT_GROUP, FORMATS, Formats
-from fastadam.memory.arrays import ALIGNMENT, array_dtype, assign, zeros
+from fastadam.memory.arrays import ALIGNMENT, array_dtype, as_array, as_torch, assign, is_of_torch, zeros
 from fastadam.memory.layout import Layout
 from fastadam.sharding.ranges import placed
 
@@ -78,6 +78,7 @@ class Buffers:
         device_of: Any,
         rank: int = 0,
         ranks: int = 1,
+        zeros: Callable[[str, int, np.dtype, Any], Any] = lambda _, *of: zeros(*of),
     ):
         # No two parameters share an exponent group, or a cache line in any flat array.
         narrowest = 2 if formats.named else arithmetic.itemsize
@@ -88,7 +89,7 @@ class Buffers:
         segments = {name: Segment(start, start + size, layout) for (name, layout), start, size in each}
         vars(self).update(formats=formats, segments=segments, flats={}, arithmetic=arithmetic)
         vars(self).update(size=ranks * width, kept=(rank * width, (rank + 1) * width))
-        vars(self).update(_device_of=device_of, g_was_asked_for=False)
+        vars(self).update(_device_of=device_of, _zeros=zeros, g_was_asked_for=False)
         self.dtype("g")  # raises if bfloat16 is asked for without ml_dtypes
 
     def __getattr__(self, name: str) -> Any:
@@ -119,7 +120,7 @@ class Buffers:
     def allocate(self, flat: str) -> Any:
         """The flat array of this name; it is allocated if it is not there yet."""
         if flat not in self.flats:
-            self.flats[flat] = zeros(self.length(flat), self.dtype(flat), self._device_of)
+            self.flats[flat] = self._zeros(flat, self.length(flat), self.dtype(flat), self._device_of)
         return self.flats[flat]
 
     def length(self, flat: str) -> int:
@@ -174,18 +175,25 @@ class Views(Mapping):
     """Name -> array. Assigning to a name writes into the array; names cannot be added or removed.
 
     Values may be anything that NumPy or CuPy can assign and that has the shape of the array, or is a scalar.
+
+    Attributes:
+        arrays: Name -> NumPy or CuPy array. What is handed out is this array, or for the names `of_torch` a tensor of
+            torch over the same memory.
     """
 
-    def __init__(self, views: dict[Hashable, Any]):
-        self._views = views
+    def __init__(self, arrays: dict[Hashable, Any], of_torch: Set[Hashable] = frozenset()):
+        self.arrays = arrays
+        self._views = {name: as_torch(array) if name in of_torch else array for name, array in arrays.items()}
 
     def __getitem__(self, name: Hashable) -> Any:
         return self._views[name]
 
     def __setitem__(self, name: Hashable, value: Any) -> None:
-        view = self._views[name]
-        if value is view:  # what `views[name] += x` assigns
+        if value is self._views[name]:  # what `views[name] += x` assigns
             return
+        view = self.arrays[name]
+        if is_of_torch(value):
+            value = as_array(value, f"{name}")
         if view.dtype == np.uint16 and getattr(value, "dtype", None) != np.uint16:
             raise TypeError(f"`{name}` must be written as the bits of bfloat16, uint16, got {type(value).__name__}")
         shape = np.shape(value)

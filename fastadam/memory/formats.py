@@ -31,8 +31,8 @@ def formats_of(stored: str, size: int, dtypes: tuple[str | None, str | None], op
     if options.copy_dtype and stored in ("bfloat16", "float16"):
         raise ValueError(f"`copy_dtype` must be None with {stored} parameters, got {options.copy_dtype!r}")
     if options.master_weights and stored != "bfloat16":
-        lack = "whose masters are not kept in 16 more bits" if stored == "float16" else "which lack nothing"
-        raise ValueError(f"`master_weights` needs bfloat16 parameters, got {stored} ones, {lack}")
+        why = "the 13 bits that they lack are not kept" if stored == "float16" else "they lack nothing"
+        raise ValueError(f"`master_weights` needs bfloat16 parameters, got {stored} ones: {why}")
     first, second = (_moment(dtype, arithmetic, size < SMALL) for dtype in dtypes)
     formats = {
         buffer: member.format(buffer, first if kept.signed else second, stochastic=stochastic)

@@ -42,7 +42,9 @@ ALIASES = {
     "beta_2": "betas",
     "epsilon": "eps",
     "ascent": "maximize",
-    "clipnorm": "max_grad_norm",
+    "clipnorm": "max_grad_norm_per_param",
+    "grad_clip": "max_grad_norm_per_param",
+    "global_clipnorm": "max_grad_norm",
     "clip_norm": "max_grad_norm",
     "clipvalue": "clip_value",
 }

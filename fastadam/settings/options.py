@@ -2,7 +2,10 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields
+from itertools import combinations
 from typing import Any, TypedDict
+
+import numpy as np
 
 from fastadam.kernels.texts.member import Convention, Member
 from fastadam.kernels.texts.members import MEMBERS
@@ -17,6 +20,7 @@ ROUNDINGS = ("stochastic", "nearest")
 # The root of the smallest second moment that float16 holds.
 SMALLEST_FLOAT16_ROOT = 2.0**-12
 SPARSE = ("lazy", "exact")
+CLIPS = ("clip_value", "max_grad_norm", "max_grad_norm_per_param")
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Options:
     decouple_lr: bool = False
     clip_value: float | None = None
     max_grad_norm: float | None = None
+    max_grad_norm_per_param: float | None = None
     nonfinite: str = "propagate"
     max_skipped_steps: int | None = None
     ema_decay: float | None = None
@@ -56,7 +61,7 @@ class Options:
         object.__setattr__(self, "seed", integer(self.seed, "seed", least=0))
         for key in ("decouple_lr", "ema_warmup", "zero_grad", "master_weights"):
             object.__setattr__(self, key, flag(getattr(self, key), key))
-        for key in ("clip_value", "max_grad_norm"):
+        for key in CLIPS:
             if getattr(self, key) is not None:
                 object.__setattr__(self, key, positive(getattr(self, key), key))
         if self.max_skipped_steps is not None:
@@ -87,11 +92,12 @@ class Options:
             )
         if self.ema_warmup and self.ema_decay is None:
             raise ValueError("`ema_warmup` needs `ema_decay`, of the average that it lets begin faster")
-        if self.clip_value is not None and self.max_grad_norm is not None:
-            raise ValueError(
-                f"`clip_value` must be None with `max_grad_norm`, got {self.clip_value} and {self.max_grad_norm}: it "
-                "would not be clear which comes first"
-            )
+        for key, other in combinations(CLIPS, 2):
+            if getattr(self, key) is not None and getattr(self, other) is not None:
+                raise ValueError(
+                    f"`{key}` must be None with `{other}`, got {getattr(self, key)} and {getattr(self, other)}: it "
+                    "would not be clear which comes first"
+                )
 
     @property
     def family_member(self) -> Member:
@@ -116,7 +122,8 @@ class Options:
     @property
     def reduces(self) -> bool:
         """Whether a step needs the norm of the gradients."""
-        return self.max_grad_norm is not None or self.nonfinite != "propagate"
+        clips = self.max_grad_norm is not None or self.max_grad_norm_per_param is not None
+        return clips or self.nonfinite != "propagate"
 
 
 def moment_dtypes(given: Any) -> tuple[str | None, str | None]:
@@ -139,6 +146,7 @@ class StepKeywords(TypedDict, total=False):
     """The keyword arguments that `fastadam.torch` has too."""
 
     max_grad_norm: float | None
+    max_grad_norm_per_param: float | None
     nonfinite: str
     max_skipped_steps: int | None
     ema_decay: float | None
@@ -160,6 +168,7 @@ class OptionKeywords(StepKeywords, total=False):
     flat: bool
     shard: Any
     bucket_bytes: int | None
+    memory: Callable[[str, int, np.dtype], Any] | None
     convention: str
     eps_root: float
     decouple_lr: bool

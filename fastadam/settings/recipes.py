@@ -24,6 +24,7 @@ def recipe_of(
         decay=_decay(settings, options, decays),
         eps_root=options.eps_root > 0.0,
         clip_value=options.clip_value is not None,
+        clip_norm=options.max_grad_norm_per_param is not None,
         ema=options.ema_decay is not None,
         ema_warmup=options.ema_warmup,
         zero_grad=options.zero_grad,
@@ -52,6 +53,7 @@ def hyper_of(
         "eps_root": options.eps_root,
         "clip_value": options.clip_value or 0.0,
         "ema_decay": options.ema_decay or 0.0,
+        "clip": 1.0,
     }
     return [values[name] for name in names]
 

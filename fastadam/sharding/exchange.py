@@ -141,7 +141,7 @@ class Exchange:
         begins = (most * np.arange(self.ranks)[:, np.newaxis] + np.cumsum(counts, axis=1) - counts).T.reshape(-1)
         counts = counts.T.reshape(-1)
         inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return Partials(self, most, np.repeat(begins, counts) + inside)
+        return Partials(self, most, np.repeat(begins, counts) + inside, counts.reshape(-1, self.ranks).sum(axis=1))
 
     def _kept_of(self, parameter, rank):
         start, stop = parameter.buffers.kept
@@ -171,10 +171,11 @@ class Partials:
 
     Attributes:
         own: float64 (most,): those of this rank, filled up with zeros.
+        counts: int64 (present parameters,): how many sums of all ranks each has.
     """
 
-    def __init__(self, exchange: Exchange, most: int, order: np.ndarray):
-        self._exchange = exchange
+    def __init__(self, exchange: Exchange, most: int, order: np.ndarray, counts: np.ndarray):
+        self._exchange, self.counts = exchange, counts
         self.own = zeros(most, np.float64, exchange._device_of)
         # Without any gradient, the norm is that of a block of zeros.
         self._order = zeros(max(1, len(order)), np.int64, exchange._device_of)

@@ -1,6 +1,6 @@
 """The gradients of a step, in whatever they were handed over, checked."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -31,8 +31,17 @@ class Expected(NamedTuple):
 class Collector:
     """Finds the gradients of a step in a mapping, a list, a flat array, or in the optimizer's own buffers."""
 
-    def __init__(self, parameters: Sequence[Parameter], arrays: Sequence[Any], backend: Any, *, zeroed: bool):
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        arrays: Sequence[Any],
+        backend: Any,
+        *,
+        zeroed: bool,
+        of_torch: Set[Hashable],
+    ):
         self._parameters, self._zeroed, self._example = parameters, zeroed, arrays[0]
+        self._of_torch = of_torch
         self._usual = type(arrays[0])
         self._foreign = None if isinstance(arrays[0], np.ndarray) else _foreign_memory()
         self._device = None if isinstance(arrays[0], np.ndarray) else arrays[0].device.id
@@ -53,7 +62,7 @@ class Collector:
         """Name -> view of the gradient buffer."""
         if self._views is None:
             names = [each.name for each in self._parameters]
-            self._views = Views(dict(zip(names, self._gather.places, strict=True)))
+            self._views = Views(dict(zip(names, self._gather.places, strict=True)), self._of_torch)
             for buffers in all_buffers(self._parameters):
                 assert buffers.g is not None  # from now on somebody has it
         return self._views

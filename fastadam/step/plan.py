@@ -124,9 +124,11 @@ class Plan:
         parts: dict[tuple, Part] = {}
         for parameter in parameters:
             decays = parameter.name not in excluded
-            key = parameter.formats, parameter.arithmetic, decays
+            # A parameter with a factor of its own on its gradients has a clock of its own.
+            alone = len(self.parameters) if self.options.max_grad_norm_per_param is not None else None
+            key = parameter.formats, parameter.arithmetic, decays, alone
             if key not in parts:
-                parts[key] = Part(group, *key, [])
+                parts[key] = Part(group, parameter.formats, parameter.arithmetic, decays, [])
             parts[key].members.append(len(self.parameters))
             self.parameters.append(parameter)
             self._part_of_clock.append(parts[key])

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.kernels import NORM, PARAMETER, SKIPPED, TAKEN
+from fastadam.kernels import GRAD_SCALE, NORM, PARAMETER, SKIPPED, TAKEN
 from fastadam.kernels.blocks import cut
 from fastadam.memory.arrays import as_array, on_host, widened, zeros
 from fastadam.settings.options import Options
@@ -21,6 +21,12 @@ class Reduction:
     def __init__(self, plan: Plan, options: Options, device_of: Any, exchange: Exchange | None = None):
         self._plan, self._device_of, self._exchange = plan, device_of, exchange
         self._max_grad_norm = options.max_grad_norm or float("inf")
+        self._max_of_each = options.max_grad_norm_per_param
+        if self._max_of_each is not None and plan.backend.clip_each is None:
+            raise ValueError(
+                f"`max_grad_norm_per_param` must be None for arrays in CUDA memory, got {self._max_of_each}: gradients "
+                "are clipped there by the norm of all, `max_grad_norm`, or by `clip_value`"
+            )
         self._propagate = float(options.nonfinite == "propagate")
         self._clips_values = options.clip_value is not None
         # What whole gradients were cut into last, with the bytes of their pieces, and memory for the sums of any step.
@@ -36,22 +42,40 @@ class Reduction:
             # Those of a rank are put in order with those of all others.
             partials = None if self._exchange is None else self._exchange.order(prepared.present)
             memory = self._sums if partials is None else partials.own
-            prepared.sums.extend([*self._launches(self._blocks(prepared), memory), self._largest(), partials])
-        sums, launches, largest, partials = prepared.sums
-        if partials is not None:
+            blocks = self._blocks(prepared)
+            own = self._of_each(prepared, blocks, partials)
+            prepared.sums.extend([*self._launches(blocks, memory), self._largest(), partials, *own])
+        sums, launches, largest, partials, ends, clocks = prepared.sums
+        if partials is not None or self._max_of_each is not None:
             for launch in launches:
                 launch()
-            sums, launches = partials.gathered(), []
+            launches = []
+        if partials is not None:
+            sums = partials.gathered()
         tables = self._plan.tables
         if self._on_host:
             tables.record[SKIPPED] = self._skipped  # the step before may have been interrupted
+        if self._max_of_each is not None:
+            assert self._plan.backend.clip_each is not None
+            self._plan.backend.clip_each(sums, ends, clocks, grad_scale, self._max_of_each, tables)
         self._plan.backend.clip(sums, grad_scale, self._max_grad_norm, largest, self._propagate, tables, launches)
+        if self._max_of_each is not None:
+            # What is not finite in the gradient of one parameter is no factor on those of others.
+            tables.record[GRAD_SCALE] = grad_scale
+
+    def _of_each(self, prepared, blocks, partials):
+        """Where the sums of each parameter that has some end, and its clock."""
+        members, counts = np.unique(blocks[:, PARAMETER], return_counts=True)
+        if partials is not None:  # of all ranks
+            having = partials.counts > 0
+            members, counts = np.flatnonzero(prepared.present)[having], partials.counts[having]
+        return np.cumsum(counts), self._plan.clock_of[members]
 
     def _largest(self):
-        """What the squared norm must stay below: squares that overflow count as not finite, unless each is clipped."""
-        if self._clips_values:
-            return float("inf")
-        return float(min(np.finfo(dtype).max for dtype in {each.arithmetic for each in self._plan.parameters}))
+        """What the squared norm must stay below: squares that overflow are not finite, unless each is clipped."""
+        largest = float(min(np.finfo(dtype).max for dtype in {each.arithmetic for each in self._plan.parameters}))
+        clips_each = self._max_of_each is not None and self._max_of_each * self._max_of_each < largest
+        return float("inf") if self._clips_values or clips_each else largest
 
     def _blocks(self, prepared):
         """The gradients of a step, cut. Whole ones stay cut while those of rows have another size at each step."""

@@ -14,7 +14,7 @@ from fastadam.settings.checks import fraction, integer, nonnegative
 from fastadam.settings.recipes import STEP
 from fastadam.threads import checked_count
 from fastadam.torch.launches import ready_for
-from fastadam.torch.lists import addresses_of, check_memory, checked_lengths, checked_shapes
+from fastadam.torch.lists import addresses_of, check_memory, checked_lengths, checked_shapes, resolved
 
 
 def adamw_step(
@@ -103,6 +103,7 @@ def adamw_step(
     shapes = checked_shapes(lists)
     if not shapes:
         return
+    lists["grads"] = resolved(lists["grads"])
     # The order of the columns in the table of addresses.
     lists = {"grads": lists.pop("grads"), **lists}
     ready = ready_for(lists, shapes, ranges, MEMBERS["adam"].small((beta1, beta2)))

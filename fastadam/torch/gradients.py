@@ -43,6 +43,9 @@ def found(
         if placed(p.grad) != placed(p):
             copied.append(gradient)
             gradient = local(p.grad.redistribute(p.device_mesh, p.placements))
+        if gradient.is_neg():
+            copied.append(gradient)
+            gradient = gradient.resolve_neg()
         if layout_of(gradient) != parameter.layout:
             copied.append(gradient)
             gradient = laid_like(gradient, parameter.tensors["p"])

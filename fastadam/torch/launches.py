@@ -13,7 +13,7 @@ from fastadam.kernels.blocks import cut
 from fastadam.kernels.texts.formats import Formats
 from fastadam.kernels.texts.members import MEMBERS
 from fastadam.kernels.texts.update import Recipe, Update, update_of
-from fastadam.memory.arrays import DTYPES
+from fastadam.memory.arrays import DTYPES, backend_of
 from fastadam.memory.parameters import random_place
 
 
@@ -71,9 +71,6 @@ def ready_for(
 
 def _made_ready(dtypes, shapes, ranges, small_betas):
     """A `Ready`, and about how many bytes it takes."""
-    # Imported only now, as it loads Numba.
-    from fastadam.kernels import cpu
-
     count = len(shapes)
     indices, spans = np.arange(count), _checked_spans(ranges, shapes)
     members: dict[tuple[Update, np.dtype], list[int]] = {}
@@ -82,9 +79,10 @@ def _made_ready(dtypes, shapes, ranges, small_betas):
         members.setdefault(_update(of_one, index, small_betas), []).append(index)
     pieces = np.stack([indices, indices, spans[:, 0], spans[:, 1], spans[:, 0]], axis=1)
     passes = [Pass(update, dtype, indices[of], cut(pieces[of])) for (update, dtype), of in members.items()]
-    tables = cpu.tables(count, count)
+    backend = backend_of(indices, "params")
+    tables = backend.tables(count, count, indices)
     tables.addresses[:, len(dtypes)] = random_place(0, 0, 0)
-    launch = cpu.launcher(passes, tables, guarded=False)
+    launch = backend.launcher(passes, tables, guarded=False)
     itemsizes = np.array([[dtype.itemsize for dtype in column] for column in dtypes.values()], np.int64).T
     ready = Ready(tables, launch, itemsizes, spans.T[:, :, np.newaxis] * itemsizes)
     return ready, sum(each.blocks.nbytes for each in passes) + 1_000 * count

@@ -82,6 +82,11 @@ def check_plain(tensor: Any, label: str) -> None:
         raise TypeError(f"`{label}` must be a strided tensor, got {tensor.layout}")
 
 
+def resolved(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """`tensors` with their values in memory: a negated view, as of an imaginary part, has the opposite ones there."""
+    return list(map(Tensor.resolve_neg, tensors)) if any(map(Tensor.is_neg, tensors)) else tensors
+
+
 def addresses_of(lists: Mapping[str, Sequence[Tensor]]) -> np.ndarray:
     """Where the tensors begin: int64 (tensors of a list, lists)."""
     return np.array([list(map(Tensor.data_ptr, tensors)) for tensors in lists.values()], np.int64).T

@@ -111,7 +111,7 @@ class Fused(torch.optim.Optimizer):
     def grad_norm(self) -> float | None:
         """The norm of all gradients of the last step, scaled and not yet clipped; on a GPU this waits for the step.
 
-        None before the first step, and if nothing asks for it: neither `max_grad_norm` nor `nonfinite`.
+        None before the first step, and if nothing asks for it: no limit of a norm, and no policy of `nonfinite`.
         """
         stepper = self.__dict__.get("_stepper")
         reductions = [] if stepper is None else [share.engine.reduction for share in stepper.shares]

@@ -20,7 +20,7 @@ from fastadam.torch.state import carried_keys
 from fastadam.torch.tensors import array_over, has_memory, is_on_device, is_sharded, on_device_of, on_stream
 
 _address, _grad, _dtype = torch.Tensor.data_ptr, attrgetter("grad"), attrgetter("dtype")
-_stride, _size = torch.Tensor.stride, torch.Tensor.numel
+_stride, _size, _is_neg = torch.Tensor.stride, torch.Tensor.numel, torch.Tensor.is_neg
 _part, _placements = attrgetter("_local_tensor"), attrgetter("placements")
 
 
@@ -137,7 +137,7 @@ class Share:
             return None
         try:
             parts = self._parts(gradients)
-            if _facts(parts) != self._facts:
+            if _facts(parts) != self._facts or any(map(_is_neg, parts)):
                 return None
             if self._sharded and self._placements_of(gradients) != self._placements:
                 return None
@@ -160,6 +160,8 @@ class Share:
             return None
         parts = self._parts(there)
         if _facts(parts) != list(compress(self._facts, present * 3)) or not all(map(has_memory, parts)):
+            return None
+        if any(map(_is_neg, parts)):
             return None
         addresses = np.zeros(len(gradients), np.int64)
         addresses[present] = [address or 1 for address in map(_address, parts)]

@@ -147,7 +147,7 @@ class Stepper:
         if sharded or len(devices) > 1:
             got = "DTensors, of which each process has a part" if sharded else ", ".join(sorted(map(str, devices)))
             raise ValueError(
-                "`max_grad_norm` and `nonfinite` need parameters that are whole and on one device, whose norm is one, "
+                "`max_grad_norm`, `max_grad_norm_per_param` and `nonfinite` need whole parameters on one device, "
                 f"got {got}: clip by `torch.nn.utils.clip_grad_norm_` before the step"
             )
 
@@ -177,6 +177,10 @@ class Stepper:
         part = local(p)
         if not has_memory(part):
             raise TypeError(f"`{label}` must be a tensor with memory of its own, got {type(part).__name__}")
+        if part.is_neg():
+            raise ValueError(
+                f"`{label}` must hold its values in memory, got a negated view: take `resolve_neg()` of it"
+            )
         layout = layout_of(part)
         if layout is None:
             raise ValueError(

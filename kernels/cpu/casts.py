@@ -1,6 +1,5 @@
 """The functions of :mod:`casts <fastadam.kernels.texts.casts>`, compiled from their texts by Numba."""
 
-import inspect
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 from fastadam.kernels.cpu.pointers import CONSTANTS, mark
+from fastadam.kernels.sources import source_of
 from fastadam.kernels.texts.casts import CASTS, CHUNK, TURNED, spread
 from fastadam.kernels.texts.formats import EXPONENT_GROUP
 from fastadam.kernels.texts.text import function
@@ -110,7 +110,7 @@ def _spread_at(multiple):
 
 # Name -> function, for each multiple that random words are.
 SPREADS = {f"spread_{multiple}": _spread_at(multiple) for multiple, _ in TURNED.values()}
-SOURCES = "".join(inspect.getsource(cast) for cast in CASTS)
+SOURCES = "".join(source_of(cast) for cast in CASTS)
 
 
 def _compiled() -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _compiled() -> dict[str, Any]:
         "splice": _splice,
     }
     for cast in CASTS:
-        names.setdefault(cast.__name__, register_jitable(function(inspect.getsource(cast), callees=SOURCES, **names)))
+        names.setdefault(cast.__name__, register_jitable(function(source_of(cast), callees=SOURCES, **names)))
     return names
 
 

@@ -1,5 +1,6 @@
 """Compilation by Numba, and its cache on disk."""
 
+import sys
 import types
 from hashlib import sha256
 from pathlib import Path
@@ -9,13 +10,14 @@ from numba import config, int64, njit
 from numba.core.ccallback import CFunc
 from numba.core.sigutils import normalize_signature
 
-import fastadam.kernels
 from fastadam.kernels.kernel_cache import let_cache
+from fastadam.kernels.sources import all_sources
 
-_KERNELS = Path(fastadam.kernels.__file__).parent
-_DIGEST = sha256(b"".join(path.read_bytes() for path in sorted(_KERNELS.rglob("*.py"))))
+_DIGEST = sha256(all_sources())
 # Python's error model would test each division for zero, which stops vectorisation: 4 times slower.
 _OPTIONS = {"error_model": "numpy"}
+# Numba caches only what lies in a file; for what was made by `exec`, this one, or that of a frozen program.
+_PLACE = __file__ if Path(__file__).exists() else sys.executable
 # Name -> leaf. Their machine code lives as long as they do.
 _leaves: dict = {}
 
@@ -56,9 +58,8 @@ def _named(function, name, sources=""):
     digest = _DIGEST.copy()
     digest.update(sources.encode())
     code = function.__code__
-    # Numba caches only what lies in a file; for what was made by `exec`, this one.
     if not Path(code.co_filename).exists():
-        code = code.replace(co_filename=__file__)
+        code = code.replace(co_filename=_PLACE)
     named = types.FunctionType(code, function.__globals__, f"{name}_{digest.hexdigest()[:16]}")
     named.__qualname__ = named.__name__
     return named

@@ -21,10 +21,13 @@ from fastadam.kernels.cpu.tuning import tuning
 from fastadam.kernels.norm import LANES
 from fastadam.kernels.subnormals import flushed
 from fastadam.kernels.texts.clip import clip as clip_text
+from fastadam.kernels.texts.clip import clip_of_one
 from fastadam.kernels.texts.formats import Formats
+from fastadam.kernels.texts.member import CLIP
 from fastadam.kernels.texts.text import block, function
 
 register_jitable(clip_text)
+register_jitable(clip_of_one)
 
 
 def squares(dtype: np.dtype, format: str, blocks: np.ndarray, tables: Tables, sums: Any) -> Launch:
@@ -61,6 +64,14 @@ def clip(
         write()
     with flushed():
         _clip_kernel()(sums, grad_scale, max_grad_norm, largest, propagate, tables.record)
+
+
+def clip_each(
+    sums: np.ndarray, ends: np.ndarray, clocks: np.ndarray, grad_scale: float, max_grad_norm: float, tables: Tables
+) -> None:
+    """Write the factor that clips the gradients of each parameter into the hyperparameters of its clock."""
+    with flushed():
+        _clip_each_kernel()(sums, ends, clocks, grad_scale, max_grad_norm, tables.hyper)
 
 
 def _ahead(dtype, format, blocks):
@@ -159,6 +170,22 @@ def _clip(sums, grad_scale, max_grad_norm, largest, propagate, record):
     grad_scale, taken, norm = clip_text(grad_scale, _combine(sums), max_grad_norm, largest, propagate)
     record[GRAD_SCALE], record[TAKEN], record[NORM] = grad_scale, taken, norm
     record[SKIPPED] += 1.0 - taken
+
+
+@cache
+def _clip_each_kernel():
+    number, indices = types.float64, types.Array(types.int64, 1, "C")
+    arguments = types.Array(number, 1, "C"), indices, indices, number, number, types.Array(number, 2, "C")
+    return jit(_clip_each, "clip_each").compile(arguments)
+
+
+def _clip_each(sums, ends, clocks, grad_scale, max_grad_norm, hyper):
+    start = 0
+    for index in range(ends.size):
+        # A copy, since the sums of all are added up in place afterwards.
+        squared_norm = _combine(sums[start : ends[index]].copy())
+        hyper[clocks[index], CLIP] = clip_of_one(grad_scale, squared_norm, max_grad_norm)
+        start = ends[index]
 
 
 @register_jitable

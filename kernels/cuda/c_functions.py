@@ -1,9 +1,10 @@
 """Python functions in the common subset, as C++ functions."""
 
 import ast
-import inspect
 import textwrap
 from collections.abc import Callable
+
+from fastadam.kernels.sources import source_of
 
 _OPERATORS: dict[type, str] = {
     ast.Add: "+",
@@ -23,7 +24,7 @@ _OPERATORS: dict[type, str] = {
 
 def c_function(function: Callable) -> str:
     """The device function of the same name, for arguments of any type."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    (tree,) = ast.parse(textwrap.dedent(source_of(function))).body
     assert isinstance(tree, ast.FunctionDef)
     names = [argument.arg for argument in tree.args.args]
     template = ", ".join(f"class T{index}" for index in range(len(names)))

@@ -18,6 +18,8 @@ from fastadam.kernels.steps import Steps
 OLDEST = 70
 # A copy of a gradient would be a launch as well, so each is read where it lies.
 DIRECT_FROM = 0
+# There is none here: whatever needs it is refused.
+clip_each = None
 
 
 def tables(parameters, clocks, device_of):

@@ -15,6 +15,10 @@ def check_finite(grad_scale, squared_norm, largest, propagate):
     taken = maximum(propagate, 1.0 * (grad_scale * grad_scale * squared_norm < largest))
 
 
+def clip_each(grad_scale, squared_norm, max_grad_norm):
+    clip = max_grad_norm / maximum(grad_scale * sqrt(squared_norm), max_grad_norm)
+
+
 CLIP = join(clip_norm, check_finite)
 # Returns (grad_scale, taken, norm), as they go into the record. `max_grad_norm` is infinite where nothing is clipped;
 # `propagate` is 1 to take every step.
@@ -23,5 +27,13 @@ clip = function(
         "def clip(grad_scale, squared_norm, max_grad_norm, largest, propagate):",
         *CLIP.statements,
         "return grad_scale, taken, norm",
+    )
+)
+# The factor on the gradients of one parameter, beside `grad_scale`: exactly 1 up to `max_grad_norm`.
+clip_of_one = function(
+    block(
+        "def clip_of_one(grad_scale, squared_norm, max_grad_norm):",
+        *join(clip_each).statements,
+        "return clip",
     )
 )

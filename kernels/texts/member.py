@@ -18,7 +18,10 @@ SHARED_HYPER = (
     "eps_root",
     "clip_value",
     "ema_decay",
+    "clip",
 )
+# Where the factor stands that clips the gradients of a clock with one parameter: it is written before each step.
+CLIP = SHARED_HYPER.index("clip")
 
 
 class Buffer(NamedTuple):

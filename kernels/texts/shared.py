@@ -27,6 +27,10 @@ def begin(step, grad_scale, sign, beta1, beta2):
     blend2 = 1.0 - beta2
 
 
+def clip_scale(grad_scale, clip):
+    grad_scale = grad_scale * clip
+
+
 def scale_gradient(g, grad_scale):
     g = grad_scale * g
 

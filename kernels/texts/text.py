@@ -18,6 +18,7 @@ from typing import Any
 from numpy import floor, maximum, minimum, sqrt
 from numpy import sign as signum
 
+from fastadam.kernels.sources import source_of
 from fastadam.kernels.texts.power import power
 
 # `power` is of whole numbers. `signum` is 1, -1, or 0 for both zeros, and NaN for NaN.
@@ -64,7 +65,7 @@ def join(*stages: Callable) -> Text:
 
 
 def _body(stage) -> list[Any]:
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(stage))).body
+    (tree,) = ast.parse(textwrap.dedent(source_of(stage))).body
     assert isinstance(tree, ast.FunctionDef)
     return tree.body
 

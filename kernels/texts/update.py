@@ -104,6 +104,7 @@ class Recipe:
         decay: "none", "coupled" (L2), "decoupled" (times lr) or "free" (not times lr).
         eps_root: Whether something is added inside the root.
         clip_value: Whether gradients are clipped by value.
+        clip_norm: Whether the gradients of each parameter are clipped by their norm.
         ema: Whether an average of the parameters is kept.
         ema_warmup: Whether its decay grows in the first steps.
         zero_grad: Whether the gradients are zeroed.
@@ -118,6 +119,7 @@ class Recipe:
     decay: str = "none"
     eps_root: bool = False
     clip_value: bool = False
+    clip_norm: bool = False
     ema: bool = False
     ema_warmup: bool = False
     zero_grad: bool = False
@@ -177,6 +179,8 @@ def _element_stages(recipe):
 
 def _fold_stages(recipe, dithers):
     stages: list[Callable] = [shared.begin]
+    if recipe.clip_norm:
+        stages += [shared.clip_scale]
     if recipe.decay == "decoupled":
         stages += [shared.decay_by_lr]
     if recipe.decay == "free":
