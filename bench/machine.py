@@ -154,9 +154,8 @@ def _launches():
 
     assert PLAIN == FEW_CODES
     return (
-        f"a step is two launches, one thread for each group of scalars, and {THREADS} threads for each {PLAIN:,} "
-        f"elements ({MANY_CODES:,} in 8-bit codes, from {MANY:,} elements on); with `max_grad_norm` or `nonfinite` two "
-        "more launches come before them"
+        f"a step is one launch of {THREADS} threads for each {PLAIN:,} elements ({MANY_CODES:,} in 8-bit codes, from "
+        f"{MANY:,} elements on); with `max_grad_norm` or `nonfinite`, and in a CUDA graph, one more comes before it"
     )
 
 

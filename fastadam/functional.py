@@ -118,10 +118,15 @@ def adam_step(
     arrays, formats = _checked_arrays(given, exponents, chosen)
     addresses = _addresses(arrays)
     number, grad_scale = integer(step, "step", least=1), nonnegative(grad_scale, "grad_scale")
+    if type(p) is not np.ndarray and backend_of(arrays["p"], "p").is_captured(arrays["p"]):
+        raise RuntimeError(
+            "`adam_step` cannot be captured in a CUDA graph: each replay would take the step of this number, with this "
+            "rate. Capture the step of an optimizer, which counts on the device"
+        )
     ready = _ready(chosen, formats, arrays["p"])
     row = [*map(addresses.__getitem__, ready.names), ready.place]
     tables = ready.tables
-    tables.addresses[0, GRADIENT : len(row)] = row
+    tables.write("addresses", (0, slice(GRADIENT, len(row))), row)
     tables.write("hyper", (0, LR), lr)
     tables.write("carried", (0, STEP), number - 1)
     tables.write("record", GRAD_SCALE, grad_scale)
@@ -250,11 +255,6 @@ def _ready(chosen, formats, p):
 def _made_ready(chosen, formats, p):
     group, options, backend = chosen.group, chosen.options, backend_of(p, "p")
     update = update_of(recipe_of(group, options, formats))
-    if backend.is_captured(p):
-        raise RuntimeError(
-            "`adam_step` must be called once before it is captured in a CUDA graph, with arrays of this size and the "
-            "same settings: the first call compiles and allocates"
-        )
     tables = backend.tables(1, 1, p)
     hyper = np.array(hyper_of(group, options, update.hyper, 0.0))
     tables.write("hyper", (0, slice(len(hyper))), hyper)

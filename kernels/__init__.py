@@ -35,10 +35,10 @@ class Tables(Protocol):
     """The numbers that launches read and write.
 
     Attributes:
-        addresses: int64 (parameters, ADDRESSES), on the host. A row has the address of the gradient (0: there is none),
-            of each flat array of the parameter's update, in the order of `update.flats`, and then the place of its
-            random words, an integer below 2**32: the number of its first chunk of 128 elements. An address is that of
-            the parameter's element 0 (of its exponent 0).
+        addresses: int64 (parameters, ADDRESSES), on the host; all but the column GRADIENT is written by `write`. A row
+            has the address of the gradient (0: there is none), of each flat array of the parameter's update, in the
+            order of `update.flats`, and then the place of its random words, an integer below 2**32: the number of its
+            first chunk of 128 elements. An address is that of the parameter's element 0 (of its exponent 0).
         hyper: float64 (clocks, HYPER): hyperparameters, in the order of `update.hyper`.
         carried: float64 (clocks, CARRIED): what is carried from step to step, in the order of `update.carried`.
         table: float64 (clocks, SCALARS), the memory of the scalars that the fold writes and elements read, in the order
@@ -53,10 +53,13 @@ class Tables(Protocol):
     record: Array
 
     def send(self) -> None:
-        """Make what has been written into `addresses` visible to the launches that follow; nothing on the CPU."""
+        """Take note that the addresses of a step have been written; raise if it is captured, and they are others."""
 
-    def write(self, name: str, where: Any, values: "float | np.ndarray") -> None:
-        """Let `where` of `hyper`, `carried`, `table` or `record` be `values`, for the launches that follow."""
+    def write(self, name: str, where: Any, values: Any) -> None:
+        """Let `where` of a table be `values`, for the launches that follow."""
+
+    def ask(self, factor_at: int = 0, divisor_at: int = 0, found_inf_at: int = 0) -> None:
+        """Let the device decide about the next steps, by float32 numbers at these addresses; only on a GPU."""
 
     def copy_clock(self, old: int, new: int) -> None:
         """Let row `new` of the scalars begin as row `old`."""
@@ -136,9 +139,20 @@ class Backend(Protocol):
         """
 
     def clip(
-        self, sums: Array, grad_scale: float, max_grad_norm: float, largest: float, propagate: float, tables: Tables
+        self,
+        sums: Array,
+        grad_scale: float,
+        max_grad_norm: float,
+        largest: float,
+        propagate: float,
+        tables: Tables,
+        squares: Sequence[Any] = (),
     ) -> None:
-        """Add up `sums`, in place, and write what follows from the norm into `tables.record`."""
+        """Add up `sums`, in place, and write what follows from the norm into `tables.record`.
+
+        `squares` are the functions that write the sums and have not been called yet. A backend may do all of it in the
+        launch of the step that follows, unless the record is read before.
+        """
 
     @property
     def clip_each(self) -> Callable[[Array, np.ndarray, np.ndarray, float, float, Tables], None] | None:

@@ -32,9 +32,13 @@ class HostTables:
     def send(self) -> None:
         """Nothing: launches read `addresses` where it is."""
 
-    def write(self, name: str, where: Any, values: float | np.ndarray) -> None:
+    def write(self, name: str, where: Any, values: Any) -> None:
         """Let `where` of a table be `values`."""
         getattr(self, name)[where] = values
+
+    def ask(self, factor_at: int = 0, divisor_at: int = 0, found_inf_at: int = 0) -> None:
+        """Never: on the host nothing decides but the host."""
+        raise NotImplementedError
 
     def copy_clock(self, old: int, new: int) -> None:
         """Let row `new` of the scalars begin as row `old`."""

@@ -67,8 +67,10 @@ def squares(dtype, format, blocks, tables, sums):
     return launch
 
 
-def clip(sums, grad_scale, max_grad_norm, largest, propagate, tables):
-    """Add up `sums`, and write what follows from the norm into `tables.record`."""
+def clip(sums, grad_scale, max_grad_norm, largest, propagate, tables, squares=()):
+    """Call `squares`, add up `sums`, and write what follows from the norm into `tables.record`."""
+    for write in squares:
+        write()
     record = tables.record
     with flushed(), np.errstate(all="ignore"):
         squared_norm = np.float64(norm.combine(sums))

@@ -18,9 +18,10 @@ import cupy
 import numpy as np
 from cuda_program import dtype_of, kernels_of, parameters
 
-from fastadam.kernels import GRADIENT, blocks, cuda
+from fastadam.kernels import GRAD_SCALE, GRADIENT, TAKEN, blocks, cuda
 from fastadam.kernels.cuda import device_tables
 from fastadam.kernels.cuda import launch as cuda_launch
+from fastadam.kernels.cuda import norm as cuda_norm
 from fastadam.kernels.cuda import source as cuda_source
 
 HAS_COMPILER = shutil.which("g++") is not None
@@ -235,6 +236,10 @@ class OnHost(np.ndarray):
 
     device = FakeDevice()
 
+    def get(self):
+        """A copy on the host."""
+        return np.array(self)
+
     @property
     def data(self):
         """Where it lies, as CuPy says it."""
@@ -312,7 +317,7 @@ def cuda_on_host(stream=None, order=None):
 
     fake = fake_cupy(stream)
     with contextlib.ExitStack() as stack:
-        for module in (cuda_launch, cuda_source, device_tables):
+        for module in (cuda_launch, cuda_source, cuda_norm, device_tables):
             stack.enter_context(mock.patch.object(module, "cupy", fake))
         stack.enter_context(mock.patch.object(cuda_source, "launch", launch))
         stack.enter_context(mock.patch.object(cuda_launch, "_device_of", return_value=FakeDevice()))
@@ -322,22 +327,29 @@ def cuda_on_host(stream=None, order=None):
 def cuda_tables_like(tables):
     """Tables of `cuda` with what is in `tables`; inside of `cuda_on_host`."""
     copied = cuda.tables(len(tables.addresses), len(tables.hyper), on_host(tables.hyper))
-    for name in ("addresses", "hyper", "carried", "table", "record"):
-        getattr(copied, name)[...] = getattr(tables, name)
-    copied.send()
+    copied.write("addresses", ..., tables.addresses)
+    for clock in range(len(tables.hyper)):
+        copied.write("hyper", (clock, slice(None)), tables.hyper[clock])
+        copied.write("carried", (clock, slice(None)), tables.carried[clock])
+    copied.host.table[...] = tables.table
+    copied.write("record", GRAD_SCALE, tables.record[GRAD_SCALE])
     return copied
 
 
 def launcher(passes, tables, *, guarded):
-    """`cuda.launcher` on the CPU, for the arrays that the `HostTables` point to."""
+    """`cuda.launcher` on the CPU, for the arrays that the `HostTables` point to; if `guarded`, the device folds."""
     for each in passes:
         compile_together(each.update, each.dtype)
+    found_inf = np.array([tables.record[TAKEN] == 0.0], np.float32)
 
     def launch():
         with cuda_on_host():
             copied = cuda_tables_like(tables)
-            cuda.launcher(passes, copied, guarded=guarded)()
-        for name in ("hyper", "carried", "table", "record"):
+            run = cuda.launcher(passes, copied, guarded=guarded)
+            if guarded:
+                copied.ask(found_inf_at=found_inf.ctypes.data)
+            run()
+        for name in ("hyper", "carried", "table"):
             getattr(tables, name)[...] = getattr(copied, name)
 
     return launch
@@ -349,12 +361,12 @@ def clip_on_host(gradients, grad_scale, max_grad_norm, largest, propagate, recor
     with cuda_on_host(order=order):
         tables = cuda.tables(len(gradients), 1, on_host(record))
         tables.addresses[:, GRADIENT] = [gradient.ctypes.data for gradient in gradients]
-        tables.send()
-        tables.record = on_host(record)
+        tables.device_record = on_host(record)
         # Gradients without elements have one block of zeros.
         sums = on_host(np.full(max(1, len(cut)), np.nan if len(cut) else 0.0))
         dtype = gradients[0].dtype if gradients and format == "native" else np.dtype(np.float32)
-        cuda.squares(dtype, format, cut, tables, sums)()
-        cuda.clip(sums, grad_scale, max_grad_norm, largest, propagate, tables)
+        squares = cuda.squares(dtype, format, cut, tables, sums)
+        cuda.clip(sums, grad_scale, max_grad_norm, largest, propagate, tables, [squares] if len(cut) else [])
+        assert tables.record[TAKEN] in (0.0, 1.0)
         assert not tables.counters(1).any(), "counters are zero after a launch"
     return record

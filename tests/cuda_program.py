@@ -4,7 +4,7 @@ import cupy
 import numpy as np
 from cupy._core import _carray, _kernel, _scalar, core
 
-from fastadam.kernels.cuda.fold import fold_kernel
+from fastadam.kernels.cuda.norm import Folded, settle_kernel
 from fastadam.kernels.cuda.source import OPTIONS, PREAMBLE
 from fastadam.kernels.cuda.step import step_kernel
 
@@ -15,9 +15,10 @@ def parameters(kernel):
 
 
 def kernels_of(update, dtype):
-    """The kernels of a step of `update`: fold and elements, guarded and not."""
-    makers = fold_kernel, step_kernel
-    return [maker(update, np.dtype(dtype), guarded) for maker in makers for guarded in (False, True)]
+    """The kernels of a step of `update`: the fold on the device, and elements, guarded and not."""
+    dtype = np.dtype(dtype)
+    fold = settle_kernel(None, (Folded(update, dtype),))
+    return [fold, *(step_kernel(update, dtype, guarded) for guarded in (False, True))]
 
 
 def source(*kernels, dtype="f4"):

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from fastadam.kernels import GRAD_SCALE
+
 SHAPES = {"w": (300, 70), "b": (70,), "scalar": (), "empty": (0, 3), "odd": (3, 11, 7)}
 
 
@@ -13,6 +15,20 @@ def device_problem() -> str | None:
     except ImportError as error:
         return f"CuPy is not installed ({error})"
     return cuda.device_problem()
+
+
+def tables_on_device(host, like):
+    """CUDA tables with what is in `host`, of NumPy arrays, on the device of the array `like`."""
+    from fastadam.kernels import cuda
+
+    tables = cuda.tables(len(host.addresses), len(host.hyper), like)
+    tables.write("addresses", ..., host.addresses)
+    for clock in range(len(host.hyper)):
+        tables.write("hyper", (clock, slice(None)), host.hyper[clock])
+        tables.write("carried", (clock, slice(None)), host.carried[clock])
+    tables.host.table[...] = host.table
+    tables.write("record", GRAD_SCALE, host.record[GRAD_SCALE])
+    return tables
 
 
 def draw(seed, library=np) -> dict:

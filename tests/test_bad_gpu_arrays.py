@@ -12,7 +12,7 @@ from gpu_arrays import cupy_over
 
 import fastadam
 from fastadam import functional
-from fastadam.kernels import cuda, reference
+from fastadam.kernels import cuda
 from fastadam.kernels.cuda import launch as cuda_launch
 from fastadam.kernels.texts.formats import Formats
 from fastadam.memory.arrays import as_gradient, check_flat
@@ -62,11 +62,23 @@ def test_cupy_for_rocm_is_refused_by_name(monkeypatch):
     assert cuda.device_problem() == "this CuPy is for ROCm, and the kernels are for CUDA"
 
 
-def test_a_call_of_adam_step_that_has_to_compile_is_not_captured(monkeypatch):
-    backend = SimpleNamespace(address=reference.address, is_captured=lambda device_of: True, tables=mock.Mock())
+def test_a_gpu_that_is_too_old_is_refused(monkeypatch):
+    capabilities = ["61"]
+    runtime = SimpleNamespace(is_hip=False, getDeviceCount=lambda: len(capabilities), CUDARuntimeError=OSError)
+    driver = SimpleNamespace(
+        runtime=runtime, Device=lambda number: SimpleNamespace(compute_capability=capabilities[number])
+    )
+    monkeypatch.setattr(cuda_launch, "cupy", SimpleNamespace(cuda=driver))
+    assert cuda.device_problem() == "kernels need a GPU of compute capability 7.0, and there is one of 6.1"
+    capabilities.append("120")
+    assert cuda.device_problem() is None
+
+
+def test_adam_step_is_not_captured(monkeypatch):
+    backend = SimpleNamespace(address=cuda.address, is_captured=lambda device_of: True, tables=mock.Mock())
     monkeypatch.setattr(functional, "backend_of", lambda array, label: backend)
-    arrays = [np.zeros(7, F4) for _ in range(4)]
-    with pytest.raises(RuntimeError, match="`adam_step` must be called once before it is captured in a CUDA graph"):
+    arrays = [cupy_over(np.zeros(7, F4)) for _ in range(4)]
+    with pytest.raises(RuntimeError, match="`adam_step` cannot be captured in a CUDA graph"):
         fastadam.adam_step(*arrays, step=1, betas=(0.123, 0.456))
     backend.tables.assert_not_called()
 

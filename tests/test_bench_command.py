@@ -216,7 +216,7 @@ def test_info_says_what_would_be_launched_on_the_devices_that_there_are(monkeypa
     assert found.startswith(
         "NVIDIA H200 (compute capability 9.0), NVIDIA H100 (compute capability 9.0); CUDA runtime 13"
     )
-    assert "a step is two launches" in found
+    assert "a step is one launch of 128 threads" in found
     assert "128 threads for each 2,048 elements" in found
     monkeypatch.setattr(machine, "no_cuda", lambda: "CuPy does not work")
     assert machine.gpu() == "none: CuPy does not work"

@@ -1,6 +1,7 @@
 """What an optimizer writes to a device, and what of it can be captured in a CUDA graph: on a stand-in for CuPy."""
 
 import contextlib
+from functools import partial
 from types import SimpleNamespace
 from unittest import mock
 
@@ -19,6 +20,7 @@ from fastadam.memory.parameters import Parameter
 from fastadam.settings.groups import ParamGroup
 from fastadam.settings.options import Options
 from fastadam.settings.recipes import STEP
+from fastadam.step import engine
 from fastadam.step.engine import Engine
 from fastadam.step.gather import Gradients
 from fastadam.step.rows import Rows
@@ -51,6 +53,8 @@ def on_device(stream):
     with contextlib.ExitStack() as stack:
         stack.enter_context(cuda_on_host(stream))
         stack.enter_context(mock.patch.object(OnHost, "device", device))
+        # Its arrays are of NumPy, and not on the host.
+        stack.enter_context(mock.patch.object(engine, "np", SimpleNamespace(ndarray=int)))
         stack.enter_context(mock.patch.object(OnHost, "__setitem__", assign, create=True))
         yield
     assert device.current == 0
@@ -59,23 +63,28 @@ def on_device(stream):
 class Made:
     """An engine of two parameters, in the memory of the host, on the CUDA backend."""
 
-    def __init__(self, count=2, **options):
+    def __init__(self, count=2, groups=1, **options):
         self.options = Options("adam", **options)
         backend = SimpleNamespace(**{name: getattr(cuda, name) for name in cuda.__all__})
         backend.address = reference.address
         device_of = on_host(np.zeros(0, np.uint8))
-        buffers = Buffers({name: plain((SIZE,)) for name in range(count)}, Formats(), np.dtype(np.float32), np.zeros(0))
-        self.params = [np.ones(SIZE, np.float32) for _ in range(count)]
+        formats = Formats(copy=options.get("copy_dtype", "native"))
+        buffers = Buffers({name: plain((SIZE,)) for name in range(count)}, formats, np.dtype(np.float32), np.zeros(0))
+        self.params = [on_host(np.ones(SIZE, np.float32)) for _ in range(count)]
         self.grads = [np.ones(SIZE, np.float32) for _ in range(count)]
         parameters = [Parameter(name, 0, plain((SIZE,)), array, buffers) for name, array in enumerate(self.params)]
         self.engine = Engine(self.options, backend, device_of)
         self.plan = self.engine.plan
-        self.group = self.settings(range(count))
-        self.engine.add([(parameters, self.group, set())])
-        self.group.changed, self.group.lr_changed = lambda: self.plan.refresh(0), lambda lr: self.plan.set_lr(0, lr)
+        parts = [parameters[number::groups] for number in range(groups)]
+        self.groups = [self.settings([each.name for each in part]) for part in parts]
+        self.group = self.groups[0]
+        self.engine.add([(part, group, set()) for part, group in zip(parts, self.groups, strict=True)])
+        for number, group in enumerate(self.groups):
+            group.changed = partial(self.plan.refresh, number)
+            group.lr_changed = partial(self.plan.set_lr, number)
 
     def settings(self, names, lr=0.1):
-        values = {"lr": lr, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False}
+        values = {"lr": lr, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.01, "amsgrad": False}
         return ParamGroup(
             tuple(names), {**values, "maximize": False, "decoupled_weight_decay": False}, self.options.family_member
         )
@@ -106,7 +115,7 @@ def test_all_numbers_are_written_on_the_device_of_the_tables():
         assert made.plan.tables.record[SKIPPED] == 5.0
         plain = Made()
         plain.step(grad_scale=2.0)
-        assert plain.plan.tables.record[GRAD_SCALE] == 2.0
+        assert plain.plan.tables.host.record[GRAD_SCALE] == 2.0
 
 
 def test_a_scheduled_rate_is_written_on_the_device_of_the_tables():
@@ -141,8 +150,65 @@ def test_a_step_like_the_one_before_can_be_captured(options):
         before = len(stream.log)
         stream.capturing = True
         made.step()
-    names = ["fastadam_squares_float_native", "fastadam_clip"] if options else []
-    assert stream.log[before:] == [*names, "fastadam_adam_fold", "fastadam_adam_step"]
+    settled = "fastadam_squares_float_native_settle_adam" if options else "fastadam_settle_adam"
+    assert stream.log[before:] == [settled, "fastadam_adam_step"]
+
+
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0}, {"max_grad_norm": 1.0, "nonfinite": "skip"}])
+def test_replays_take_steps_with_the_numbers_that_are_written_between_them(options):
+    stream = Stream()
+
+    def train(made, replay):
+        for number in range(4):
+            if number == 1:
+                made.group["lr"] = 0.3
+            if number == 2:
+                made.group.update(betas=(0.8, 0.95), weight_decay=0.1)
+            if number == 3 and "nonfinite" in options:
+                made.grads[0][5] = np.inf
+            replay()
+        return made.params, made.grads, made.steps
+
+    with on_device(stream):
+        captured, plain = Made(**options), Made(**options)
+        captured.step(grad_scale=0.5)
+        before = len(stream.waiting)
+        stream.capturing = True
+        captured.step(grad_scale=0.5)
+        stream.capturing = False
+        graph = stream.waiting[before:]
+        results = train(captured, lambda: [act() for act in graph])
+        # What ran as it was captured is the first step more, for a real stream runs nothing then.
+        plain.step(grad_scale=0.5)
+        plain.step(grad_scale=0.5)
+        expected = train(plain, lambda: plain.step(grad_scale=0.5))
+    for array, other in zip((*results[0], *results[1]), (*expected[0], *expected[1]), strict=True):
+        np.testing.assert_array_equal(array, other)
+    # A step that is skipped is not counted.
+    assert results[2] == expected[2] == [5.0 if "nonfinite" in options else 6.0] * 2
+
+
+FULL = {"max_grad_norm": 1.0, "nonfinite": "skip", "ema_decay": 0.9, "copy_dtype": "bfloat16", "zero_grad": True}
+
+
+@pytest.mark.parametrize(("count", "groups"), [(1, 1), (1_000, 1), (40, 20)])
+@pytest.mark.parametrize(
+    ("options", "launches"), [({}, 1), ({"max_grad_norm": 1.0}, 2), (FULL, 2)], ids=["plain", "clipped", "full"]
+)
+def test_launches_of_a_step_are_as_many_for_any_number_of_tensors_and_groups(count, groups, options, launches):
+    stream = Stream()
+    with on_device(stream):
+        made = Made(count, groups, **options)
+        present = [True] * count
+        made.step(present)
+        for number in range(2):
+            made.grads = [grad.copy() for grad in made.grads]
+            for group in made.groups:
+                group["lr"] = 0.1 + number
+            del stream.log[:]
+            made.step(present)
+            assert [each for each in stream.log if each != "copy"] == stream.log[-launches:]
+            assert stream.log.count("copy") == 1
 
 
 def test_what_cannot_be_captured_says_so_before_anything_is_launched():
@@ -160,6 +226,23 @@ def test_what_cannot_be_captured_says_so_before_anything_is_launched():
         captured(made, stream, made.step, "must stay where they are while a CUDA graph is captured")
         made.step()
         assert made.steps == [2, 2]
+
+
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0}])
+def test_numbers_written_since_the_last_step_are_not_captured(options):
+    stream = Stream()
+    with on_device(stream):
+        made = Made(**options)
+        made.step()
+        made.group["lr"] = 0.5
+        captured(
+            made, stream, made.step, "a step must have been taken since numbers of a group or a state were written"
+        )
+        made.step()
+        stream.capturing = True
+        before = stream.log.count("copy")
+        made.step()
+        assert stream.log.count("copy") == before
 
 
 def test_settings_are_not_written_into_a_graph():

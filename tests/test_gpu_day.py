@@ -49,7 +49,7 @@ def test_the_tests_of_a_gpu_are_counted(run):
 
 
 def test_captured_steps_and_streams_are_compared(run):
-    for part in ("graphs", "streams"):
+    for part in ("graphs", "adapter", "streams"):
         assert all(value.get("equal", True) for value in run(part).values())
 
 

@@ -1,4 +1,7 @@
-"""States of fastadam 0.1 load, and their runs go on bit for bit; `data/states_0_1.npz` has what came of them."""
+"""States of fastadam 0.1 load, and their runs go on bit for bit; `data/states_0_1.npz` has what came of them.
+
+Of the float64 run it has what comes of it since powers of betas are repeated squares: up to 1.2e-14 from 0.1's.
+"""
 
 import json
 from pathlib import Path

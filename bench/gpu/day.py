@@ -25,6 +25,7 @@ PARTS = {
     "counts": 60,
     "host": 60,
     "graphs": 30,
+    "adapter": 20,
     "streams": 20,
     "memory": 20,
     "sanitizer": 60,
@@ -110,7 +111,7 @@ def run_part(part: str, save: Path, *, dry: bool) -> None:
     from fastadam.bench.gpu.rig import Rig
 
     functions = [checks.machine, checks.tests, speed.flat, speed.counts, speed.host]
-    functions += [graphs.graphs, graphs.streams, graphs.memory, checks.sanitizer]
+    functions += [graphs.graphs, graphs.adapter, graphs.streams, graphs.memory, checks.sanitizer]
     run = {function.__name__: function for function in functions}[part]
     run(Rig(dry), Results(save / "gpu.json", part))
 

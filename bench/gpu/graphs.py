@@ -147,5 +147,61 @@ def _allocated(rig, options):
     return pool.used_bytes() - before
 
 
+def adapter(rig: Rig, results: Results) -> None:
+    """Optimizers of `fastadam.torch` on the device: what they become on the CPU, with a scale and skipped steps."""
+    for name, (dtype, options) in ADAPTED.items():
+        results.attempt(name, _adapted, rig, dtype, options)
+    results.attempt("captured", _adapted_and_captured, rig)
+
+
+ADAPTED: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("float32", {}),
+    "clipped": ("float32", CLIPPED),
+    "skipping": ("float32", SKIPPING),
+    "bfloat16": ("bfloat16", {}),
+}
+
+
+def _parameters(rig, device, dtype):
+    rig.torch.manual_seed(0)
+    tensors = [rig.torch.randn(shape).to(device, getattr(rig.torch, dtype)) for shape in SHAPES]
+    for tensor in tensors:
+        tensor.grad = rig.torch.randn(tensor.shape).to(device, tensor.dtype)
+    return tensors
+
+
+def _adapted(rig, dtype, options):
+    from fastadam.torch import AdamW
+
+    trained, steps = [], []
+    for device in (rig.device, "cpu"):
+        parameters = _parameters(rig, device, dtype)
+        optimizer = AdamW(parameters, fused=True, **options)
+        optimizer.grad_scale = rig.torch.full((), 8.0, device=device)
+        for number in range(6):
+            optimizer.found_inf = rig.torch.full((), float(number in (0, 3)), device=device)
+            optimizer.step()
+        steps.append(sorted({float(entry["step"]) for entry in optimizer.state_dict()["state"].values()}))
+        trained.append([parameter.cpu() for parameter in parameters])
+    equal = all(map(rig.torch.equal, *trained))
+    return {"equal": equal, "steps": steps, "skipped": optimizer.skipped_steps}
+
+
+def _adapted_and_captured(rig):
+    from fastadam.torch import AdamW
+
+    captured, plain = (_parameters(rig, rig.device, "float32") for _ in range(2))
+    optimizer, other = AdamW(captured, capturable=True), AdamW(plain)
+    with _on_side_stream(rig):
+        optimizer.step()
+        replay = _captured(rig, optimizer.step)
+        for _ in range(3):
+            replay()
+        steps = sorted({float(entry["step"]) for entry in optimizer.state_dict()["state"].values()})
+    for _ in range(4):
+        other.step()
+    return {"equal": all(map(rig.torch.equal, captured, plain)), "steps": steps}
+
+
 def _equal(one, other):
     return all(bool((one.params[name] == other.params[name]).all()) for name in one.params)

@@ -52,6 +52,11 @@ class Engine:
         if self._history is not None:
             self.plan.on_split = self._history.split
 
+    @property
+    def skips_by_itself(self) -> bool:
+        """Whether kernels skip steps, and the host does not know which."""
+        return self._skipped_by_kernels
+
     def _new_plan(self, options, backend, device_of, *, guarded):
         return Plan(options, backend, device_of, guarded=guarded)
 

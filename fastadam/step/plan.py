@@ -86,7 +86,7 @@ class Plan:
 
     def __init__(self, options: Options, backend: Backend, device_of: Any, *, guarded: bool):
         self.options, self.backend = options, backend
-        self._device_of, self._guarded = device_of, guarded
+        self._device_of, self._guarded, self._always_guarded = device_of, guarded, guarded
         self.parameters: list[Parameter] = []
         self.groups: list[Mapping[str, Any]] = []
         self._parts: list[list[Part]] = []  # of each group
@@ -194,7 +194,7 @@ class Plan:
 
     def _locate(self, member, row):
         """Write what `_row` returns into the parameter's row of addresses."""
-        self.tables.addresses[member, GRADIENT + 1 : GRADIENT + 1 + len(row)] = row
+        self.tables.write("addresses", (member, slice(GRADIENT + 1, GRADIENT + 1 + len(row))), row)
 
     def place_random_words(self, places: Sequence[int]) -> None:
         """Let the random words of each parameter begin at these places from now on."""
@@ -292,6 +292,17 @@ class Plan:
             self._grad_scale = math.nan  # no number, until it is written
             self.tables.write("record", GRAD_SCALE, grad_scale)
             self._grad_scale = grad_scale
+
+    def ask(self, divisor_at: int, found_inf_at: int) -> None:
+        """Let a GPU decide about the next steps: by the addresses of a divisor of the gradients, and of a number.
+
+        If the number is not 0, a step is not taken. Both are float32; 0 is no address.
+        """
+        guarded = self._always_guarded or found_inf_at != 0
+        if guarded != self._guarded:
+            self._guarded = guarded
+            self.forget_launches()
+        self.tables.ask(divisor_at=divisor_at, found_inf_at=found_inf_at)
 
     def zero(self, array: Any) -> None:
         """Fill a gradient with zeros, on its device."""

@@ -46,8 +46,10 @@ class Reduction:
             own = self._of_each(prepared, blocks, partials)
             prepared.sums.extend([*self._launches(blocks, memory), self._largest(), partials, *own])
         sums, launches, largest, partials, ends, clocks = prepared.sums
-        for launch in launches:
-            launch()
+        if partials is not None or self._max_of_each is not None:
+            for launch in launches:
+                launch()
+            launches = []
         if partials is not None:
             sums = partials.gathered()
         tables = self._plan.tables
@@ -56,7 +58,7 @@ class Reduction:
         if self._max_of_each is not None:
             assert self._plan.backend.clip_each is not None
             self._plan.backend.clip_each(sums, ends, clocks, grad_scale, self._max_of_each, tables)
-        self._plan.backend.clip(sums, grad_scale, self._max_grad_norm, largest, self._propagate, tables)
+        self._plan.backend.clip(sums, grad_scale, self._max_grad_norm, largest, self._propagate, tables, launches)
         if self._max_of_each is not None:
             # What is not finite in the gradient of one parameter is no factor on those of others.
             tables.record[GRAD_SCALE] = grad_scale

@@ -42,7 +42,7 @@ class Adam(Fused, torch.optim.Adam):
         amsgrad: Divide by the root of the largest second moment so far.
         foreach: Changes nothing.
         maximize: Ascend instead of descend.
-        capturable: Changes nothing: a step cannot be captured in a CUDA graph.
+        capturable: Changes nothing: a step like the one before can be captured in a CUDA graph without it.
         differentiable: Must be False.
         fused: Changes nothing but that `GradScaler` leaves the gradients to be unscaled by the step, as in torch.
         decoupled_weight_decay: Decay the parameters apart from the gradient (AdamW).

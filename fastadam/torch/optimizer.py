@@ -11,6 +11,7 @@ from fastadam.torch.hooks import hooked
 from fastadam.torch.options import options_of
 from fastadam.torch.state import carried_keys
 from fastadam.torch.stepper import Stepper
+from fastadam.torch.tensors import is_on_device
 
 
 class Fused(torch.optim.Optimizer):
@@ -49,11 +50,28 @@ class Fused(torch.optim.Optimizer):
         if stepper is None:
             stepper = own.setdefault("_stepper", Stepper(self._options, self.param_groups[0]))
         scale, overflow = own.get("grad_scale"), own.get("found_inf")
-        if overflow is not None and float(overflow):
+        if overflow is not None and is_on_device(overflow) and not self._waits:
+            # Nothing waits for the device, which reads both.
+            stepper.step(self.param_groups, self.state, 1.0, scale, overflow)
+        elif overflow is not None and float(overflow):
             stepper.skip(self.param_groups)
         else:
             stepper.step(self.param_groups, self.state, 1.0 if scale is None else 1.0 / float(scale))
         return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as torch has it. Where a GPU decides about steps, or replays them, this waits for its counts."""
+        self._recount()
+        return super().state_dict()
+
+    @property
+    def _waits(self):
+        return self._options.nonfinite == "raise" or self._options.max_skipped_steps is not None
+
+    def _recount(self):
+        stepper = self.__dict__.get("_stepper")
+        if stepper is not None:
+            stepper.recount()
 
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -69,6 +87,7 @@ class Fused(torch.optim.Optimizer):
             handle.remove()
 
     def __getstate__(self) -> dict[str, Any]:
+        self._recount()
         return {**super().__getstate__(), "_options": self._options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -86,7 +105,7 @@ class Fused(torch.optim.Optimizer):
     def skipped_steps(self) -> int:
         """How many steps were skipped for a gradient that was not finite."""
         stepper = self.__dict__.get("_stepper")
-        return 0 if stepper is None else stepper.skipped
+        return 0 if stepper is None else stepper.skipped_steps
 
     @property
     def grad_norm(self) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fastadam.kernels import GRADIENT
+from fastadam.kernels import GRADIENT, SKIPPED
 from fastadam.memory.arrays import backend_of, on_host
 from fastadam.settings.options import Options
 from fastadam.step.engine import Engine
@@ -17,7 +17,7 @@ from fastadam.torch.counters import Counters
 from fastadam.torch.gradients import found
 from fastadam.torch.parameter import TensorParameter
 from fastadam.torch.state import carried_keys
-from fastadam.torch.tensors import array_over, has_memory, is_sharded, on_stream
+from fastadam.torch.tensors import array_over, has_memory, is_on_device, is_sharded, on_device_of, on_stream
 
 _address, _grad, _dtype = torch.Tensor.data_ptr, attrgetter("grad"), attrgetter("dtype")
 _stride, _size, _is_neg = torch.Tensor.stride, torch.Tensor.numel, torch.Tensor.is_neg
@@ -70,14 +70,18 @@ class Share:
         # Of what is not finite an error tells the place, and NumPy has no bfloat16.
         may_raise = options.nonfinite == "raise" or options.max_skipped_steps is not None
         self._shows_arrays = may_raise and any(p.dtype is torch.bfloat16 for p in self._params)
-        self.engine = self._new_engine()
+        self._asked: list[Any] = []
+        with on_stream(self._params[0]):
+            self.engine = self._new_engine()
         # What is written into the column is read by the launch that follows.
         self._column = self.engine.plan.tables.addresses[:, GRADIENT]
         self._restart()
 
     def _new_engine(self):
         example = array_over(self._parts(self._params[:1])[0])
-        engine = Engine(self._options, backend_of(example, self._labels[0]), example[:0].copy(), host_counts=True)
+        backend, counts_here = backend_of(example, self._labels[0]), not is_on_device(self._params[0])
+        engine = Engine(self._options, backend, example[:0].copy(), host_counts=counts_here)
+        self._counts_on_device = engine.skips_by_itself
         groups: list[list[TensorParameter]] = [[] for _ in self._settings]
         for member in self._members:
             groups[member.group].append(member.parameter)
@@ -90,10 +94,11 @@ class Share:
         for index, (kept, values) in enumerate(zip(self._settings, settings, strict=True)):
             changed = {key for key in kept if kept[key] != values[key]}
             kept.update(values)
-            if changed == {"lr"}:
-                plan.set_lr(index, kept["lr"])
-            elif changed:
-                plan.refresh(index)
+            with on_stream(self._params[0]):
+                if changed == {"lr"}:
+                    plan.set_lr(index, kept["lr"])
+                elif changed:
+                    plan.refresh(index)
 
     def _parts(self, tensors):
         """The tensors that have the memory of `tensors`: of DTensors the parts in this process."""
@@ -122,7 +127,7 @@ class Share:
             return False
         if _facts(params) != self._facts or any(p.device != self._device for p in params):
             return False
-        self.engine.plan.tables.addresses[:, GRADIENT + 1] = located_at[:count]
+        self.engine.plan.tables.write("addresses", (slice(None), GRADIENT + 1), located_at[:count])
         self._located_at = located_at
         return True
 
@@ -163,12 +168,20 @@ class Share:
         found = iter(parts)
         return Gradients(addresses, {}, [next(found) if is_there else None for is_there in present])
 
-    def step(self, gradients: Gradients, grad_scale: float) -> bool:
-        """Step the parameters that have one of `gradients`; return whether the step was taken."""
+    def step(self, gradients: Gradients, grad_scale: float, divisor: Any = None, found_inf: Any = None) -> bool:
+        """Step the parameters that have one of `gradients`; return whether the step was taken, as far as is known.
+
+        `divisor` and `found_inf` are tensors on a GPU, which decides by them.
+        """
+        plan = self.engine.plan
         try:
             with on_stream(self._params[0]):
+                if found_inf is not None or self._asked:
+                    self._ask(divisor, found_inf)
+                self._counts_on_device |= plan.is_captured
                 taken = self.engine.take_step(gradients, (), grad_scale)
-            if taken:
+                captured = self._counts_on_device and plan.is_captured
+            if taken and not captured:
                 self._count(gradients)
         except BaseException:  # Ctrl-C, say, when the launch has run
             self._recount()
@@ -185,7 +198,7 @@ class Share:
             written = [tensor for tensors in compress(self._written, going) for tensor in tensors]
         steps, *others = self._counters
         steps.advance(going)
-        if others:
+        if others and not self._counts_on_device:
             plan = self.engine.plan
             carried = on_host(plan.tables.carried)[plan.clock_of]
             for column, each in enumerate(others, 1):
@@ -193,10 +206,31 @@ class Share:
         self._stamps = [each.stamp() for each in self._counters]
         torch.autograd.graph.increment_version(written)
 
+    def _ask(self, divisor, found_inf):
+        """Let the device decide by these tensors about the step that follows."""
+        # Moved without waiting, and kept until other ones are asked.
+        self._asked = [None if each is None else on_device_of(each, self._params[0]) for each in (divisor, found_inf)]
+        self.engine.plan.ask(*(0 if each is None else each.data_ptr() for each in self._asked))
+        self._counts_on_device = True
+
+    def recount(self) -> None:
+        """Let the numbers in the state be those that the device has counted, if it counts."""
+        if self._counts_on_device:
+            self._recount()
+
+    @property
+    def skipped_on_device(self) -> int:
+        """How many steps the device has skipped."""
+        if not self._counts_on_device:
+            return 0
+        with on_stream(self._params[0]):
+            return int(self.engine.plan.tables.record[SKIPPED])
+
     def _recount(self):
         """Let the numbers in the state be those of the clocks, and say that all tensors may have been written."""
         plan = self.engine.plan
-        carried = on_host(plan.tables.carried)[plan.clock_of]
+        with on_stream(self._params[0]):
+            carried = on_host(plan.tables.carried)[plan.clock_of]
         for column, each in enumerate(self._counters):
             each.assign(carried[:, column])
         self._stamps = [each.stamp() for each in self._counters]
@@ -210,7 +244,8 @@ class Share:
         for group in range(len(self._settings)):
             of_group = {index: carried[index] for index, each in enumerate(self._members) if each.group == group}
             if of_group:
-                plan.set_clocks(group, of_group)
+                with on_stream(self._params[0]):
+                    plan.set_clocks(group, of_group)
 
 
 def _facts(tensors):

@@ -39,13 +39,29 @@ class Stepper:
         self.shares: list[Share] = []
         self.skipped = 0
 
-    def step(self, groups: Sequence[dict], state: Any, grad_scale: float) -> None:
-        """Step all parameters that have a gradient."""
+    def step(
+        self, groups: Sequence[dict], state: Any, grad_scale: float, divisor: Any = None, found_inf: Any = None
+    ) -> None:
+        """Step all parameters that have a gradient.
+
+        Tensors of one element on a GPU: what gradients are divided by, and what is not 0 where a step is not taken.
+        """
         with self._one_step:
             gradients = self._located(groups, state)
             for share, located in zip(self.shares, gradients, strict=True):
-                if not share.step(located, grad_scale):
+                if not share.step(located, grad_scale, divisor, found_inf):
                     self.skipped += 1
+
+    def recount(self) -> None:
+        """Let the numbers in the state be those that GPUs have counted."""
+        with self._one_step:
+            for share in self.shares:
+                share.recount()
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps have been skipped; those that a GPU has skipped are waited for."""
+        return self.skipped + max((share.skipped_on_device for share in self.shares), default=0)
 
     def skip(self, groups: Sequence[dict]) -> None:
         """Count a step that is not taken; `zero_grad` holds for it all the same."""

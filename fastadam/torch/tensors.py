@@ -86,6 +86,16 @@ def array_over(tensor: Any) -> Any:
     return array.view(np.uint16) if array.dtype == np.int16 else array
 
 
+def is_on_device(tensor: Any) -> bool:
+    """Whether a tensor is on a GPU, for which the host would have to wait to read it."""
+    return tensor.device.type == "cuda"
+
+
+def on_device_of(number: Any, tensor: Any) -> Any:
+    """A number, float32, on the device of a tensor, without waiting for either."""
+    return number.detach().to(tensor.device, torch.float32, non_blocking=True)
+
+
 def on_stream(tensor: Any) -> AbstractContextManager:
     """Where CuPy launches on torch's current stream of the device of `tensor`; nothing on the CPU."""
     if tensor.device.type == "cpu":

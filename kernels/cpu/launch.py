@@ -16,6 +16,7 @@ from fastadam.kernels.cpu.tuning import tuning
 from fastadam.kernels.host_tables import HostTables
 from fastadam.kernels.subnormals import flushed
 from fastadam.kernels.texts import casts
+from fastadam.kernels.texts.power import power
 from fastadam.kernels.texts.text import block, function
 from fastadam.kernels.texts.update import Update
 
@@ -53,6 +54,10 @@ def launcher(passes: Sequence[Pass], tables: Tables, *, guarded: bool) -> Launch
         leaves[each.clocks] = leaves[each.blocks[:, CLOCK]] = leaves_of(each.update, np.dtype(each.dtype), ahead)
     clocks = np.concatenate([np.zeros(0, np.int64), *(each.clocks for each in passes)])
     blocks = passes[0].blocks if len(passes) == 1 else np.concatenate([_NO_BLOCKS, *(each.blocks for each in passes)])
+    return _launch_of(blocks, leaves, clocks, tables)
+
+
+def _launch_of(blocks, leaves, clocks, tables):
     arrays = leaves, clocks, tables.addresses, tables.hyper, tables.carried, tables.table, tables.record
     return launch_of(
         blocks,
@@ -71,7 +76,18 @@ def launcher(passes: Sequence[Pass], tables: Tables, *, guarded: bool) -> Launch
     )
 
 
+register_jitable(power)
+
 _NO_BLOCKS = np.zeros((0, 5), np.int64)
+
+
+def folder(passes: Sequence[Pass], tables: Tables) -> Callable[[], None]:
+    """A function that folds the clocks of `passes`, once each, and steps nothing."""
+    leaves = np.zeros((len(tables.hyper), LEAVES), np.int64)
+    for each in passes:
+        leaves[each.clocks, FOLD] = leaf(fold_of(each.update, np.dtype(each.dtype))).address
+    clocks = np.concatenate([np.zeros(0, np.int64), *(each.clocks for each in passes)])
+    return _launch_of(_NO_BLOCKS, leaves, clocks, tables)
 
 
 def _ahead(passes):

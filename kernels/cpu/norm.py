@@ -1,6 +1,6 @@
 """The reduction of :mod:`norm <fastadam.kernels.norm>`, compiled by Numba."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -50,8 +50,18 @@ def squares(dtype: np.dtype, format: str, blocks: np.ndarray, tables: Tables, su
     )
 
 
-def clip(sums: Any, grad_scale: float, max_grad_norm: float, largest: float, propagate: float, tables: Tables) -> None:
-    """Add up `sums`, in place, and write what follows from the norm into `tables.record`."""
+def clip(
+    sums: Any,
+    grad_scale: float,
+    max_grad_norm: float,
+    largest: float,
+    propagate: float,
+    tables: Tables,
+    squares: Sequence[Callable[[], None]] = (),
+) -> None:
+    """Call `squares`, add up `sums`, in place, and write what follows from the norm into `tables.record`."""
+    for write in squares:
+        write()
     with flushed():
         _clip_kernel()(sums, grad_scale, max_grad_norm, largest, propagate, tables.record)
 

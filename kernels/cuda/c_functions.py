@@ -23,22 +23,33 @@ _OPERATORS: dict[type, str] = {
 
 
 def c_function(function: Callable) -> str:
-    """The device function of the same name, for arguments of any type; every local is assigned once."""
+    """The device function of the same name, for arguments of any type."""
     (tree,) = ast.parse(textwrap.dedent(source_of(function))).body
     assert isinstance(tree, ast.FunctionDef)
     names = [argument.arg for argument in tree.args.args]
     template = ", ".join(f"class T{index}" for index in range(len(names)))
     arguments = ", ".join(f"T{index} {name}" for index, name in enumerate(names))
-    lines = [f"  {_statement(statement)}" for statement in tree.body]
     header = f"template <{template}> __device__ inline auto {tree.name}({arguments}) {{"
-    return "\n".join([header, *lines, "}"])
+    body = tree.body[1:] if ast.get_docstring(tree) else tree.body
+    return "\n".join([header, *_statements(body, set(names)), "}"])
 
 
-def _statement(statement):
-    if isinstance(statement, ast.Return):
-        return f"return {_expression(statement.value)};"
-    assert isinstance(statement, ast.Assign)
-    return f"auto {ast.unparse(statement.targets[0])} = {_expression(statement.value)};"
+def _statements(tree, known):
+    """The lines of statements; a local is declared where it is first assigned."""
+    lines = []
+    for statement in tree:
+        match statement:
+            case ast.Return():
+                lines += [f"return {_expression(statement.value)};"]
+            case ast.While():
+                inside = _statements(statement.body, set(known))
+                lines += [f"while ({_expression(statement.test)}) {{", *inside, "}"]
+            case ast.Assign(targets=[ast.Name(id=name)]):
+                lines += [f"{'' if name in known else 'auto '}{name} = {_expression(statement.value)};"]
+                known.add(name)
+            case _:
+                raise AssertionError(ast.dump(statement))
+    return [f"  {line}" for line in lines]
 
 
 def _expression(node):
@@ -49,6 +60,8 @@ def _expression(node):
             return f"{node.value}u" if isinstance(node.value, int) else repr(node.value)
         case ast.Call():
             return f"{ast.unparse(node.func)}({', '.join(map(_expression, node.args))})"
+        case ast.IfExp():
+            return f"({_expression(node.test)} ? {_expression(node.body)} : {_expression(node.orelse)})"
         case ast.BinOp(op=ast.Pow()):
             return repr(ast.literal_eval(node.left) ** ast.literal_eval(node.right))
         case ast.BinOp():

@@ -1,70 +1,164 @@
 """The tables of launches on a CUDA device."""
 
+from collections.abc import Callable
 from typing import Any
 
 import cupy
 import numpy as np
 
-from fastadam.kernels import ADDRESSES, CARRIED, HYPER, SCALARS, Tables
+from fastadam.kernels import ADDRESSES, CARRIED, GRAD_SCALE, GRADIENT, HYPER, SCALARS, Tables
+from fastadam.kernels.host_tables import HostTables
 
-# Copies of the addresses that may be under way at once. One copy takes the host 2 us, and a step takes longer.
-COPIES = 3
+# Messages that may be under way at once. Sending one takes the host 2 us, and a step takes longer.
+MESSAGES = 3
+# A clock's row on the device: the scalars that the fold writes, and what is carried from step to step.
+ROW = SCALARS + CARRIED
+# What is asked of a step, before the hyperparameters: a factor on the gradients; and where on the device there are a
+# further factor, a divisor and a number that is not 0 if the step is to be skipped: float32, addresses, 0 for none.
+FACTOR, FACTOR_AT, DIVISOR_AT, FOUND_INF_AT = range(4)
 
 
 class CudaTables:
-    """What :class:`Tables <fastadam.kernels.Tables>` describes: addresses on the host, all else on `device`.
+    """What :class:`Tables <fastadam.kernels.Tables>` describes.
 
-    Launches read `device_addresses`, which `send` rewrites in the order of the current stream, in memory that stays the
-    same. So steps on several streams must be put in order by whoever makes them, as for the parameters themselves.
+    The host folds, and `push` makes one copy for a step, from pinned memory and without waiting for it, in the order of
+    the current stream: of rows, of where the gradients lie, and of hyperparameters. Once something on the device
+    decides about a step, or a graph has been captured, the device folds (`to_device`): its rows are the ones that
+    count, for good, and the host only sends what it has changed. So steps on several streams must be put in order by
+    whoever makes them, as for the parameters themselves.
+
+    Attributes:
+        host: What the host has written and folded.
+        numbers: float64, all that is sent, in memory that stays the same: the rows of the clocks from the last to the
+            first, so that those in use end where the gradients begin; an int64 for the gradient of each parameter;
+            what is asked of a step, and the hyperparameters of each clock; the addresses of all else.
+        on_device: Whether the device folds.
+        pending: What is left of the reduction of the gradients of the step that follows: sums of blocks, what writes
+            them first, and limits.
+        device_record: The record, as it is.
     """
 
-    def __init__(self, parameters: int, clocks: int, device: Any):
-        self.device = device
-        self.addresses = np.zeros((parameters, ADDRESSES), np.int64)
+    def __init__(self, parameters: int, clocks: int, device: Any, settle: Callable[["CudaTables"], None]):
+        """Make tables of zeros; `settle` launches what is pending."""
+        self._settle = settle
+        self.pending: Any = None
+        self.device, self.host = device, HostTables.zeros(parameters, clocks)
+        self.addresses, self.hyper = self.host.addresses, self.host.hyper
+        self.on_device = False
+        sizes = clocks * ROW, parameters, (1 + clocks) * HYPER, parameters * ADDRESSES
+        self._gradients_at, self._asked_at, self._addresses_at, end = np.cumsum(sizes).tolist()
         with device:
-            self.device_addresses = cupy.zeros(self.addresses.shape, np.int64)
-            self.hyper = cupy.zeros((clocks, HYPER))
-            self.carried = cupy.zeros((clocks, CARRIED))
-            self.table = cupy.zeros((clocks, SCALARS))
-            self.record = cupy.zeros(4)
+            self.numbers = cupy.zeros(end)
+            self.rows = self.numbers[: self._gradients_at]
+            self.gradients = self.numbers[self._gradients_at : self._asked_at].view(np.int64)
+            self.asked = self.numbers[self._asked_at : self._addresses_at]
+            self.device_addresses = self.numbers[self._addresses_at :].view(np.int64)
+            self.device_record, self.no_sums, self.no_clocks = cupy.zeros(4), cupy.zeros(1), cupy.zeros(0, np.int64)
             self._counters = cupy.zeros(1, np.uint32)
-            self._copies = [_Copy(self.addresses) for _ in range(COPIES)]
-        self._sent = self.addresses.tobytes()
+            self._messages = [_Message(end) for _ in range(MESSAGES)]
+        self._asked = np.zeros(HYPER)
+        self._sent_gradients = np.zeros(parameters, np.int64)
+        self._used, self._captured, self._changed, self._moved = 0, False, False, False
+        self._earlier: Any = None
 
-    def send(self) -> None:
-        """Copy `addresses` to the device if they have changed, on the current stream, without waiting for it."""
-        written = self.addresses.tobytes()
-        if written == self._sent:
+    # --- what the host writes and reads
+
+    def write(self, name: str, where: Any, values: Any) -> None:
+        """Let `where` of a table be `values`, for the launches and the replays of graphs that follow."""
+        if name == "record":
+            if where == GRAD_SCALE:
+                self.host.record[GRAD_SCALE] = self._asked[FACTOR] = values
+                self._changed = True
+            else:
+                with self.device:
+                    self.device_record[where] = values
             return
-        with self.device:
-            stream = cupy.cuda.get_current_stream()
-            if stream.is_capturing():
-                raise RuntimeError(
-                    "arrays must stay where they are while a CUDA graph is captured: gradients or parameters have "
-                    "other addresses than in the step before"
-                )
-            self._copies[0].to(self.device_addresses, self.addresses, stream)
-        self._copies.append(self._copies.pop(0))
-        self._sent = written
+        getattr(self.host, name)[where] = values
+        self._changed = True
+        if name == "addresses":
+            self._moved = True
+            return
+        self._used = max(self._used, where[0] + 1)
+        if name == "carried" and self.on_device:
+            self._write_row(where[0], where[1], values)
+        if self._captured:
+            self.push()
 
-    def write(self, name: str, where: Any, values: float | np.ndarray) -> None:
-        """Let `where` of a table be `values`, on the current stream of the device."""
-        with self.device:
-            getattr(self, name)[where] = cupy.asarray(values) if isinstance(values, np.ndarray) else values
+    def use(self, grad_scale: float) -> None:
+        """Take the next step with this factor on the gradients, unless the device has more of it."""
+        if grad_scale != self._asked[FACTOR]:
+            with self.device:
+                if cupy.cuda.get_current_stream().is_capturing():
+                    raise RuntimeError(
+                        "another `grad_scale` than that of the step before must not be written while a CUDA graph is "
+                        "captured: do so before, or after it"
+                    )
+            self.write("record", GRAD_SCALE, grad_scale)
+
+    def decides(self) -> bool:
+        """Whether something on the device decides about the next step."""
+        return self.on_device or self.pending is not None or bool(self._asked[FACTOR_AT : FOUND_INF_AT + 1].any())
+
+    def ask(self, factor_at: int = 0, divisor_at: int = 0, found_inf_at: int = 0) -> None:
+        """Let the device decide about the next steps by what lies at these addresses."""
+        asked = np.array([factor_at, divisor_at, found_inf_at], float)
+        held = self._asked[FACTOR_AT : FOUND_INF_AT + 1]
+        if (asked != held).any():
+            held[...] = asked
+            self._changed = True
 
     def copy_clock(self, old: int, new: int) -> None:
-        """Let row `new` of the scalars begin as row `old`, on the current stream of the device."""
-        with self.device:
-            for table in (self.hyper, self.carried, self.table):
-                table[new] = table[old]
+        """Let row `new` of the scalars begin as row `old`."""
+        self.host.copy_clock(old, new)
+        self._used, self._changed = max(self._used, new + 1), True
+        if self.on_device:
+            with self.device:
+                rows = self.rows.reshape(-1, ROW)[::-1]
+                rows[new] = rows[old]
 
     def take_over(self, earlier: Tables) -> None:
         """Begin with all that `earlier` tables, of no more rows, hold."""
-        self.addresses[: len(earlier.addresses)] = earlier.addresses
+        assert isinstance(earlier, CudaTables)
+        for name in ("addresses", "hyper", "carried", "table"):
+            held = getattr(earlier, name)
+            getattr(self.host, name)[: len(held)] = held
+        self.host.record[...] = earlier.host.record
+        self._used, self._asked, self._changed, self._moved = earlier._used, earlier._asked, True, True
         with self.device:
-            for name in ("hyper", "carried", "table", "record"):
-                held = getattr(earlier, name)
-                getattr(self, name)[: len(held)] = held
+            self.device_record[...] = earlier.device_record
+        # A graph that has been captured still reads and writes them.
+        self._earlier = earlier if earlier._captured else None
+
+    @property
+    def record(self) -> cupy.ndarray:
+        """The record of the step; if it has not been launched, of the reduction before it, and the host then folds."""
+        if self.pending is not None:
+            self._settle(self)
+            self.host.record[GRAD_SCALE] = float(self.device_record[GRAD_SCALE])
+        return self.device_record
+
+    @property
+    def carried(self) -> np.ndarray:
+        """What is carried from step to step; it waits for the device where that folds."""
+        return self._rows_on_host()[:, SCALARS:] if self.on_device else self.host.carried
+
+    @property
+    def table(self) -> np.ndarray:
+        """The scalars of the last step; likewise."""
+        return self._rows_on_host()[:, :SCALARS] if self.on_device else self.host.table
+
+    def _rows_on_host(self):
+        with self.device:
+            return self.rows.get().reshape(-1, ROW)[::-1]
+
+    def _write_row(self, clock, columns, values):
+        with self.device:
+            row = self.rows.reshape(-1, ROW)[::-1][clock, SCALARS:]
+            row[columns] = cupy.asarray(values) if isinstance(values, np.ndarray) else values
+
+    def row_of(self, clocks: np.ndarray) -> np.ndarray:
+        """The number of the rows of `clocks`, counted from the beginning of `rows`."""
+        return len(self.hyper) - 1 - clocks
 
     def counters(self, count: int) -> cupy.ndarray:
         """At least `count` counters, zero between launches."""
@@ -72,19 +166,77 @@ class CudaTables:
             self._counters = cupy.zeros(count, np.uint32)
         return self._counters
 
+    # --- what the device gets
 
-class _Copy:
+    def send(self) -> None:
+        """Take note that the addresses of a step have been written: raise if it is captured, and they are others."""
+        with self.device:
+            if not cupy.cuda.get_current_stream().is_capturing():
+                return
+        if self._moved or self._have_gradients_moved():
+            raise RuntimeError(
+                "arrays must stay where they are while a CUDA graph is captured: gradients or parameters have other "
+                "addresses than in the step before"
+            )
+        if self._changed:
+            raise RuntimeError(
+                "a step must have been taken since numbers of a group or a state were written, before it is captured "
+                "in a CUDA graph: they are sent with a step"
+            )
+        self.on_device = self._captured = True
+
+    def to_device(self) -> None:
+        """Let the device fold from now on."""
+        if not self.on_device:
+            self.push(rows=True)
+            self.on_device = True
+
+    def push(self, *, rows: bool = False) -> None:
+        """Send what has changed, and the rows of all clocks if asked for, in one copy on the current stream."""
+        if not (rows or self._changed or self._have_gradients_moved()):
+            return
+        start = self._gradients_at - self._used * ROW if rows else self._gradients_at
+        stop = self._addresses_at + self.addresses.size if self._moved else self._asked_at + (1 + self._used) * HYPER
+        with self.device:
+            message, stream = self._messages[0], cupy.cuda.get_current_stream()
+            self._fill(message.before_writing(), rows=rows)
+            message.send(self.numbers, start, stop, stream)
+        self._messages.append(self._messages.pop(0))
+        self._sent_gradients[...] = self.addresses[:, GRADIENT]
+        self._changed = self._moved = False
+
+    def _have_gradients_moved(self):
+        return self._sent_gradients.tobytes() != self.addresses[:, GRADIENT].tobytes()
+
+    def _fill(self, message, *, rows):
+        used, host = self._used, self.host
+        if rows:
+            own = message[self._gradients_at - used * ROW : self._gradients_at].reshape(used, ROW)[::-1]
+            own[:, :SCALARS], own[:, SCALARS:] = host.table[:used], host.carried[:used]
+        message[self._gradients_at : self._asked_at].view(np.int64)[...] = self.addresses[:, GRADIENT]
+        asked = message[self._asked_at : self._asked_at + (1 + used) * HYPER].reshape(1 + used, HYPER)
+        asked[0], asked[1:] = self._asked, host.hyper[:used]
+        if self._moved:
+            # All hyperparameters lie before.
+            whole = message[self._asked_at + HYPER : self._addresses_at]
+            whole[...] = host.hyper.reshape(-1)
+            message[self._addresses_at :].view(np.int64)[...] = self.addresses.reshape(-1)
+
+
+class _Message:
     """Pinned memory, from which the device copies while the host goes on."""
 
-    def __init__(self, like):
-        self.array = np.ndarray(like.shape, like.dtype, cupy.cuda.alloc_pinned_memory(max(1, like.nbytes)))
-        self.event = cupy.cuda.Event(disable_timing=True)
+    def __init__(self, size):
+        self._array = np.ndarray(size, np.float64, cupy.cuda.alloc_pinned_memory(max(1, 8 * size)))
+        self._event = cupy.cuda.Event(disable_timing=True)
 
-    def to(self, target, source, stream):
-        """Copy `source` to the device array `target`, on `stream`, once the last copy out of this memory has ended."""
-        self.event.synchronize()
-        self.array[...] = source
-        runtime = cupy.cuda.runtime
-        kind = runtime.memcpyHostToDevice
-        runtime.memcpyAsync(target.data.ptr, self.array.ctypes.data, source.nbytes, kind, stream.ptr)
-        self.event.record(stream)
+    def before_writing(self):
+        """The memory, once the last copy out of it has ended."""
+        self._event.synchronize()
+        return self._array
+
+    def send(self, target, start, stop, stream):
+        """Copy numbers `start` to `stop` to those of the device array `target`, on `stream`."""
+        runtime, places = cupy.cuda.runtime, (target.data.ptr + 8 * start, self._array.ctypes.data + 8 * start)
+        runtime.memcpyAsync(*places, 8 * (stop - start), runtime.memcpyHostToDevice, stream.ptr)
+        self._event.record(stream)

@@ -5,16 +5,17 @@ from functools import cache
 import cupy
 import numpy as np
 
-from fastadam.kernels import START, STOP, blocks
+from fastadam.kernels import CLOCK, START, STOP, blocks
 from fastadam.kernels.cuda import source
 from fastadam.kernels.cuda.device_tables import CudaTables
-from fastadam.kernels.cuda.fold import fold_kernel
-from fastadam.kernels.cuda.norm import clip_kernel, groups_of, squares_kernel
+from fastadam.kernels.cuda.norm import Kind, Squares, folds_of, settle
 from fastadam.kernels.cuda.rows import PARAMETER, catch_up_kernel
 from fastadam.kernels.cuda.source import THREADS, kernel_of, upload
 from fastadam.kernels.cuda.step import elements_of, step_kernel
 from fastadam.kernels.steps import Steps
 
+# The compute capability that is needed, in tenths: the first whose lanes of a warp are named in shuffles and barriers.
+OLDEST = 70
 # A copy of a gradient would be a launch as well, so each is read where it lies.
 DIRECT_FROM = 0
 # There is none here: whatever needs it is refused.
@@ -23,7 +24,7 @@ clip_each = None
 
 def tables(parameters, clocks, device_of):
     """Tables of zeros on the device of `device_of`."""
-    return CudaTables(parameters, clocks, device_of.device)
+    return CudaTables(parameters, clocks, device_of.device, settle)
 
 
 def address(array):
@@ -38,59 +39,69 @@ def is_captured(device_of):
 
 
 def launcher(passes, tables, *, guarded):
-    """A function that launches the fold and the step of each of `passes`, on the current stream."""
+    """What folds the clocks of `passes` and launches the step of each, on the current stream.
+
+    The device folds if anything on it decides about the step, with what is left of the reduction; else the host does.
+    """
+    # Imported only now, as it loads Numba.
+    from fastadam.kernels.cpu.launch import folder
+
     with tables.device:
-        calls = [call for each in passes for call in _calls(each, tables, guarded)]
+        steps = [_call(each, tables, guarded) for each in passes]
+        folds = folds_of(passes, tables)
+    fold = folder(passes, tables.host)
 
     def launch():
         with tables.device:
-            for call in calls:
+            if folds.clocks.size:
+                if tables.decides():
+                    tables.to_device()
+                    settle(tables, folds)
+                else:
+                    fold()
+                    tables.push(rows=True)
+            for call in steps:
                 source.launch(*call)
 
     return Steps(launch)
 
 
-def _calls(step, tables, guarded):
-    """(kernel, arguments, threads) of the two launches of a pass."""
-    fold, elements = _compiled(step.update, np.dtype(step.dtype), guarded, tables.device.id)
+def _call(step, tables, guarded):
+    """(kernel, arguments, threads) of the launch of a pass."""
+    kernel = _compiled(step.update, np.dtype(step.dtype), guarded, tables.device.id)
     total = int((step.blocks[:, STOP] - step.blocks[:, START]).sum())
-    cut = blocks.cut(step.blocks, elements_of(step.update, total))
-    record = (tables.record,) if guarded else ()
-    clocks = upload(step.clocks, tables)
-    yield fold, (clocks, tables.hyper, tables.record, tables.carried, tables.table), len(clocks)
-    yield elements, (tables.device_addresses, upload(cut, tables), tables.table, *record), THREADS * len(cut)
+    cut = blocks.cut(step.blocks, elements_of(step.update, total)).copy()
+    cut[:, CLOCK] = tables.row_of(cut[:, CLOCK])
+    record = (tables.device_record,) if guarded else ()
+    arrays = tables.device_addresses, tables.gradients, upload(cut, tables), tables.rows
+    return kernel, (*arrays, *record), THREADS * len(cut)
 
 
 @cache
 def _compiled(update, dtype, guarded, device_id):
-    """The kernels of the fold and of the step, compiled for a device, the current one."""
-    fold, step = fold_kernel(update, dtype, guarded), step_kernel(update, dtype, guarded)
-    # CuPy compiles when it launches, for arrays of so many dimensions: over no clocks and no blocks at all.
-    no_clocks, no_blocks = cupy.zeros(0, np.int64), cupy.zeros((0, 5), np.int64)
-    table, record = cupy.zeros((1, 1)), cupy.zeros(1)
-    source.launch(fold, (no_clocks, table, record, table, table), 1)
-    source.launch(step, (no_blocks, no_blocks, table, *((record,) if guarded else ())), 1)
-    return fold, step
+    """The kernel of the step, compiled for a device, the current one."""
+    kernel = step_kernel(update, dtype, guarded)
+    # CuPy compiles when it launches, for arrays of so many dimensions: over no blocks at all.
+    no_blocks, one = cupy.zeros((0, 5), np.int64), cupy.zeros(1)
+    source.launch(kernel, (no_blocks[:, 0], no_blocks[:, 0], no_blocks, one, *((one,) if guarded else ())), 1)
+    return kernel
 
 
 def squares(dtype, format, blocks, tables, sums):
-    """A function that writes the sum of squares of the gradients of each block into `sums`."""
-    with tables.device:
-        arguments = tables.device_addresses, upload(blocks, tables), sums
-
-    def launch():
-        with tables.device:
-            source.launch(squares_kernel(np.dtype(dtype), format), arguments, THREADS * len(blocks))
-
-    return launch
+    """What writes the sum of squares of the gradients of each block into `sums`."""
+    return Squares(Kind(np.dtype(dtype), format), blocks, tables, sums)
 
 
-def clip(sums, grad_scale, max_grad_norm, largest, propagate, tables):
-    """Add up `sums`, in place, and write what follows from the norm into `tables.record`, in one launch."""
-    with tables.device:
-        groups = groups_of(len(sums))
-        arrays = sums, tables.counters(groups), tables.record
-        source.launch(clip_kernel(), (grad_scale, max_grad_norm, largest, propagate, *arrays), THREADS * groups)
+def clip(sums, grad_scale, max_grad_norm, largest, propagate, tables, squares=()):
+    """Let the next step be what follows from the norm: its launch adds up the sums, or the reading of `tables.record`.
+
+    Squares of one kind are part of that launch.
+    """
+    tables.use(grad_scale)
+    merged = squares[0] if len(squares) == 1 else None
+    for each in () if merged else squares:
+        each()
+    tables.pending = sums, merged, (max_grad_norm, largest, propagate)
 
 
 def catch_up(addresses, dtype, blocks, table, starts):
@@ -131,4 +142,9 @@ def device_problem():
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         return f"CuPy finds no CUDA device ({error})"
-    return None if count else "CuPy finds no CUDA device"
+    if not count:
+        return "CuPy finds no CUDA device"
+    newest = max(int(cupy.cuda.Device(number).compute_capability) for number in range(count))
+    if newest < OLDEST:
+        return f"kernels need a GPU of compute capability {OLDEST / 10}, and there is one of {newest / 10}"
+    return None

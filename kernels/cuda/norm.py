@@ -1,67 +1,88 @@
-"""The reduction of :mod:`norm <fastadam.kernels.norm>` on CUDA, and what follows from the norm."""
+"""The reduction of :mod:`norm <fastadam.kernels.norm>` on CUDA, what follows from it, and the fold: one launch."""
 
+from collections.abc import Sequence
 from functools import cache
+from typing import Any, NamedTuple
 
 import cupy
 import numpy as np
 
-from fastadam.kernels import ADDRESSES, FIRST, GRADIENT, PARAMETER
+from fastadam.kernels import FIRST, PARAMETER, Pass
 from fastadam.kernels.blocks import BLOCK
-from fastadam.kernels.cuda.source import LAYOUT, THREADS, kernel_of, number_type, pointer, statements
+from fastadam.kernels.cuda import source
+from fastadam.kernels.cuda.device_tables import DIVISOR_AT, FACTOR, FACTOR_AT, FOUND_INF_AT, ROW, CudaTables
+from fastadam.kernels.cuda.source import (
+    LAYOUT,
+    THREADS,
+    declarations,
+    kernel_of,
+    number_type,
+    pointer,
+    statements,
+    upload,
+)
 from fastadam.kernels.norm import LANES
 from fastadam.kernels.texts.clip import CLIP
 from fastadam.kernels.texts.formats import FORMATS
+from fastadam.kernels.texts.update import Update
 
 assert THREADS == LANES
 
-# The lanes of a CUDA block, by halves: their sum ends in `halves[0]`.
-_HALVES = """
-__shared__ double halves[{LANES}];
-halves[threadIdx.x] = sum;
-for (int half = {LANES} / 2; half > 0; half /= 2) {{
-  __syncthreads();
-  if (threadIdx.x < half) halves[threadIdx.x] += halves[threadIdx.x + half];
-}}
-"""
 
-_SQUARES = (
-    """
+class Kind(NamedTuple):
+    """How gradients are stored: the dtype of the arithmetic, and the format."""
+
+    dtype: np.dtype
+    format: str
+
+
+class Folded(NamedTuple):
+    """What is folded alike."""
+
+    update: Update
+    dtype: np.dtype
+
+
+# The sum of squares of the entry of a CUDA block.
+_SQUARES = """
 const ptrdiff_t entry = 5 * (ptrdiff_t)blockIdx.x;
 {gradient}
 const int size = __ldg(&blocks[entry + {STOP}]) - __ldg(&blocks[entry + {START}]);
 double sum = 0.0;
 #pragma unroll 8
-for (int k = threadIdx.x; k < size; k += {LANES}) {{ double value = {load}; sum += value * value; }}
+for (int k = lane; k < size; k += {LANES}) {{ double value = {load}; sum += value * value; }}
 """
-    + _HALVES
-    + """
-if (threadIdx.x == 0) sums[blockIdx.x] = halves[0];
+# The first group of the sums of blocks that a CUDA block adds up.
+_SUMS = """
+double sum = 0.0;
+#pragma unroll 8
+for (ptrdiff_t k = first + lane; k < first + {BLOCK} && k < count; k += {LANES}) sum += __ldcg(&sums[k]);
 """
-)
-
-# A CUDA block adds up the first level's group of its number, in place: where the first sum of the group was. Then the
-# last of up to `BLOCK` neighbours to finish adds up what they have left, and so on until one sum is left. The order of
-# the additions does not depend on which is the last. A counter of neighbours is zero again after the last of them.
-_CLIP = (
+# The lanes of a CUDA block, by halves: their sum ends in `halves[0]`.
+_HALVES = """
+  __syncthreads();
+  halves[lane] = sum;
+  for (int half = {LANES} / 2; half > 0; half /= 2) {{
+    __syncthreads();
+    if (lane < half) halves[lane] += halves[lane + half];
+  }}
+  if (lane == 0) sums[first] = halves[0];
+"""
+# The last of up to `BLOCK` neighbours to finish adds up what they have left, in place: where the first sum of the group
+# was; and so on until one sum is left. The order of the additions does not depend on which is the last. A counter of
+# neighbours is zero again after the last of them.
+_TREE = (
     """
-const ptrdiff_t count = sums.size(), lane = threadIdx.x;
 unsigned* finished = &counters[0];
-ptrdiff_t first = {BLOCK} * (ptrdiff_t)blockIdx.x, stride = 1;
 __shared__ bool is_last;
 while (true) {{
-  ptrdiff_t stop = first + {BLOCK} * stride;
-  double sum = 0.0;
-  #pragma unroll 8
-  for (ptrdiff_t k = first + lane * stride; k < stop && k < count; k += {LANES} * stride) sum += __ldcg(&sums[k]);
 """
     + _HALVES
     + """
-  if (lane == 0) sums[first] = halves[0];
-  stride *= {BLOCK};
   if (stride >= count) break;
   const ptrdiff_t group = first / ({BLOCK} * stride), groups = (count - 1) / ({BLOCK} * stride) + 1;
   first = group * {BLOCK} * stride;
-  stop = first + {BLOCK} * stride;
+  const ptrdiff_t stop = first + {BLOCK} * stride;
   const unsigned neighbours = ((stop < count ? stop : count) - first - 1) / stride + 1;
   __threadfence();
   __syncthreads();
@@ -69,40 +90,202 @@ while (true) {{
   __syncthreads();
   if (!is_last) return;
   __threadfence();
+  sum = 0.0;
+  #pragma unroll 8
+  for (ptrdiff_t k = first + lane * stride; k < stop && k < count; k += {LANES} * stride) sum += __ldcg(&sums[k]);
+  stride *= {BLOCK};
   finished += groups;
 }}
-if (lane != 0) return;
-double squared_norm = sums[0], grad_scale = scale, norm, taken;
-{statements}
-record[{GRAD_SCALE}] = grad_scale; record[{TAKEN}] = taken; record[{NORM}] = norm; record[{SKIPPED}] += 1.0 - taken;
 """
 )
+_SETTLE = """
+__shared__ double settled[2];
+if (lane == 0) {{
+  double squared_norm = sums[0], grad_scale = asked[{FACTOR}], norm, taken;
+  if (asked[{FACTOR_AT}] != 0.0) grad_scale = grad_scale * (double)__ldg({factor});
+  if (asked[{DIVISOR_AT}] != 0.0) grad_scale = grad_scale / (double)__ldg({divisor});
+  {statements}
+  if (asked[{FOUND_INF_AT}] != 0.0 && __ldg({found_inf}) != 0.0f) taken = 0.0;
+  record[{GRAD_SCALE}] = grad_scale; record[{TAKEN}] = taken; record[{NORM}] = norm; record[{SKIPPED}] += 1.0 - taken;
+  settled[0] = grad_scale; settled[1] = taken;
+}}
+__syncthreads();
+if (settled[1] == 0.0) return;
+const double grad_scale_of_step = settled[0];
+"""
+# A thread for each clock: (number of the text, clock, number of its row).
+_FOLDS = """
+for (ptrdiff_t k = 3 * lane; k < clocks.size(); k += 3 * {LANES}) {{
+  const double* clock_hyper = &asked[{HYPER} * (1 + clocks[k + 1])];
+  double* row = &rows[{ROW} * clocks[k + 2]];
+  double* clock_carried = row + {SCALARS};
+  switch (clocks[k]) {{
+  {folds}
+  }}
+}}
+"""
+_FOLD = """
+case {index}: {{
+typedef {number} T;
+T* scalars = reinterpret_cast<T*>(row);
+double grad_scale = grad_scale_of_step;
+{loads}
+{locals}
+{statements}
+{stores}
+}} break;
+"""
 
 
 @cache
-def squares_kernel(dtype: np.dtype, format: str) -> cupy.ElementwiseKernel:
+def squares_kernel(kind: Kind) -> cupy.ElementwiseKernel:
     """The sum of squares of each block: a CUDA block for each of them, a thread for each lane."""
-    (stored,) = FORMATS[format].dtypes
-    kind = number_type(dtype) if stored == "native" else stored
-    address = f"__ldg(&addresses[{ADDRESSES} * __ldg(&blocks[entry + {PARAMETER}]) + {GRADIENT}])"
-    body = _SQUARES.format(
-        gradient=pointer(f"const {kind}", "gradient", address, f"__ldg(&blocks[entry + {FIRST}])"),
-        load=FORMATS[format].load.format("gradient[k]"),
-        LANES=LANES,
-        **LAYOUT,
-    )
-    inputs = ["raw int64 addresses", "raw int64 blocks"]
-    return kernel_of(f"fastadam_squares_{number_type(dtype)}_{format}", inputs, ["raw float64 sums"], body)
+    body = _formatted(_BEGIN, "const ptrdiff_t first = blockIdx.x;", _SQUARES, _HALVES, **_squares(kind))
+    inputs = ["raw int64 gradients", "raw int64 blocks"]
+    return kernel_of(f"fastadam_squares_{_named(kind)}", inputs, ["raw float64 sums"], body)
 
 
 @cache
-def clip_kernel() -> cupy.ElementwiseKernel:
-    """The rest of the reduction, in one launch, and what follows from the norm."""
-    body = _CLIP.format(LANES=LANES, BLOCK=BLOCK, **LAYOUT, statements=statements(CLIP))
-    inputs = ["float64 scale", "float64 max_grad_norm", "float64 largest", "float64 propagate"]
-    return kernel_of("fastadam_clip", inputs, ["raw float64 sums", "raw uint32 counters", "raw float64 record"], body)
+def settle_kernel(kind: Kind | None, folds: tuple[Folded, ...]) -> cupy.ElementwiseKernel:
+    """The whole reduction, what follows from the norm, and the fold of clocks, in one launch.
+
+    A CUDA block begins with the squares of an entry or, without `kind`, with the first group of given sums.
+    """
+    places = {"factor": FACTOR_AT, "divisor": DIVISOR_AT, "found_inf": FOUND_INF_AT}
+    names = {name: f"reinterpret_cast<const float*>((size_t)asked[{place}])" for name, place in places.items()}
+    names |= {"statements": statements(CLIP), "folds": "\n".join(map(_fold, range(len(folds)), folds))}
+    inputs = ["float64 max_grad_norm", "float64 largest", "float64 propagate", "raw int64 clocks", "raw float64 asked"]
+    parts = ["settle", *dict.fromkeys(each.update.name for each in folds)]
+    if kind is None:
+        begin: tuple[str, ...] = _BEGIN, _FIRST_GROUP, _SUMS
+    else:
+        begin = _BEGIN, "ptrdiff_t first = blockIdx.x, stride = 1;", _SQUARES
+        names |= _squares(kind)
+        inputs += ["raw int64 gradients", "raw int64 blocks"]
+        parts = ["squares", _named(kind), *parts]
+    body = _formatted(*begin, _TREE, _SETTLE, *([_FOLDS] if folds else []), **names)
+    outputs = ["raw float64 sums", "raw uint32 counters", "raw float64 record", "raw float64 rows"]
+    return kernel_of(f"fastadam_{'_'.join(parts)}", inputs, outputs, body)
+
+
+# Launched over no sums at all, a kernel is only compiled.
+_BEGIN = """
+const ptrdiff_t lane = threadIdx.x, count = sums.size();
+if (count == 0) return;
+__shared__ double halves[{LANES}];
+"""
+_FIRST_GROUP = "ptrdiff_t first = {BLOCK} * (ptrdiff_t)blockIdx.x, stride = {BLOCK};"
+
+
+def _formatted(*texts, **names):
+    return "\n".join(texts).format(
+        **LAYOUT,
+        **names,
+        LANES=LANES,
+        BLOCK=BLOCK,
+        ROW=ROW,
+        FACTOR=FACTOR,
+        FACTOR_AT=FACTOR_AT,
+        DIVISOR_AT=DIVISOR_AT,
+        FOUND_INF_AT=FOUND_INF_AT,
+    )
+
+
+def _named(kind):
+    return f"{number_type(kind.dtype)}_{kind.format}"
+
+
+def _squares(kind):
+    (stored,) = FORMATS[kind.format].dtypes
+    c_type = number_type(kind.dtype) if stored == "native" else stored
+    address = f"__ldg(&gradients[__ldg(&blocks[entry + {PARAMETER}])])"
+    gradient = pointer(f"const {c_type}", "gradient", address, f"__ldg(&blocks[entry + {FIRST}])")
+    return {"gradient": gradient, "load": FORMATS[kind.format].load.format("gradient[k]")}
+
+
+def _fold(index, folded):
+    """The fold of one clock: the scalars of its row, and what is carried on."""
+    update, text = folded.update, folded.update.fold
+    needed = {*text.arguments, *update.columns}
+    loads = [f"double {name} = clock_hyper[{k}];" for k, name in enumerate(update.hyper) if name in needed]
+    loads += [f"double {name} = clock_carried[{k}];" for k, name in enumerate(update.carried) if name in needed]
+    stores = [f"clock_carried[{k}] = {name};" for k, name in enumerate(update.carried) if name in text.assigned]
+    stores += [f"scalars[{k}] = {name};" for k, name in enumerate(update.columns)]
+    return _FOLD.format(
+        index=index,
+        number=number_type(folded.dtype),
+        loads=" ".join(loads),
+        locals=declarations("double", text.locals),
+        statements=statements(text),
+        stores=" ".join(stores),
+    )
+
+
+class Squares:
+    """Writes the sum of squares of the gradients of each block into `sums`, if it is launched alone."""
+
+    def __init__(self, kind: Kind, blocks: np.ndarray, tables: CudaTables, sums: Any):
+        self.kind, self.blocks, self._tables, self._sums = kind, upload(blocks, tables), tables, sums
+
+    def __call__(self) -> None:
+        """Launch it."""
+        tables = self._tables
+        with tables.device:
+            tables.push()
+            arrays = tables.gradients, self.blocks, self._sums
+            source.launch(squares_kernel(self.kind), arrays, THREADS * len(self.blocks))
+
+
+class Folds(NamedTuple):
+    """What is folded in a launch: the texts, and int64 numbers of three for each clock, as the kernel takes them."""
+
+    texts: tuple[Folded, ...]
+    clocks: cupy.ndarray
+
+
+def folds_of(passes: Sequence[Pass], tables: CudaTables) -> Folds:
+    """The folds of the clocks of `passes`, compiled."""
+    rows = [(index, clock, tables.row_of(clock)) for index, each in enumerate(passes) for clock in each.clocks.tolist()]
+    folds = Folds(
+        tuple(Folded(each.update, np.dtype(each.dtype)) for each in passes),
+        upload(np.array(rows, np.int64).reshape(-1), tables),
+    )
+    if rows:
+        _compile(folds.texts, tables.device.id)
+    return folds
+
+
+@cache
+def _compile(texts, device_id):
+    """Compile for a device, the current one: nothing can be while a graph is captured."""
+    no_clocks, none, one = cupy.zeros(0, np.int64), cupy.zeros(0), cupy.zeros(1)
+    arrays = no_clocks, one, none, cupy.zeros(1, np.uint32), one, one
+    source.launch(settle_kernel(None, texts), (*NO_LIMITS, *arrays), 1)
+
+
+# Of the norm, of the squared norm, and that the step is taken whatever it is.
+NO_LIMITS = float("inf"), float("inf"), 1.0
+
+
+def settle(tables: CudaTables, folds: Folds | None = None) -> None:
+    """Launch what is left of the reduction, what follows from it and from what is asked of the step, and the folds."""
+    sums, squares, limits = tables.pending or (tables.no_sums, None, NO_LIMITS)
+    tables.pending = None
+    with tables.device:
+        tables.push()
+        kernel = settle_kernel(squares.kind if squares else None, folds.texts if folds else ())
+        gradients = (tables.gradients, squares.blocks) if squares else ()
+        clocks = folds.clocks if folds else tables.no_clocks
+        counters = tables.counters(counters_of(len(sums)))
+        arguments = *limits, clocks, tables.asked, *gradients, sums, counters, tables.device_record, tables.rows
+        source.launch(kernel, arguments, THREADS * (len(sums) if squares else groups_of(len(sums))))
 
 
 def groups_of(count: int) -> int:
-    """How many CUDA blocks add up the sums of `count` blocks; no more counters are needed."""
+    """How many CUDA blocks add up the sums of `count` blocks."""
     return -(-count // BLOCK)
+
+
+def counters_of(count: int) -> int:
+    """How many counters a reduction of `count` blocks needs: one for each group, on all levels."""
+    return 0 if count <= 1 else groups_of(count) + counters_of(groups_of(count))

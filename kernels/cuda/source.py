@@ -8,6 +8,7 @@ import numpy as np
 from fastadam import kernels
 from fastadam.kernels.cuda.c_functions import c_function
 from fastadam.kernels.texts.casts import CASTS
+from fastadam.kernels.texts.power import power
 from fastadam.kernels.texts.text import Text
 from fastadam.kernels.texts.update import Update
 
@@ -41,7 +42,7 @@ __device__ inline uint32 warp_maximum(uint32 value) {
 }
 """
 
-# Four neighbours, in one access of up to 16 bytes, or as many of them as there are, one by one.
+# Four neighbours, in one access of up to 16 bytes, or those from `start` to `stop` of them, one by one.
 _FOUR = """
 template <class V> struct alignas(sizeof(V) < 4 ? 4 * sizeof(V) : 16) Four { V of[4]; };
 template <class V> __device__ inline size_t misaligned(const V* place) {
@@ -53,14 +54,14 @@ template <class V> __device__ inline void load_four(Four<V>& four, const V* plac
 template <class V> __device__ inline void store_four(const Four<V>& four, V* place) {
   *reinterpret_cast<Four<V>*>(place) = four;
 }
-template <class V> __device__ inline void load_some(Four<V>& four, const V* place, int count) {
-  for (int j = 0; j < 4; ++j) four.of[j] = j < count ? place[j] : V(0);
+template <class V> __device__ inline void load_some(Four<V>& four, const V* place, int stop, int start = 0) {
+  for (int j = 0; j < 4; ++j) four.of[j] = j >= start && j < stop ? place[j] : V(0);
 }
-template <class V> __device__ inline void store_some(const Four<V>& four, V* place, int count) {
-  for (int j = 0; j < 4; ++j) if (j < count) place[j] = four.of[j];
+template <class V> __device__ inline void store_some(const Four<V>& four, V* place, int stop, int start = 0) {
+  for (int j = 0; j < 4; ++j) if (j >= start && j < stop) place[j] = four.of[j];
 }
 """
-PREAMBLE = "\n".join([_BUILT_IN, *(c_function(cast) for cast in CASTS), _FOUR])
+PREAMBLE = "\n".join([_BUILT_IN, *(c_function(each) for each in (*CASTS, power)), _FOUR])
 
 
 def kernel_of(name: str, inputs: list[str], outputs: list[str], body: str) -> cupy.ElementwiseKernel:

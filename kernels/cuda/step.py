@@ -1,8 +1,9 @@
 """The CUDA kernel of a step: the one body for every update, format and place.
 
 A CUDA block steps one entry of the block table. A thread has four neighbouring elements at a time, so that a warp has
-an exponent group. Where all flat arrays are aligned, it loads and stores them in one access of each. The text works on
-locals: every element is read and written once.
+an exponent group, or a chunk, whose random words share a hash: where there are such words, lanes before the first
+element of the entry have none. Where all flat arrays are aligned, a thread loads and stores its four in one access of
+each. The text works on locals: every element is read and written once.
 """
 
 from functools import cache
@@ -11,6 +12,7 @@ import cupy
 import numpy as np
 
 from fastadam.kernels import FIRST, GRADIENT
+from fastadam.kernels.cuda.device_tables import ROW
 from fastadam.kernels.cuda.source import (
     LAYOUT,
     THREADS,
@@ -36,16 +38,19 @@ _ENTRY = """
 typedef {number} T;
 const ptrdiff_t entry = 5 * (ptrdiff_t)blockIdx.x;
 if (entry >= blocks.size()) return;
-const ptrdiff_t start = __ldg(&blocks[entry + {START}]);
+const ptrdiff_t begin = __ldg(&blocks[entry + {START}]);
+const int skipped = {skipped};
+const ptrdiff_t start = begin - skipped;
 const int size = __ldg(&blocks[entry + {STOP}]) - start;
-const long long* row = &addresses[{ADDRESSES} * __ldg(&blocks[entry + {PARAMETER}])];
-const T* scalars = reinterpret_cast<const T*>(&table[{SCALARS} * __ldg(&blocks[entry + {CLOCK}])]);
+const ptrdiff_t parameter = __ldg(&blocks[entry + {PARAMETER}]);
+const long long* row = &addresses[{ADDRESSES} * parameter];
+const T* scalars = reinterpret_cast<const T*>(&rows[{ROW} * __ldg(&blocks[entry + {CLOCK}])]);
 """
 
 _NOT_TAKEN = """
 if (__ldg(&record[{TAKEN}]) == 0.0) {{
   #pragma unroll 1
-  for (int k = threadIdx.x; k < size; k += {THREADS}) {{ {zeroed} }}
+  for (int k = skipped + threadIdx.x; k < size; k += {THREADS}) {{ {zeroed} }}
   return;
 }}
 """
@@ -60,13 +65,17 @@ def elements_of(update: Update, total: int) -> int:
 
 @cache
 def step_kernel(update: Update, dtype: np.dtype, guarded: bool) -> cupy.ElementwiseKernel:
-    """The step of the elements of each of `blocks`; if `guarded`, where the step is not taken it only zeroes `g`."""
-    body = [_ENTRY.format(**LAYOUT, number=number_type(dtype)), *_pointers(update)]
+    """The step of the elements of each of `blocks`, which have the number of a row in the place of the clock.
+
+    If `guarded`, where the step is not taken it only zeroes `g`.
+    """
+    skipped = f"begin % {CHUNK}" if _is_skipping(update) else "0"
+    body = [_ENTRY.format(**LAYOUT, ROW=ROW, number=number_type(dtype), skipped=skipped), *_pointers(update)]
     if guarded:
         zeroed = "g" in update.written
         body += [_NOT_TAKEN.format(**LAYOUT, THREADS=THREADS, zeroed="g_at[k] = 0;" if zeroed else "")]
     body += [*_scalars(update), *_loop(update)]
-    inputs = ["raw int64 addresses", "raw int64 blocks", "raw float64 table"]
+    inputs = ["raw int64 addresses", "raw int64 gradients", "raw int64 blocks", "raw float64 rows"]
     inputs += ["raw float64 record"] if guarded else []
     return kernel_of(step_name(update, "step", guarded), inputs, [], "\n".join(body))
 
@@ -79,13 +88,14 @@ def _pointers(update):
         lines += [pointer(_kind(update, flat), f"{flat}_at", f"__ldg(&row[{column}])", offset)]
     # The gradient comes last: Adam then takes 43 registers on sm_90, and 48 if it comes first.
     if "g" in update.buffers:
-        lines += [pointer(_kind(update, "g"), "g_at", f"__ldg(&row[{GRADIENT}])", f"__ldg(&blocks[entry + {FIRST}])")]
+        first = f"__ldg(&blocks[entry + {FIRST}]) - skipped"
+        lines += [pointer(_kind(update, "g"), "g_at", "__ldg(&gradients[parameter])", first)]
     aligned = " | ".join(f"misaligned({flat}_at)" for flat in _flats(update, update.buffers))
     return [*lines, f"const bool aligned = ({aligned}) == 0;"]
 
 
 def _scalars(update):
-    """The scalars of the clock, and the chunk of the entry's first random word."""
+    """The scalars of the clock, and the chunk of the first lane's random word."""
     lines = [
         f"const {'T' if name in update.scalars else 'uint32'} {name} = __ldg(&scalars[{index}]);"
         for index, name in enumerate(update.columns)
@@ -93,18 +103,17 @@ def _scalars(update):
     if update.storage.dithers:
         place = f"__ldg(&row[{GRADIENT + 1 + len(update.flats)}])"
         lines += [f"const uint32 random_place = (uint32){place} + (uint32)(start / {CHUNK});"]
-        if not update.storage.blocked:
-            lines += [f"const uint32 random_index = start % {CHUNK};"]
     return lines
 
 
 def _loop(update):
     """Four elements of the thread after four."""
-    each, blocked = 4 * THREADS, update.storage.blocked
-    # All lanes of a warp come round together where they share exponents: `first` is where their group begins.
+    each, storage = 4 * THREADS, update.storage
+    # Where lanes of a warp share something all come round together: `first` is where their chunk begins.
+    together = storage.blocked or storage.dithers
     first, place = ("4 * threadIdx.x", "first")
-    if blocked:
-        first, place = f"threadIdx.x / 32 * {EXPONENT_GROUP}", "first + 4 * (threadIdx.x % 32)"
+    if together:
+        first, place = f"threadIdx.x / 32 * {CHUNK}", "first + 4 * (threadIdx.x % 32)"
     flats = _flats(update, update.buffers)
     read = _flats(update, [name for name in update.buffers if name != "copy"])
     written = _flats(update, update.written)
@@ -113,25 +122,26 @@ def _loop(update):
         f"for (int first = {first}; first < size; first += {each}) {{",
         f"const int place = {place};",
         "const int count = size - place;",
-        "const bool whole = aligned && count >= 4;",
+        f"const bool whole = aligned && count >= 4{' && place >= skipped' if _is_skipping(update) else ''};",
         *(f"Four<{_kind(update, flat)}> {flat}_four;" for flat in flats),
-        _both([("load", flat) for flat in read]),
-        *([] if blocked else _chunk(update)),
+        _both("load", read, update),
+        *([] if storage.blocked else _chunk(update)),
         *_exponent_loads(update),
         "#pragma unroll",
         "for (int j = 0; j < 4; ++j) {",
         *_element(update),
         "}",
-        *(_encode(update) if blocked else []),
-        _both([("store", flat) for flat in written]),
+        *(_encode(update) if storage.blocked else []),
+        _both("store", written, update),
         "}",
     ]
 
 
-def _both(accesses):
+def _both(access, flats, update):
     """The accesses of four elements, as a whole where that is possible and else one by one."""
-    whole = " ".join(f"{access}_four({flat}_four, {flat}_at + place);" for access, flat in accesses)
-    single = " ".join(f"{access}_some({flat}_four, {flat}_at + place, count);" for access, flat in accesses)
+    least = ", skipped - place" if _is_skipping(update) else ""
+    whole = " ".join(f"{access}_four({flat}_four, {flat}_at + place);" for flat in flats)
+    single = " ".join(f"{access}_some({flat}_four, {flat}_at + place, count{least});" for flat in flats)
     return f"if (whole) {{ {whole} }} else {{ {single} }}"
 
 
@@ -182,19 +192,12 @@ def _encode(update):
 
 
 def _chunk(update):
-    """The hash that the random words of the four share, or of those of them that lie in the chunk of the first."""
+    """The hash that the random words of the warp share."""
     if not update.storage.dithers:
         return []
-    if update.storage.blocked:
-        # The four lie in an exponent group, which is a chunk: two registers in place of four.
-        return [
-            f"const uint32 chunk_word = hashed(random_place + (uint32)first / {CHUNK}u);",
-            "const uint32 index_spread = 4u * (threadIdx.x % 32) + first_spread(chunk_word);",
-        ]
     return [
-        "const uint32 at = random_index + (uint32)place;",
-        f"const uint32 chunk = random_place + at / {CHUNK}u, index = at % {CHUNK}u;",
-        "const uint32 chunk_word = hashed(chunk), index_spread = index + first_spread(chunk_word);",
+        f"const uint32 chunk_word = hashed(random_place + (uint32)first / {CHUNK}u);",
+        "const uint32 index_spread = 4u * (threadIdx.x % 32) + first_spread(chunk_word);",
     ]
 
 
@@ -203,13 +206,13 @@ def _words(update):
     words = update.storage.words
     if not words:
         return []
-    lines = ["const uint32 word = chunk_word + spread(index_spread + (uint32)j);"]
-    if not update.storage.blocked:
-        lines = [
-            f"const uint32 word = index + j < {CHUNK} ? chunk_word + spread(index_spread + (uint32)j)",
-            f"  : random_word(chunk + 1u, index + (uint32)j - {CHUNK}u);",
-        ]
-    return lines + [f"const uint32 {name} = word * {TURNED[name][0]}u + {TURNED[name][1]};" for name in words]
+    turned = [f"const uint32 {name} = word * {TURNED[name][0]}u + {TURNED[name][1]};" for name in words]
+    return ["const uint32 word = chunk_word + spread(index_spread + (uint32)j);", *turned]
+
+
+def _is_skipping(update):
+    """Whether entries may begin inside of a chunk: with exponents none does."""
+    return update.storage.dithers and not update.storage.blocked
 
 
 def _flats(update, buffers):

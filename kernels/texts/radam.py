@@ -1,17 +1,16 @@
 """RAdam of Liu et al., arXiv 1908.03265: Adam whose step is rectified while the second moment is of a few gradients."""
 
-from math import pow
-
 from numpy import maximum, minimum, sqrt
 
 from fastadam.kernels.texts import shared
 from fastadam.kernels.texts.member import Buffer, Convention, Member
+from fastadam.kernels.texts.power import power
 
 
 def sizes(lr, root2, bias1, bias2, step, beta2):
     # Length of the approximated moving average, and its limit; below 5 the step is not rectified.
     limit = 2.0 / (1.0 - beta2) - 1.0
-    length = limit - 2.0 * step * pow(beta2, step) / bias2
+    length = limit - 2.0 * step * power(beta2, step) / bias2
     rectified = 1.0 * (length > 5.0)
     length = maximum(length, 5.0)
     limit = maximum(limit, 5.0)

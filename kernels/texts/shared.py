@@ -10,9 +10,9 @@ where bias1 = 1 - beta1**step, bias2 = 1 - beta2**step, root2 = sqrt(bias2) and 
 decoupled decay is that of Loshchilov and Hutter, arXiv 1711.05101.
 """
 
-from math import pow
-
 from numpy import floor, maximum, minimum, sqrt
+
+from fastadam.kernels.texts.power import power
 
 # --- the step: its scale, its decay
 
@@ -20,8 +20,8 @@ from numpy import floor, maximum, minimum, sqrt
 def begin(step, grad_scale, sign, beta1, beta2):
     step += 1.0
     grad_scale = sign * grad_scale
-    bias1 = 1.0 - pow(beta1, step)
-    bias2 = 1.0 - pow(beta2, step)
+    bias1 = 1.0 - power(beta1, step)
+    bias2 = 1.0 - power(beta2, step)
     root2 = sqrt(bias2)
     blend1 = 1.0 - beta1
     blend2 = 1.0 - beta2

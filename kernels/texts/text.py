@@ -19,11 +19,13 @@ from numpy import floor, maximum, minimum, sqrt
 from numpy import sign as signum
 
 from fastadam.kernels.sources import source_of
+from fastadam.kernels.texts.power import power
 
-# `signum` is 1, -1, or 0 for both zeros, and NaN for NaN.
+# `power` is of whole numbers. `signum` is 1, -1, or 0 for both zeros, and NaN for NaN.
 FUNCTIONS = {
     "sqrt": sqrt,
     "pow": pow,
+    "power": power,
     "log": log,
     "abs": abs,
     "floor": floor,

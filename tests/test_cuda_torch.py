@@ -1,0 +1,107 @@
+"""Optimizers of torch on a GPU: on a stand-in for CuPy, with tensors on the CPU that are said to be on a device."""
+
+import contextlib
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("cupy")
+
+from cuda_host import HAS_COMPILER, OnHost, Stream, cuda_on_host, on_host  # noqa: E402
+
+import fastadam.torch  # noqa: E402
+from fastadam.kernels import cuda, reference  # noqa: E402
+from fastadam.step import engine  # noqa: E402
+from fastadam.torch import optimizer, share  # noqa: E402
+from fastadam.torch.tensors import array_over  # noqa: E402
+
+pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="needs g++")
+
+
+@contextlib.contextmanager
+def tensors_on_device(stream):
+    """Let tensors on the CPU be on a device whose kernels run in `stream`; yields how often a step was put there."""
+    backend = SimpleNamespace(**{name: getattr(cuda, name) for name in cuda.__all__})
+    backend.address, entered = reference.address, []
+    replaced = {
+        (share, "backend_of"): lambda array, label: backend,
+        (share, "array_over"): lambda tensor: on_host(array_over(tensor)),
+        (share, "on_stream"): lambda tensor: contextlib.nullcontext(entered.append(tensor)),
+        (share, "is_on_device"): lambda tensor: True,
+        (optimizer, "is_on_device"): lambda tensor: True,
+        (engine, "np"): SimpleNamespace(ndarray=int),
+    }
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(cuda_on_host(stream))
+        for (module, name), value in replaced.items():
+            stack.enter_context(mock.patch.object(module, name, value))
+        yield entered
+
+
+def tensors():
+    torch.manual_seed(0)
+    params = [torch.randn(300), torch.randn(7, 5)]
+    for p in params:
+        p.grad = torch.randn_like(p)
+    return params
+
+
+def trained(opt, steps=5, overflow_at=()):
+    """Steps with a loss scale of 8; the gradients are not finite in some of them, of which torch's scaler tells."""
+    opt.grad_scale, opt.found_inf = torch.tensor(8.0), torch.tensor(0.0)
+    for number in range(steps):
+        opt.found_inf.fill_(float(number in overflow_at))
+        opt.step()
+    steps = {float(entry["step"]) for entry in opt.state_dict()["state"].values()}
+    return [p.detach().numpy().copy() for group in opt.param_groups for p in group["params"]], steps, opt.skipped_steps
+
+
+@pytest.mark.parametrize("overflow_at", [(), (0, 3)])
+@pytest.mark.parametrize("name", ["AdamW", "NAdam"])
+def test_the_device_reads_found_inf_and_the_scale_and_counts(name, overflow_at):
+    stream = Stream()
+    with tensors_on_device(stream) as entered:
+        found = trained(getattr(fastadam.torch, name)(tensors()), overflow_at=overflow_at)
+    # Making, reading and each step.
+    assert len(entered) >= 5
+    expected = trained(getattr(fastadam.torch, name)(tensors()), overflow_at=overflow_at)
+    for array, other in zip(found[0], expected[0], strict=True):
+        np.testing.assert_array_equal(array, other)
+    assert found[1:] == expected[1:] == ({5.0 - len(overflow_at)}, len(overflow_at))
+
+
+def test_no_step_waits_for_the_device():
+    stream = Stream(lazy=True)
+    with tensors_on_device(stream), mock.patch.object(OnHost, "get", side_effect=AssertionError("waits")):
+        opt = fastadam.torch.AdamW(tensors())
+        opt.grad_scale, opt.found_inf = torch.tensor(8.0), torch.tensor(0.0)
+        for _ in range(3):
+            opt.step()
+        assert stream.done == 0
+        names = [name for name in stream.log if name != "copy"]
+    assert names[-2:] == ["fastadam_settle_adam", "fastadam_adam_step_guarded"]
+
+
+def test_a_captured_step_counts_what_is_replayed():
+    stream, (captured, plain) = Stream(), (tensors(), tensors())
+    with tensors_on_device(stream):
+        opt = fastadam.torch.AdamW(captured, capturable=True)
+        opt.step()
+        before = len(stream.waiting)
+        stream.capturing = True
+        opt.step()
+        stream.capturing = False
+        graph = stream.waiting[before:]
+        for _ in range(3):
+            for act in graph:
+                act()
+        # One of these ran as it was captured, which a real stream would not do.
+        assert {float(entry["step"]) for entry in opt.state_dict()["state"].values()} == {5.0}
+    expected = fastadam.torch.AdamW(plain)
+    for _ in range(5):
+        expected.step()
+    for p, other in zip(captured, plain, strict=True):
+        np.testing.assert_array_equal(p.numpy(), other.numpy())
