@@ -21,7 +21,7 @@ from promises import COLUMNS, PROMISES
 from rich.console import Console
 
 from fastadam.bench import costs, reinforcement, report, sharding, torch_steps
-from fastadam.bench.machine import in_one_line
+from fastadam.bench.machine import versions_in_one_line
 from fastadam.bench.pictures import pictures
 from fastadam.bench.record import Record, RecordError, read_record
 from fastadam.bench.tables import markdown_table, notes, source
@@ -36,7 +36,7 @@ def pages(record: Record) -> dict[str, str]:
     arithmetic = _saved("arithmetic")
     blocks = {
         "README.md": {
-            "benchmark": [*tables.compared(record, "plain", FIRST), "", source(record)],
+            "benchmark": [*tables.compared(record, "plain", FIRST), "", source(record.machine)],
             "full step": tables.compared(record, "full", FIRST),
             "passes": tables.extras(record),
             "formats": tables.formats(record),
@@ -44,7 +44,7 @@ def pages(record: Record) -> dict[str, str]:
             "torch": _torch("MLP", "inside", "ResNet", "GPT-2 124M, 148", "DTensors"),
         },
         "docs/storage.md": {
-            "formats": [*tables.formats(record), "", source(record)],
+            "formats": [*tables.formats(record), "", source(record.machine)],
             "study": study("storage-study"),
             "quantisation": study("quantisation"),
         },
@@ -80,7 +80,8 @@ def _sharding():
     record = _saved("sharding")
     facts = record["machine"]
     measured = f"{record['count']:,} parameters, gloo, medians of {sharding.STEPS - 1} steps"
-    where = f'{facts["date"]}: {facts["processor"]}; {measured}. "Sent" is what a ring sends.'
+    where = f"{facts['date']}: {facts['processor']}; {versions_in_one_line(facts)}"
+    where += f'; {measured}. "Sent" is what a ring sends.'
     return [*markdown_table(sharding.COLUMNS, list(sharding.rows(record))), "", where]
 
 
@@ -88,14 +89,15 @@ def _torch(*parts):
     """What steps of fastadam.torch take, of the cases with one of `parts` in their title, and where it was measured."""
     record = _saved("torch")
     chosen = {title: found for title, found in record["seconds"].items() if any(part in title for part in parts)}
-    where = f"Medians, all contenders in turns, {record['machine']['date']}: {in_one_line(record['machine'])}."
-    return [*markdown_table(torch_steps.COLUMNS, torch_steps.rows(chosen)), "", where]
+    return [*markdown_table(torch_steps.COLUMNS, torch_steps.rows(chosen)), "", source(record["machine"])]
 
 
 def _reinforcement():
     """What part of stable-baselines3's training steps take, and where it was measured."""
     record = _saved("reinforcement")
-    where = f"Medians, both in turns, one thread, {record['machine']['date']}: {record['machine']['processor']}."
+    facts = record["machine"]
+    measured = f"Medians, both in turns, one thread, {facts['date']}"
+    where = f"{measured}: {facts['processor']}; {versions_in_one_line(facts)}."
     return [*markdown_table(reinforcement.COLUMNS, reinforcement.rows(record["seconds"])), "", where]
 
 
