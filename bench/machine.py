@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ PACKAGES = (
     "apex",
     "bitsandbytes",
     "thinc",
+    "torchao",
+    "stable-baselines3",
 )
 
 
@@ -159,12 +162,15 @@ def _launches():
     )
 
 
-def in_one_line(facts: dict[str, Any]) -> str:
+def versions_in_one_line(facts: Mapping[str, Any]) -> str:
+    """What was installed."""
+    return ", ".join(f"{name} {facts[name]}" for name in ("fastadam", "Python", *PACKAGES) if name in facts)
+
+
+def in_one_line(facts: Mapping[str, Any]) -> str:
     """Processor, threads and versions."""
-    names = [name for name in ("fastadam", "Python", *PACKAGES) if name in facts]
-    listed = ", ".join(f"{name} {facts[name]}" for name in names)
     known = {
         name: facts.get(name, "?") for name in ("processor", "vector width", "threads", "cores", "threading layer")
     }
     where = "{processor}, {vector width}, {threads} of {cores} threads ({threading layer})".format_map(known)
-    return f"{where}; {listed}"
+    return f"{where}; {versions_in_one_line(facts)}"

@@ -25,10 +25,10 @@ AGENTS = {"PPO": ("CartPole-v1", 10_000), "SAC": ("Pendulum-v1", 1_500), "DQN": 
 COLUMNS = ("agent", "optimizer", "whole run", "steps of the optimizer", "their share", "run, times as fast")
 
 
-def timed(kind: type) -> Any:
+def clocked(kind: type) -> Any:
     """A class whose steps add the seconds that they take to its `seconds`."""
 
-    class Timed(kind):
+    class Clocked(kind):
         seconds = 0.0
 
         def step(self, closure=None):
@@ -36,24 +36,24 @@ def timed(kind: type) -> Any:
             try:
                 return super().step(closure)
             finally:
-                Timed.seconds += perf_counter() - start
+                Clocked.seconds += perf_counter() - start
 
         step.hooked = True  # type: ignore[attr-defined]  # the hooks are around the step that it calls
 
-    return Timed
+    return Clocked
 
 
 def learned(agent: str, kind: type, steps: int) -> tuple[float, float]:
     """Seconds of a whole run, and of its optimizer's steps."""
     import stable_baselines3
 
-    counted = timed(kind)
-    policy = {"optimizer_class": counted, "optimizer_kwargs": {"eps": 1e-5}}
+    clock = clocked(kind)
+    policy = {"optimizer_class": clock, "optimizer_kwargs": {"eps": 1e-5}}
     make = getattr(stable_baselines3, agent)
     model = make("MlpPolicy", AGENTS[agent][0], policy_kwargs=policy, seed=0, device="cpu")
     start = perf_counter()
     model.learn(steps)
-    return perf_counter() - start, counted.seconds
+    return perf_counter() - start, clock.seconds
 
 
 def measured(rounds: int = 3, part: float = 1.0) -> dict[str, dict[str, list[float]]]:

@@ -1,6 +1,7 @@
 """A record as rows, and as Markdown."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from fastadam.bench.layouts import KINDS
 from fastadam.bench.machine import in_one_line
@@ -60,7 +61,7 @@ def number(value: float) -> str:
 
 def notes(record: Record, baseline: str = BASELINE) -> list[str]:
     """Where the tables come from, and how to read them."""
-    lines = [source(record)]
+    lines = [source(record.machine)]
     if record.bandwidth:
         listed = ", ".join(f"{name} {value:.1f} GB/s" for name, value in record.bandwidth.items())
         lines.append(f"Memory bandwidth in the same run, all threads, float32: {listed}.")
@@ -89,9 +90,8 @@ def by_value(mapping: Mapping[str, str]) -> dict[str, list[str]]:
     return keys
 
 
-def source(record: Record) -> str:
+def source(machine: Mapping[str, Any]) -> str:
     """How it was measured, when and on what."""
-    machine = record.machine
     return f"Medians, all contenders in turns, {machine.get('date', 'undated')}: {in_one_line(machine)}."
 
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from step_picture import step_picture
 
 from fastadam.bench import costs, keras_fit, reinforcement, report, sharding, thinc_classifier, torch_steps
-from fastadam.bench.machine import in_one_line
+from fastadam.bench.machine import versions_in_one_line
 from fastadam.bench.pictures import pictures
 from fastadam.bench.record import Record, RecordError, read_record
 from fastadam.bench.tables import markdown_table, notes, source
@@ -39,14 +39,14 @@ def pages(record: Record) -> dict[str, str]:
     arithmetic = _saved("arithmetic")
     blocks = {
         "README.md": {
-            "benchmark": [*tables.compared(record, "plain", FIRST), "", source(record)],
+            "benchmark": [*tables.compared(record, "plain", FIRST), "", source(record.machine)],
         },
         "docs/how-to/clipping.md": {
             "full step": tables.compared(record, "full", FIRST),
-            "passes": [*tables.extras(record), "", source(record)],
+            "passes": [*tables.extras(record), "", source(record.machine)],
         },
         "docs/storage.md": {
-            "formats": [*tables.formats(record), "", source(record)],
+            "formats": [*tables.formats(record), "", source(record.machine)],
             "study": study("storage-study"),
             "quantisation": study("quantisation"),
         },
@@ -85,21 +85,23 @@ def _sharding():
     record = _saved("sharding")
     facts = record["machine"]
     measured = f"{record['count']:,} parameters, gloo, medians of {sharding.STEPS - 1} steps"
-    where = f'{facts["date"]}: {facts["processor"]}; {measured}. "Sent" is what a ring sends.'
+    where = f"{facts['date']}: {facts['processor']}; {versions_in_one_line(facts)}"
+    where += f'; {measured}. "Sent" is what a ring sends.'
     return [*markdown_table(sharding.COLUMNS, list(sharding.rows(record))), "", where]
 
 
 def _torch():
     """What steps of fastadam.torch take, and where it was measured."""
     record = _saved("torch")
-    where = f"Medians, all contenders in turns, {record['machine']['date']}: {in_one_line(record['machine'])}."
-    return [*markdown_table(torch_steps.COLUMNS, torch_steps.rows(record["seconds"])), "", where]
+    return [*markdown_table(torch_steps.COLUMNS, torch_steps.rows(record["seconds"])), "", source(record["machine"])]
 
 
 def _reinforcement():
     """What part of stable-baselines3's training steps take, and where it was measured."""
     record = _saved("reinforcement")
-    where = f"Medians, both in turns, one thread, {record['machine']['date']}: {record['machine']['processor']}."
+    facts = record["machine"]
+    measured = f"Medians, both in turns, one thread, {facts['date']}"
+    where = f"{measured}: {facts['processor']}; {versions_in_one_line(facts)}."
     return [*markdown_table(reinforcement.COLUMNS, reinforcement.rows(record["seconds"])), "", where]
 
 
@@ -108,8 +110,7 @@ def _in_host(name, bench):
     if not (DOCS / f"{name}.json").exists():
         return ["It has not been measured yet."]
     record = _saved(name)
-    where = f"Medians, both in turns, {record['machine']['date']}: {in_one_line(record['machine'])}."
-    return [*markdown_table(bench.COLUMNS, bench.rows(record["seconds"])), "", where]
+    return [*markdown_table(bench.COLUMNS, bench.rows(record["seconds"])), "", source(record["machine"])]
 
 
 def _where(arithmetic):
