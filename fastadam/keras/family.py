@@ -11,7 +11,7 @@ class Adam(Fused, keras.optimizers.Adam):
     With gradient g and alpha = learning_rate * sqrt(1 - beta_2**t) / (1 - beta_1**t), at step t = 1, 2, ..., for every
     element:
 
-        g = g / loss_scale_factor, clipped by `global_clipnorm` or `clipvalue`
+        g = g / loss_scale_factor, clipped by `clipnorm`, `global_clipnorm` or `clipvalue`
         p = p - learning_rate * weight_decay * p
         m = m + (1 - beta_1) * (g - m)                  "momentum"
         v = v + (1 - beta_2) * (g * g - v)              "velocity"; with `amsgrad` its largest is "velocity_hat"
@@ -19,8 +19,8 @@ class Adam(Fused, keras.optimizers.Adam):
         a = a + (1 - ema_momentum) * (p - a)            "average", with `use_ema`
 
     It takes the arguments of Keras' class, and is an instance of it; its variables have Keras' names and order, so that
-    states of either class are loaded into the other. `clipnorm`, `gradient_accumulation_steps` and what goes with them
-    are Keras' own passes before this one: docs/keras.md.
+    states of either class are loaded into the other. `gradient_accumulation_steps` and what goes with them, and
+    `clipnorm` in CUDA memory, are Keras' own passes before this one: docs/keras.md.
 
     Args:
         args: As in keras.optimizers.Adam, by position or by name: learning_rate (a float, a schedule or a function),

@@ -13,13 +13,20 @@ from fastadam.torch.stepper import Stepper
 
 
 @lru_cache(maxsize=256)
-def options_of(member: str, clip_value: float | None, max_grad_norm: float | None, ema_decay: float | None) -> Options:
+def options_of(
+    member: str,
+    clip_value: float | None,
+    max_grad_norm: float | None,
+    max_grad_norm_per_param: float | None,
+    ema_decay: float | None,
+) -> Options:
     """The options of a pass that computes what Keras does."""
     return Options(
         member,
         convention="keras",
         clip_value=clip_value,
         max_grad_norm=max_grad_norm,
+        max_grad_norm_per_param=max_grad_norm_per_param,
         ema_decay=ema_decay,
         rounding="nearest",
     )

@@ -100,7 +100,7 @@ class Fused(keras.optimizers.Optimizer):
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """As Keras' own; the pass divides by `loss_scale_factor`, unless gradients are needed before it."""
         scale = self.loss_scale_factor
-        if scale is None or self.gradient_accumulation_steps or self.clipnorm:
+        if scale is None or self.gradient_accumulation_steps:
             super().apply(grads, trainable_variables)
             return
         self.loss_scale_factor, self._grad_scale = None, 1.0 / scale
@@ -110,8 +110,16 @@ class Fused(keras.optimizers.Optimizer):
             self.loss_scale_factor, self._grad_scale = scale, 1.0
 
     def _clip_gradients(self, grads):
-        """Clip by the norm of each variable; the pass clips by the norm of all, and by value."""
-        return super()._clip_gradients(grads) if self.clipnorm else grads
+        """Clip what the pass does not."""
+        if self._clips_in_pass():
+            return grads
+        if self._grad_scale != 1.0:
+            grads, self._grad_scale = [gradient * self._grad_scale for gradient in grads], 1.0
+        return super()._clip_gradients(grads)
+
+    def _clips_in_pass(self):
+        """Whether the pass clips: on CUDA it has no norm of each variable."""
+        return not self.clipnorm or all(each.value.device.type == "cpu" for each in self._trainable_variables)
 
     def _apply_weight_decay(self, variables):
         """Nothing: the pass decays."""
@@ -136,8 +144,9 @@ class Fused(keras.optimizers.Optimizer):
             [decay if self._use_weight_decay(variable) else 0.0 for variable in self._pass.variables],
             options_of(
                 self._member,
-                None if self.clipnorm else self.clipvalue or None,
-                None if self.clipnorm else self.global_clipnorm or None,
+                self.clipvalue or None,
+                self.global_clipnorm or None,
+                self.clipnorm or None if self._clips_in_pass() else None,
                 self.ema_momentum if self._averages_in_pass() else None,
             ),
             self._steps_taken(),

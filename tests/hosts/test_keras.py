@@ -100,6 +100,21 @@ def test_fit_trains_as_keras_own(case):
     assert_trains_alike(name, **settings)
 
 
+@pytest.mark.parametrize("clip", ["clipnorm", "clipvalue", "global_clipnorm"])
+def test_clipping_is_in_the_pass(clip, monkeypatch):
+    """None of Keras' own passes over gradients and averages runs."""
+    optimizer = OURS.AdamW(**{clip: 0.02}, loss_scale_factor=2.0)
+    monkeypatch.setattr("keras.src.optimizers.base_optimizer.BaseOptimizer._clip_gradients", None)
+    assert not np.array_equal(fitted(made(optimizer), epochs=1).get_weights()[0], made("sgd").get_weights()[0])
+
+
+@pytest.mark.parametrize("settings", [{}, {"loss_scale_factor": 8.0}], ids=["plain", "scaled"])
+def test_clipping_of_each_where_the_pass_does_not(settings, monkeypatch):
+    """What CUDA memory gets, on the CPU: by Keras' own pass."""
+    monkeypatch.setattr(OURS.Adam, "_clips_in_pass", lambda self: not self.clipnorm)
+    assert_trains_alike("Adam", clipnorm=0.02, epsilon=1e-3, **settings)
+
+
 def test_exclusions_from_weight_decay():
     model = assert_trains_alike("AdamW", excluded=["bias"], weight_decay=5.0, learning_rate=1e-2)
     decayed = fitted(made(OURS.AdamW(weight_decay=5.0, learning_rate=1e-2)))
