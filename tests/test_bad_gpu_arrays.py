@@ -89,7 +89,7 @@ def test_a_gradient_on_another_device_does_not_take_the_short_way():
     buffers = Buffers({"w": layout}, Formats(), F4, np.zeros(0))
     parameter = Parameter("w", 0, layout, memory, buffers)
     backend = SimpleNamespace(DIRECT_FROM=0, address=lambda array: array.data.ptr)
-    found = Collector([parameter], [cupy_over(memory)], backend, zeroed=False)
+    found = Collector([parameter], [cupy_over(memory)], backend, zeroed=False, of_torch=frozenset())
     found._foreign = type(None)
     here, there = (cupy_over(np.zeros(12, F4), device) for device in (0, 1))
     assert found.collect({"w": here}, None).addresses.tolist() == [here.data.ptr]

@@ -341,7 +341,7 @@ def test_ademamix_without_a_slow_moment_is_adamw():
 
 
 def test_signatures_name_all_options():
-    assert OptionKeywords.__annotations__.keys() == OPTION_NAMES | {"flat", "shard", "bucket_bytes"}
+    assert OptionKeywords.__annotations__.keys() == OPTION_NAMES | {"flat", "shard", "bucket_bytes", "memory"}
     for name in ("Adam", "AdamW", "NAdam", "Adamax", "RAdam", "Lion", "AdEMAMix"):
         kind = getattr(fastadam, name)
         parameters = inspect.signature(kind).parameters

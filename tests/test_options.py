@@ -1,9 +1,11 @@
 """The keyword arguments that all classes share: declared once for the checks, once for editors and type checkers."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 
 import fastadam
@@ -15,7 +17,8 @@ CLASSES = [getattr(fastadam, name) for name in ("Adam", "AdamW", "NAdam", "Adama
 
 def test_keywords_are_the_options_and_how_parameters_are_held():
     options = {name: hint for name, hint in get_type_hints(Options).items() if name != "member"}
-    assert get_type_hints(OptionKeywords) == {"flat": bool, "shard": Any, "bucket_bytes": int | None, **options}
+    held = {"flat": bool, "shard": Any, "bucket_bytes": int | None, "memory": Callable[[str, int, np.dtype], Any] | None}
+    assert get_type_hints(OptionKeywords) == {**held, **options}
     assert options.keys() == OPTION_NAMES == {field.name for field in fields(Options)} - {"member"}
     assert not OptionKeywords.__required_keys__
 

@@ -45,8 +45,8 @@ def test_torch_saves_and_loads_a_state_of_torch_parameters_by_its_defaults(dtype
     state = run.state_dict()
     assert all(torch.is_tensor(state["state"][0][key]) for key in ("exp_avg", "exp_avg_sq"))
     other.load_state_dict(through_torch(state))
-    for name, array in run.params.items():
-        other.params[name] = array.copy()
+    for name, tensor in run.params.items():
+        other.params[name] = tensor.clone()
     other.load_state_dict(through_torch(state))
     for opt in (run, other):
         opt.step(gradients)
