@@ -17,7 +17,12 @@ CLASSES = [getattr(fastadam, name) for name in ("Adam", "AdamW", "NAdam", "Adama
 
 def test_keywords_are_the_options_and_how_parameters_are_held():
     options = {name: hint for name, hint in get_type_hints(Options).items() if name != "member"}
-    held = {"flat": bool, "shard": Any, "bucket_bytes": int | None, "memory": Callable[[str, int, np.dtype], Any] | None}
+    held = {
+        "flat": bool,
+        "shard": Any,
+        "bucket_bytes": int | None,
+        "memory": Callable[[str, int, np.dtype], Any] | None,
+    }
     assert get_type_hints(OptionKeywords) == {**held, **options}
     assert options.keys() == OPTION_NAMES == {field.name for field in fields(Options)} - {"member"}
     assert not OptionKeywords.__required_keys__
