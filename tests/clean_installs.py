@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# They need NumPy, Numba and pytest alone, and run within a minute where nothing is compiled yet.
+# They need NumPy, Numba and pytest alone, and are short.
 SUITE = ("optimizer", "state", "functional", "clipping", "sparse", "storage", "options", "bad_options")
 
 
