@@ -8,7 +8,6 @@ larger than the machine's memory too; a step then takes what the disk takes. Gra
 piece.
 """
 
-import resource
 import tempfile
 from pathlib import Path
 
@@ -26,6 +25,8 @@ def mapped(path, dtype, shape):
 
 def limit_memory(allowance=ALLOWANCE):
     """Let this process allocate `allowance` bytes more, and no byte beyond. Files that are mapped do not count."""
+    import resource  # there is none on Windows
+
     status = Path("/proc/self/status").read_text()
     (held,) = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData")]
     resource.setrlimit(resource.RLIMIT_DATA, (held + allowance, held + allowance))
@@ -73,7 +74,7 @@ def main():
         opt = optimizer(folder)
         losses = [step(opt) for _ in range(STEPS)]
         files = [path for path in folder.iterdir() if path.name in ("field", "0.m", "0.v", "0.g")]
-        held = sum(path.stat().st_blocks * 512 for path in files)
+        held = sum(path.stat().st_size for path in files)
     print(f"in {len(files)} files: {held / 2**20:.0f} MiB, {ALLOWANCE / 2**20:.0f} MiB may be allocated")
     print(f"mean squared distance: {losses[0]:.3f} before the first step, {losses[-1]:.3f} before the last")
 

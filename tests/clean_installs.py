@@ -4,8 +4,8 @@
 
 A name is that of an interpreter, such as python3.12: the one on PATH, or else one that pyenv has. Those that are not
 there are named at the end. In each environment fastadam is installed without extras, tests/installed.py runs, and then
-the tests of `SUITE`, from the tests that the sdist has; then come the extra `checkpoint` and, with the Python of
-`--torch`, the extra `torch`.
+the tests of `SUITE`, from the tests that the sdist has; then come the extras `checkpoint` and `thinc` and, with
+the Python of `--torch`, the extra `torch`.
 """
 
 import argparse
@@ -44,7 +44,7 @@ class Environment:
         self._bin = folder / "bin"
 
     def install(self, *what):
-        quiet = ("--quiet", "--disable-pip-version-check", "--no-cache-dir")
+        quiet = ("--quiet", "--disable-pip-version-check")
         self.python("-m", "pip", "install", *quiet, "--constraint", ROOT / "constraints.txt", *what)
 
     def python(self, *arguments, **options):
@@ -73,7 +73,7 @@ def try_out(python, archive, source, folder, *, torch):
     shutil.copy(source / "pyproject.toml", folder)
     files = [folder / "tests" / f"test_{name}.py" for name in SUITE]
     environment.python("-m", "pytest", "--quiet", "--no-header", "-r", "", *files, **elsewhere)
-    for extra in ("checkpoint", "torch") if torch else ("checkpoint",):
+    for extra in ("checkpoint", "thinc", "torch") if torch else ("checkpoint", "thinc"):
         environment.install(f"{archive}[{extra}]")
         environment.python(smoke, **elsewhere)
 

@@ -68,6 +68,20 @@ def check_torch():
     assert p.detach().numpy().tobytes() == array.tobytes()
 
 
+def check_thinc():
+    """The extra `thinc`, where it is installed: a config finds the optimizer, which takes a step as Thinc's own."""
+    if importlib.util.find_spec("thinc") is None:
+        return
+    from thinc.api import registry
+
+    ends = []
+    for name in ("fastadam.Adam.v1", "Adam.v1"):
+        optimizer = registry.resolve({"optimizer": {"@optimizers": name, "learn_rate": 0.1}})["optimizer"]
+        weights, _ = optimizer((0, "W"), np.ones(5, np.float32), np.arange(5, dtype=np.float32))
+        ends.append(weights)
+    np.testing.assert_allclose(*ends, rtol=1e-5)
+
+
 def main():
     assert Path(fastadam.__file__).is_relative_to(sys.prefix), f"not what is installed here: {fastadam.__file__}"
     assert importlib.metadata.version("fastadam") == fastadam.__version__
@@ -75,6 +89,7 @@ def main():
     check_kernels()
     check_checkpoint()
     check_torch()
+    check_thinc()
 
 
 if __name__ == "__main__":
