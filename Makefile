@@ -14,8 +14,10 @@ SITE = build/site
 RESULTS = fastadam-bench
 GPU_RESULTS = fastadam-gpu
 LIMIT = 600
+PYTHONS = python3.10 python3.11 python3.12 python3.13
+TORCH_PYTHON = python3.11
 
-.PHONY: demo test test-hosts docs bench bench-readme study gpu-day clean
+.PHONY: demo test test-hosts test-pythons docs bench bench-readme study gpu-day clean
 
 demo: $(VENV)/ready-demo
 	$(RUN) -m fastadam demo
@@ -28,6 +30,11 @@ test: $(VENV)/ready-test
 # The libraries that run fastadam.torch, each with a tiny model: docs/hosts.md.
 test-hosts: $(HOSTS)/ready
 	$(HOSTS)/bin/python -m pytest --numprocesses auto --dist worksteal tests/hosts
+
+# Wheel and sdist, each in a clean environment of each of PYTHONS that is found; the extra `torch` on TORCH_PYTHON alone,
+# because it is large. CONTRIBUTING.md.
+test-pythons:
+	$(PYTHON) tests/clean_installs.py $(if $(TORCH_PYTHON),--torch $(TORCH_PYTHON)) $(PYTHONS)
 
 # The site, build/site/index.html. A warning, a link inside that leads nowhere among them, is an error.
 docs: $(VENV)/ready-docs

@@ -1,7 +1,10 @@
 """The command line, `fastadam` or `python -m fastadam`."""
 
+import platform
 import sys
 from io import TextIOWrapper
+
+import fastadam
 
 # Import name -> package, for the packages of the extras.
 _OF_EXTRAS = {
@@ -13,12 +16,17 @@ _OF_EXTRAS = {
     "psutil": "psutil",
     "cpuinfo": "py-cpuinfo",
 }
+# Command -> extra; the others need `demo`.
+_EXTRA_OF = {"bench": "bench", "info": "bench", "checkpoint": "checkpoint"}
 
 
 def main() -> None:
     """Run the command line, and end the process with its exit status."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # an ASCII stdout gets what it cannot show as an escape
+    if sys.argv[1:] == ["--version"]:  # needs no extra
+        print(versions())
+        return
     try:
         from fastadam.commands import app
 
@@ -27,7 +35,19 @@ def main() -> None:
         package = _OF_EXTRAS.get((error.name or "").partition(".")[0])
         if package is None:
             raise
-        extra = "bench" if {"bench", "info"} & set(sys.argv[1:2]) else "demo"
+        command = sys.argv[1] if sys.argv[1:] else ""
+        extra = _EXTRA_OF.get(command, "demo")
         message = f'{package} is not installed, and this command needs it: pip install "fastadam[{extra}]"'
         print(f"fastadam: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+def versions() -> str:
+    """What `fastadam --version` shows: the version, and those of what computes."""
+    import numba
+    import numpy
+
+    return (
+        f"fastadam {fastadam.__version__}, Python {platform.python_version()}, numpy {numpy.__version__}, "
+        f"numba {numba.__version__}"
+    )

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-import fastadam
+from fastadam.cli import versions
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -21,7 +21,7 @@ class DeviceName(str, Enum):
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"fastadam {fastadam.__version__}")
+        typer.echo(versions())
         raise typer.Exit
 
 

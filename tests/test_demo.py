@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-import fastadam
+from fastadam.cli import versions
 from fastadam.demo import run as demo
 from fastadam.demo import training as demo_training
 from fastadam.demo.models import Classifier, LinearRegression, diabetes, digits
@@ -313,6 +313,12 @@ def test_a_missing_package_of_the_extra_is_named(tmp_path, module, package):
     check_refused(finished, tmp_path, f"{package} is not installed", 'pip install "fastadam[demo]"')
 
 
+@pytest.mark.parametrize("command", ["bench", "checkpoint"])
+def test_a_missing_package_of_another_command_is_named(tmp_path, command):
+    finished = command_line(command, "x", directory=tmp_path, blocked=["typer"])
+    check_refused(finished, tmp_path, "typer is not installed", f'pip install "fastadam[{command}]"')
+
+
 def test_version(tmp_path):
-    finished = command_line("--version", directory=tmp_path)
-    assert (finished.returncode, finished.stdout) == (0, f"fastadam {fastadam.__version__}\n")
+    finished = command_line("--version", directory=tmp_path, blocked=["typer", "rich"])
+    assert (finished.returncode, finished.stdout) == (0, f"{versions()}\n")

@@ -19,7 +19,8 @@ from fastadam.settings.options import Options
 
 ROOT = Path(__file__).parent.parent
 PAGES = {str(page.relative_to(ROOT)): page.read_text("utf-8") for page in (ROOT / "docs").rglob("*.md")}
-PAGES["README.md"] = (ROOT / "README.md").read_text("utf-8")
+AT_THE_ROOT = ("README.md", "CONTRIBUTING.md")
+PAGES |= {page: (ROOT / page).read_text("utf-8") for page in AT_THE_ROOT}
 # Python that is shown, and cells whose output is shown too.
 BLOCK = re.compile(r"^```(?:python|\{code-cell\})\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
@@ -68,12 +69,23 @@ def test_links_lead_to_files(page):
         assert (ROOT / page).parent.joinpath(target).exists(), target
 
 
+def test_what_contributing_names_is_there():
+    text = PAGES["CONTRIBUTING.md"]
+    files = re.findall(r"`([\w./-]+/[\w./-]*|\w+\.(?:md|txt|cff))`", text)
+    assert len(files) > 30
+    for name in files:
+        assert (ROOT / name).exists(), name
+    targets = (ROOT / "Makefile").read_text("utf-8")
+    for target in re.findall(r"(?:^    |`)make ([a-z-]+)", text, re.MULTILINE):
+        assert re.search(rf"^{target}:", targets, re.MULTILINE), f"make {target}"
+
+
 def test_every_page_has_its_place_in_the_site():
     index = PAGES["docs/index.md"]
     listed = re.findall(
         r"^(\S+)$", "\n".join(re.findall(r"^```\{toctree\}\n(.*?)^```$", index, re.DOTALL | re.MULTILINE)), re.M
     )
-    for page in PAGES.keys() - {"README.md", "docs/index.md"}:
+    for page in PAGES.keys() - {*AT_THE_ROOT, "docs/index.md"}:
         assert any(fnmatch(page, f"docs/{entry}.md") for entry in listed), page
 
 
@@ -111,5 +123,8 @@ def test_every_environment_variable_is_described():
 
 def test_versions_agree():
     assert importlib.import_module("importlib.metadata").version("fastadam") == fastadam.__version__
-    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert f"## {fastadam.__version__}" in changelog
+    changelog, citation = ((ROOT / name).read_text("utf-8") for name in ("CHANGELOG.md", "CITATION.cff"))
+    newest, date = re.search(r"^## (\S+) - (\S+)$", changelog, re.MULTILINE).groups()
+    assert newest == fastadam.__version__
+    assert f"\nversion: {newest}\n" in citation
+    assert f'\ndate-released: "{date}"\n' in citation

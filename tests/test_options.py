@@ -40,4 +40,4 @@ def test_defaults_are_those_of_the_member(kind):
 
 @pytest.mark.parametrize("name", OptionKeywords.__annotations__)
 def test_keywords_are_described(name):
-    assert f"\n        {name}: " in fastadam.Adam.__doc__
+    assert f"\n    {name}: " in inspect.getdoc(fastadam.Adam)

@@ -1,7 +1,9 @@
 """The wheel, its metadata, what is left of it without sources, and the types of the package as a user has it."""
 
 import compileall
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -47,6 +49,17 @@ def test_the_wheel_holds_every_module_and_the_type_marker(wheel):
     for folder in ("kernels", "bench"):
         modules |= {f"fastadam/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.py")}
     assert modules | {"fastadam/py.typed"} <= set(wheel)
+
+
+def test_extras():
+    extras = set(importlib.metadata.metadata("fastadam").get_all("Provides-Extra"))
+    for_users = {"torch", "keras", "thinc", "checkpoint", "cuda12", "cuda13", "bench", "demo", "all"}
+    assert for_users <= extras
+    assert for_users <= set(re.findall(r"`(\w+)`", (ROOT / "README.md").read_text("utf-8")))
+    (everything,) = [line for line in importlib.metadata.requires("fastadam") if re.search("extra == .all.$", line)]
+    of_the_machine, of_this_repository = {"cuda12", "cuda13", "mpi"}, {"contenders", "test", "docs"}
+    named = set(re.findall(r"\w+", everything.partition("[")[2].partition("]")[0]))
+    assert named == extras - {"all"} - of_the_machine - of_this_repository
 
 
 def test_kernels_is_no_top_level_module():

@@ -11,7 +11,9 @@ import numpy as np
 
 def real(value: Any, label: str) -> float:
     """`value` as a float; raise unless it is one finite real number."""
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__") or np.iscomplexobj(value):
+    no_number = isinstance(value, (str, bytes)) or np.iscomplexobj(value)
+    row = isinstance(value, np.ndarray) and value.ndim > 0  # NumPy before 2.4 makes a float of a row of one
+    if no_number or row or not hasattr(value, "__float__"):
         raise TypeError(f"`{label}` must be a real number, got {value!r}")
     try:
         number = float(value)

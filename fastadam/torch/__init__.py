@@ -8,9 +8,13 @@ gradients. This package needs torch, 2.7 or newer; `import fastadam`
 alone does not.
 """
 
-from fastadam.torch.family import Adam, Adamax, AdamW, AdEMAMix, Lion, NAdam, RAdam
-from fastadam.torch.flatten import flatten_
-from fastadam.torch.functional import adamw_step
-from fastadam.torch.scaler import GradScaler
+from fastadam.hosts import require
+
+require("torch", "fastadam.torch")
+
+from fastadam.torch.family import Adam, Adamax, AdamW, AdEMAMix, Lion, NAdam, RAdam  # noqa: E402  (the check comes first)
+from fastadam.torch.flatten import flatten_  # noqa: E402  (the check comes first)
+from fastadam.torch.functional import adamw_step  # noqa: E402  (the check comes first)
+from fastadam.torch.scaler import GradScaler  # noqa: E402  (the check comes first)
 
 __all__ = ["AdEMAMix", "Adam", "AdamW", "Adamax", "GradScaler", "Lion", "NAdam", "RAdam", "adamw_step", "flatten_"]
