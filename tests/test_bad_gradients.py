@@ -29,7 +29,7 @@ GRADIENTS = {
     "numpy.matrix": (
         lambda: gradients(w=np.ones((3, 4), F4).view(np.matrix)),
         TypeError,
-        "got numpy.matrix, which may mean",
+        "got numpy.matrix, which",
     ),
     "masked": (lambda: gradients(w=np.ma.ones((3, 4), F4)), TypeError, r"`grads\['w'\]` .*MaskedArray"),
     "missing": (lambda: gradients(b=None), ValueError, "`grads` must have an entry for every parameter.*'b'"),

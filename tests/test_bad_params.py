@@ -70,7 +70,7 @@ PARAMS = {
     "numpy.matrix": (
         lambda: [np.ones((1, 1)).view(np.matrix)],
         TypeError,
-        r"`params\[0\]` .* got numpy.matrix, which may",
+        r"`params\[0\]` .* got numpy.matrix, which",
     ),
     "with a unit": (lambda: {"w": np.ones(3).view(Metres)}, TypeError, r"Metres, which may .*: pass `np.asarray\(x\)`"),
     "two axes": (

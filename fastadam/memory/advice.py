@@ -104,10 +104,7 @@ def tensor_problem(tensor: Any) -> str | None:
     if tensor.is_nested:
         return "must be one tensor, got a nested one: pass its parts, `x.unbind()`"
     if tensor.layout is not torch.strided:
-        rows = ""
-        if tensor.layout is torch.sparse_coo:
-            rows = ", or as a gradient of `fastadam.Adam` `SparseRows(x.indices()[0], x.values())` of `x.coalesce()`"
-        return f"must be a strided tensor, got {tensor.layout}: pass `x.to_dense()`{rows}"
+        return f"must be a strided tensor, got {tensor.layout}: pass `x.to_dense()`"
     if tensor.is_meta:
         return "must be in CPU or CUDA memory, got a tensor on meta: `to_empty(device='cpu')` gives a module memory"
     if tensor.is_quantized:
@@ -135,7 +132,8 @@ def shared_tensor_problem(tensor: Any) -> str | None:
     torch = sys.modules["torch"]
     problem = tensor_problem(tensor)
     if problem is not None:
-        return problem
+        rows = ", or as a gradient `SparseRows(x.indices()[0], x.values())` of `x.coalesce()`"
+        return problem + rows * (tensor.layout is torch.sparse_coo)
     if tensor.requires_grad:
         return "must not require a gradient: pass `x.detach()`, which has the same memory, or use `fastadam.torch`"
     if tensor.is_floating_point() and tensor.element_size() == 1:

@@ -37,7 +37,7 @@ def as_array(value: Any, label: str) -> Any:
 
 
 def speaks_dlpack(value: Any) -> bool:
-    """Whether the type of `value` does; an object that answers for the numbers inside of it may mean more than these."""
+    """Whether the type of `value` does: an object that answers for the array inside of it may mean more than that."""
     return hasattr(type(value), "__dlpack__") and hasattr(type(value), "__dlpack_device__")
 
 

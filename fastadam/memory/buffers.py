@@ -174,8 +174,8 @@ def as_16_bit(bits: Any, dtype: str) -> Any:
 class Views(Mapping):
     """Name -> array. Assigning to a name writes into the array; names cannot be added or removed.
 
-    Values may be arrays that a step takes, of any real dtype, numbers, and lists of them, that have the shape of the array
-    or none.
+    Values may be numbers, lists of them, and arrays that a step takes, of any real dtype; they have the shape of the
+    array or are scalars.
 
     Attributes:
         arrays: Name -> NumPy or CuPy array. What is handed out is this array, or for the names `of_torch` a tensor of
