@@ -173,12 +173,12 @@ class Stepper:
         """The layout of a parameter; raise unless it can be stepped where it lies."""
         if p.device.type not in ("cpu", "cuda"):
             raise TypeError(f"`{label}` must be in CPU or CUDA memory, got {p.device}")
-        if p.dtype not in NAMES:
-            raise TypeError(f"`{label}` must be float32, float64, bfloat16 or float16, got {p.dtype}")
         part = local(p)
         problem = tensor_problem(part)
         if problem is not None:
             raise TypeError(f"`{label}` {problem}")
+        if p.dtype not in NAMES:
+            raise TypeError(f"`{label}` must be float32, float64, bfloat16 or float16, got {p.dtype}")
         layout = layout_of(part)
         if layout is None:
             raise ValueError(
