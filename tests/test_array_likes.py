@@ -402,6 +402,26 @@ def test_tracers_of_jax():
     refuses(lambda: act(jax.numpy.ones(4)), TypeError, message, opt)
 
 
+ELSEWHERE = {
+    "astropy": (np.ndarray, "astropy.units.quantity", "Quantity", ": pass `x.value`"),
+    "astropy, derived": (np.ndarray, "astropy.table.column", "Column", ": pass `np.asarray(x)`"),
+    "cupyx": (object, "cupyx.scipy.sparse._csr", "csr_matrix", ": pass `x.toarray()`"),
+    "keras": (object, "keras.src.backend", "Variable", ": `fastadam.keras` steps variables of Keras"),
+    "torchao": (object, "torchao.quantization", "Float8Tensor", ": pass `x.dequantize()`"),
+    "unknown": (object, "unknown.arrays", "Quantity", ""),
+}
+
+
+@pytest.mark.parametrize(("base", "module", "name", "clause"), ELSEWHERE.values(), ids=ELSEWHERE)
+def test_types_are_known_by_package_and_name(base, module, name, clause):
+    kind = type(name, (base,), {"__module__": module})
+    for made in (kind, type("Derived", (kind,), {"__module__": "user"})):
+        held = VALUES.view(made) if base is np.ndarray else made()
+        package = made.__module__.partition(".")[0]
+        with pytest.raises(TypeError, match=rf"got {package}\.{made.__name__}.*{re.escape(clause)}$"):
+            fastadam.Adam({"w": held})
+
+
 # --- tensors of torch
 
 
