@@ -81,6 +81,8 @@ def cast_clause(array: Any, dtype: Any = None) -> str:
         return ": pass `x.astype(x.dtype.newbyteorder('='))`"
     if array.dtype.kind == "c":
         return f": pass `x.view(np.float{4 * array.itemsize})`, its real and imaginary parts"
+    if dtype == np.uint16:  # bits of bfloat16 in CuPy
+        return ""
     if array.dtype.kind in "Mm":
         return ": dates and times have no gradient"
     return f": pass `x.astype(np.{np.dtype(dtype or np.float32).name})`".replace("np.bfloat16", "ml_dtypes.bfloat16")
@@ -141,9 +143,9 @@ def shared_tensor_problem(tensor: Any) -> str | None:
     if tensor.is_complex():
         resolved = "x.resolve_conj()" if tensor.is_conj() else "x"
         return f"must be real, got {tensor.dtype}: pass `torch.view_as_real({resolved})`"
-    plain = (torch.Tensor.__torch_function__.__func__, torch._C._disabled_torch_function_impl)
+    plain, disabled = torch.Tensor.__torch_function__, torch._C._disabled_torch_function_impl
     function = type(tensor).__torch_function__
-    if getattr(function, "__func__", function) in plain:
+    if function is disabled or getattr(function, "__func__", function) is getattr(plain, "__func__", plain):
         return None
     return (
         f"must be a plain tensor, got {name_of(tensor)}, which may mean more than its numbers: pass "

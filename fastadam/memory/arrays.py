@@ -241,7 +241,7 @@ def as_gradient(value: Any, shape: tuple[int, ...], dtype: np.dtype, device_of: 
 
 def as_values(value: Any, name: Any) -> Any:
     """`value`, which is to be assigned to `name`: an array that a step takes, of any real dtype, or numbers."""
-    if any(hasattr(value, name) for name in ("__array__", "__array_interface__", "__dlpack__")):
+    if any(hasattr(value, each) for each in ("__array__", "__array_interface__", "__dlpack__")):
         value = found = as_array(value, str(name))
     else:
         found = np.asarray(value)
