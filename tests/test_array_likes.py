@@ -7,7 +7,6 @@ import multiprocessing
 import re
 from multiprocessing import shared_memory
 
-import h5py
 import numpy as np
 import pytest
 import scipy.sparse
@@ -355,6 +354,7 @@ def test_other_dtypes_are_refused_with_what_to_pass(name):
 
 
 def test_hdf5_dataset(tmp_path):
+    h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "file.h5", "w") as file:
         held = file.create_dataset("w", data=VALUES)
         refused_everywhere(held, NO_ARRAY.format("h5py.Dataset: pass `x[...]`, a copy"))
