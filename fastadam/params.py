@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastadam.memory.arrays import as_array, check_aligned, check_dtype, check_flat, device, namespace
+from fastadam.memory.arrays import (
+    as_array,
+    check_aligned,
+    check_dtype,
+    check_flat,
+    check_writable,
+    device,
+    is_of_torch,
+    namespace,
+)
 from fastadam.memory.layout import Layout, layout_of, plain
 from fastadam.memory.owners import bounds
 
@@ -76,7 +85,7 @@ def _listed(params):
 
 
 def _is_array(value):
-    return hasattr(value, "shape") or hasattr(value, "__dlpack__") or hasattr(value, "__array_interface__")
+    return any(hasattr(value, name) for name in ("shape", "__dlpack__", "__array__", "__array_interface__"))
 
 
 def _entries(params, label, first_unnamed):
@@ -106,11 +115,23 @@ def _entry(name, label, original, container=None, key=None):
     array = as_array(original, label)
     references = sys.getrefcount(original) - before
     check_dtype(array, label)
-    if isinstance(array, np.ndarray) and not isinstance(original, np.generic) and not array.flags.writeable:
-        raise ValueError(f"`{label}` must be writable, got a read-only array: it is to be trained")
+    if not isinstance(original, np.generic):
+        check_writable(array, label)
+        _check_own_memory(array, original, label)
     if not isinstance(array, np.ndarray):
         check_aligned(array, label)
     return Entry(name, label, original, array, container, key, references=references)
+
+
+def _check_own_memory(array, original, label):
+    """Raise if `array` is a copy of `original`, which would not train."""
+    if isinstance(original, type(array)) or is_of_torch(original) or not array.size:
+        return
+    if bounds(as_array(original, label)) != bounds(array):
+        raise TypeError(
+            f"`{label}` must give its own memory through DLPack, got a copy of {type(original).__name__}: pass a NumPy "
+            "array"
+        )
 
 
 def excluded_names(groups: list[Group], predicate: Callable[[Hashable], Any] | None, *, required: bool) -> set:

@@ -80,7 +80,7 @@ TENSORS = {
     "sparse": (
         {("grads", 1): torch.ones(5).to_sparse()},
         TypeError,
-        "`grads[1]` must be a strided tensor, got torch.sparse_coo",
+        "`grads[1]` must be a strided tensor, got torch.sparse_coo: pass `x.to_dense()`",
     ),
     "another device": (
         {("params", 1): torch.ones(5, device="meta")},

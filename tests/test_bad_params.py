@@ -65,10 +65,14 @@ PARAMS = {
     "objects in a generator": (lambda: iter([np.ones(3, object)]), TypeError, rf"`params\[0\]` must be {DTYPES}"),
     "objects in a pair": (lambda: [("w", np.array([None]))], TypeError, rf"`params\[0\]\[1\]` must be {DTYPES}"),
     "strings": (lambda: [np.array(["1.0"])], TypeError, rf"`params\[0\]` must be {DTYPES}"),
-    "masked in a list": (lambda: [np.ma.ones(3)], TypeError, r"`params\[0\]` must be a plain array, got a masked"),
-    "masked": (lambda: np.ma.ones(3), TypeError, "`params` must be a plain array, got a masked array"),
-    "numpy.matrix": (lambda: [np.ones((1, 1)).view(np.matrix)], TypeError, r"`params\[0\]` .* got matrix, which may"),
-    "with a unit": (lambda: {"w": np.ones(3).view(Metres)}, TypeError, "got Metres, .*: pass `np.asarray` of it"),
+    "masked in a list": (lambda: [np.ma.ones(3)], TypeError, r"`params\[0\]` must be a plain array, got numpy.Masked"),
+    "masked": (lambda: np.ma.ones(3), TypeError, "`params` must be a plain array, got numpy.MaskedArray"),
+    "numpy.matrix": (
+        lambda: [np.ones((1, 1)).view(np.matrix)],
+        TypeError,
+        r"`params\[0\]` .* got numpy.matrix, which",
+    ),
+    "with a unit": (lambda: {"w": np.ones(3).view(Metres)}, TypeError, r"Metres, which may .*: pass `np.asarray\(x\)`"),
     "two axes": (
         lambda: np.ones((2, 3), F4),
         ValueError,

@@ -95,7 +95,7 @@ def test_parameters_that_cannot_be_stepped():
     refuse(fused.Adam([*good, gaps]), ValueError, "must be dense to be stepped where it lies, got strides (6, 1)", good)
     negated = torch._neg_view(torch.ones(2)).requires_grad_()
     negated.grad = torch.ones(2)
-    refuse(fused.Adam([*good, negated]), ValueError, "must hold its values in memory, got a negated view", good)
+    refuse(fused.Adam([*good, negated]), TypeError, "must hold its values in memory, got a negated view", good)
 
 
 @pytest.mark.parametrize("options", [{}, {"nonfinite": "raise"}, {"zero_grad": True}], ids=str)

@@ -214,12 +214,12 @@ def overlapping():
         (
             lambda: module_of(a=Shard(torch.ones(3))),
             TypeError,
-            "`module.a` must be a plain torch.Tensor, got Shard",
+            "`module.a` must be a plain torch.Tensor, got Shard: pass `x.as_subclass(torch.Tensor)`",
         ),
         (
             lambda: module_of(a=torch.nn.Parameter(torch.ones(3).to_sparse())),
             TypeError,
-            "`module.a` must be a strided tensor, got torch.sparse_coo",
+            "`module.a` must be a strided tensor, got torch.sparse_coo: pass `x.to_dense()`",
         ),
         (
             lambda: module_of(a=torch.nn.Parameter(torch.ones(6)[::2])),

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from fastadam.memory.advice import cast_clause, clause_of, name_of, shared_tensor_problem, writable_clause
+
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 _DLPACK_CPU, _DLPACK_CUDA, _DLPACK_CUDA_HOST, _DLPACK_CUDA_MANAGED = 1, 2, 3, 13
 
@@ -15,30 +17,38 @@ def as_array(value: Any, label: str) -> Any:
     """`value` as a NumPy or CuPy array over the same memory; `label` is its name in error messages."""
     if type(value) is np.ndarray:
         return value
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"`{label}` must be a plain array, got a masked array: its mask would be ignored")
-    if isinstance(value, (np.memmap, np.generic)):
+    if type(value) is np.memmap or (isinstance(value, np.generic) and type(value) is value.dtype.type):
         return np.asarray(value)
-    if isinstance(value, np.ndarray):
-        raise TypeError(
-            f"`{label}` must be a plain array, got {type(value).__name__}, which may mean more than its numbers: pass "
-            "`np.asarray` of it"
-        )
     cupy = sys.modules.get("cupy")
-    if cupy is not None and isinstance(value, cupy.ndarray):
+    if cupy is not None and type(value) is cupy.ndarray:
         # Some versions of CuPy have bfloat16, but not in kernels of every version of CUDA.
         return value.view(np.uint16) if value.dtype.name == "bfloat16" else value
-    if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
+    if isinstance(value, (np.ndarray, np.generic)) or (cupy is not None and isinstance(value, cupy.ndarray)):
+        raise TypeError(
+            f"`{label}` must be a plain array, got {name_of(value)}, which may mean more than its numbers"
+            f"{clause_of(value)}"
+        )
+    if speaks_dlpack(value):
         return _from_dlpack(value, label)
     raise TypeError(
-        f"`{label}` must be a NumPy or CuPy array, or an array that speaks DLPack, got {type(value).__name__}"
+        f"`{label}` must be a NumPy or CuPy array, or an array that speaks DLPack, got {name_of(value)}"
+        f"{clause_of(value)}"
     )
 
 
+def speaks_dlpack(value: Any) -> bool:
+    """Whether the type of `value` does: an object that answers for the array inside of it may mean more than that."""
+    return hasattr(type(value), "__dlpack__") and hasattr(type(value), "__dlpack_device__")
+
+
 def _from_dlpack(value, label):
+    if is_of_torch(value):
+        problem = shared_tensor_problem(value)
+        if problem is not None:
+            raise TypeError(f"`{label}` {problem}")
     try:
         kind = value.__dlpack_device__()[0]
-    except Exception as error:  # torch's meta device, say
+    except Exception as error:  # an array of JAX that was deleted, say
         raise TypeError(f"`{label}` must be in CPU or CUDA memory: {error}") from error
     if kind in (_DLPACK_CPU, _DLPACK_CUDA_HOST):
         library = np
@@ -46,20 +56,19 @@ def _from_dlpack(value, label):
         library = require_cupy(label)
     else:
         raise TypeError(f"`{label}` must be in CPU or CUDA memory, got DLPack device type {int(kind)}")
-    if getattr(value, "is_neg", bool)():
-        raise TypeError(f"`{label}` must hold its values in memory, got a negated view: pass `resolve_neg()` of it")
     try:
-        if _is_torch_bfloat16(value):
-            bits = library.from_dlpack(value.view(sys.modules["torch"].uint16))
+        if _is_bfloat16(value):
+            uint16 = sys.modules["torch"].uint16 if is_of_torch(value) else np.uint16
+            bits = library.from_dlpack(value.view(uint16))
             return bits.view(array_dtype("bfloat16", bits))
         return library.from_dlpack(value)
     except Exception as error:
         raise TypeError(f"`{label}` cannot be shared through DLPack: {error}") from error
 
 
-def _is_torch_bfloat16(value):
+def _is_bfloat16(value):
     # Neither NumPy nor CuPy takes bfloat16 through DLPack, but its bits.
-    return str(getattr(value, "dtype", "")) == "torch.bfloat16"
+    return str(getattr(value, "dtype", "")) in ("torch.bfloat16", "bfloat16")
 
 
 def rebound(view: Any, original: Any, label: str) -> Any:
@@ -68,12 +77,13 @@ def rebound(view: Any, original: Any, label: str) -> Any:
         return view
     if type(view) is type(original):
         return view.view(original.dtype) if original.dtype.name == "bfloat16" else view
-    library = importlib.import_module(type(original).__module__.partition(".")[0])
+    package = "torch" if is_of_torch(original) else type(original).__module__.partition(".")[0]
+    library = importlib.import_module(package)
     if not hasattr(library, "from_dlpack"):
         raise TypeError(
             f"`{label}` cannot be re-bound: {library.__name__} has no from_dlpack. Pass NumPy or CuPy arrays"
         )
-    if _is_torch_bfloat16(original):
+    if _is_bfloat16(original):
         return library.from_dlpack(view.view(np.uint16)).view(library.bfloat16)
     return library.from_dlpack(view)
 
@@ -181,7 +191,8 @@ def check_dtype(array: Any, label: str) -> None:
     """Raise unless `array` is of one of `DTYPES` in native byte order."""
     if dtype_name(array) not in DTYPES or not array.dtype.isnative:
         wanted = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
-        raise TypeError(f"`{label}` must be {wanted} in native byte order, got {array.dtype!r}")
+        clause = cast_clause(array)
+        raise TypeError(f"`{label}` must be {wanted} in native byte order, got {array.dtype!r}{clause}")
 
 
 def widened(array: Any) -> Any:
@@ -218,7 +229,7 @@ def as_gradient(value: Any, shape: tuple[int, ...], dtype: np.dtype, device_of: 
     """`value` as an array of this shape and dtype, on the device of an array; `wanted` says what for."""
     array = as_array(value, label)
     if array.dtype != dtype:
-        raise TypeError(f"`{label}` must be {dtype} like {wanted}, got {array.dtype}")
+        raise TypeError(f"`{label}` must be {dtype} like {wanted}, got {array.dtype}{cast_clause(array, dtype)}")
     check_native(array, label)
     if array.shape != shape:
         raise ValueError(f"`{label}` must have shape {shape} like {wanted}, got {array.shape}")
@@ -228,9 +239,23 @@ def as_gradient(value: Any, shape: tuple[int, ...], dtype: np.dtype, device_of: 
     return array
 
 
+def as_values(value: Any, name: Any) -> Any:
+    """`value`, which is to be assigned to `name`: an array that a step takes, of any real dtype, or numbers."""
+    if any(hasattr(value, each) for each in ("__array__", "__array_interface__", "__dlpack__")):
+        value = found = as_array(value, str(name))
+    else:
+        found = np.asarray(value)
+    if found.dtype.kind == "c":
+        raise TypeError(f"`{name}` must be real, got complex numbers: the imaginary part would be lost")
+    if found.dtype.kind in "MmOSU" or found.dtype.names:
+        as_array(value, str(name))  # what is no array is named as such
+        raise TypeError(f"`{name}` must be numbers, got {found.dtype}{cast_clause(found)}")
+    return value
+
+
 def as_indices(value: Any, label: str) -> np.ndarray:
     """`value` as 1-D integers, int64, on the host."""
-    array = on_host(as_array(value if hasattr(value, "__dlpack__") else np.asarray(value), label))
+    array = on_host(as_array(value if speaks_dlpack(value) else np.asarray(value), label))
     if array.size == 0 and array.dtype == np.float64:  # an empty list
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
@@ -252,9 +277,15 @@ def check_flat(array: Any, label: str, *, written: bool = True) -> None:
         raise ValueError(f"`{label}` must be 1-D, got shape {array.shape}")
     if not array.flags.c_contiguous:
         raise ValueError(f"`{label}` must be contiguous, got strides {array.strides} of {array.dtype}")
-    if isinstance(array, np.ndarray) and written and not array.flags.writeable:
-        raise ValueError(f"`{label}` must be writable, got a read-only array: it is updated in place")
+    if written:
+        check_writable(array, label)
     check_aligned(array, label)
+
+
+def check_writable(array: Any, label: str) -> None:
+    """Raise if `array`, which is to be updated in place, is read-only."""
+    if isinstance(array, np.ndarray) and not array.flags.writeable:
+        raise ValueError(f"`{label}` must be writable, got a read-only array{writable_clause(array)}")
 
 
 def check_aligned(array: Any, label: str, purpose: str = "", remedy: str = "") -> None:

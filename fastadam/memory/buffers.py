@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastadam.kernels.texts.formats import EXPONENT_GROUP, FORMATS, Formats
-from fastadam.memory.arrays import ALIGNMENT, array_dtype, as_array, as_torch, assign, is_of_torch, zeros
+from fastadam.memory.arrays import ALIGNMENT, array_dtype, as_torch, as_values, assign, zeros
 from fastadam.memory.layout import Layout
 from fastadam.sharding.ranges import placed
 
@@ -174,7 +174,8 @@ def as_16_bit(bits: Any, dtype: str) -> Any:
 class Views(Mapping):
     """Name -> array. Assigning to a name writes into the array; names cannot be added or removed.
 
-    Values may be anything that NumPy or CuPy can assign and that has the shape of the array, or is a scalar.
+    Values may be numbers, lists of them, and arrays that a step takes, of any real dtype; they have the shape of the
+    array or are scalars.
 
     Attributes:
         arrays: Name -> NumPy or CuPy array. What is handed out is this array, or for the names `of_torch` a tensor of
@@ -192,15 +193,13 @@ class Views(Mapping):
         if value is self._views[name]:  # what `views[name] += x` assigns
             return
         view = self.arrays[name]
-        if is_of_torch(value):
-            value = as_array(value, f"{name}")
-        if view.dtype == np.uint16 and getattr(value, "dtype", None) != np.uint16:
+        value = as_values(value, name)
+        dtype = getattr(value, "dtype", None)
+        if view.dtype == np.uint16 and dtype != np.uint16:
             raise TypeError(f"`{name}` must be written as the bits of bfloat16, uint16, got {type(value).__name__}")
         shape = np.shape(value)
         if shape not in ((), view.shape):
             raise ValueError(f"`{name}` must have shape {view.shape}, got {shape}")
-        if np.iscomplexobj(value):
-            raise TypeError(f"`{name}` must be real, got complex numbers: the imaginary part would be lost")
         assign(view, value)
 
     def __delitem__(self, name: Hashable) -> None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastadam.memory.advice import writable_clause
 from fastadam.memory.arrays import as_gradient, as_indices, check_flat, contiguous
 from fastadam.memory.buffers import Buffers, Views, stored_dtype
 from fastadam.memory.owners import GRADIENTS, PARAMETER, Owners, bounds, overlapping
@@ -157,7 +158,8 @@ class Collector:
         if of_rows:
             return ordered_rows(indices, contiguous(array), parameter, expected.label)
         if self._zeroed and (isinstance(gradient, np.generic) or not _is_writable(array)):
-            raise ValueError(f"`{label}` must be a writable array with `zero_grad`, got a read-only one")
+            clause = writable_clause(array)
+            raise ValueError(f"`{label}` must be a writable array with `zero_grad`, got a read-only one{clause}")
         return array
 
     def _set_apart(self, checked, indices, expected):

@@ -103,7 +103,7 @@ def adamw_step(
     shapes = checked_shapes(lists)
     if not shapes:
         return
-    lists["grads"] = resolved(lists["grads"])
+    lists = resolved(lists, "grads")
     # The order of the columns in the table of addresses.
     lists = {"grads": lists.pop("grads"), **lists}
     ready = ready_for(lists, shapes, ranges, MEMBERS["adam"].small((beta1, beta2)))

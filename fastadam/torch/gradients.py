@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastadam.memory.advice import has_memory, tensor_problem
 from fastadam.step.gather import Gradients
 from fastadam.step.rows import Rows, ordered_rows
 from fastadam.torch.parameter import TensorParameter
-from fastadam.torch.tensors import array_over, has_memory, is_sharded, laid_like, layout_of, local, placed
+from fastadam.torch.tensors import array_over, is_sharded, laid_like, layout_of, local, placed
 
 
 def found(
@@ -39,7 +40,7 @@ def found(
             continue
         gradient = local(gradient)
         if not has_memory(gradient):
-            raise TypeError(f"`{label}.grad` must be a tensor with memory of its own, got {type(gradient).__name__}")
+            raise TypeError(f"`{label}.grad` {tensor_problem(gradient)}")
         if placed(p.grad) != placed(p):
             copied.append(gradient)
             gradient = local(p.grad.redistribute(p.device_mesh, p.placements))
@@ -66,7 +67,9 @@ def _check(gradient, p, label):
         raise TypeError(f"`{label}` must be a {type(p).__name__} like its parameter, got a {type(gradient).__name__}")
     if gradient.layout is not torch.strided and (gradient.layout is not torch.sparse_coo or gradient.sparse_dim() != 1):
         kind = f"{gradient.sparse_dim()} sparse axes" if gradient.layout is torch.sparse_coo else f"{gradient.layout}"
-        raise ValueError(f"`{label}` must be dense, or sparse COO in its first axis alone, got {kind}")
+        raise ValueError(
+            f"`{label}` must be dense, or sparse COO in its first axis alone, got {kind}: pass `x.to_dense()`"
+        )
 
 
 def _rows(gradient, parameter, label):

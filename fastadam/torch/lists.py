@@ -1,12 +1,14 @@
 """Lists of torch tensors on the CPU, checked against one another, as columns of addresses."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastadam.memory.advice import tensor_problem
 from fastadam.torch.tensors import layout_of
 
 _PLAIN = {Tensor, torch.nn.Parameter}
@@ -47,7 +49,7 @@ def _is_usual(tensors):
     return set(map(type, tensors)) <= _PLAIN and all(map(_is_cpu, tensors)) and all(map(Tensor.is_contiguous, tensors))
 
 
-_is_cpu = Tensor.is_cpu.__get__
+_is_cpu, _is_meta = Tensor.is_cpu.__get__, Tensor.is_meta.__get__
 
 
 def _check(tensor, label, leader, leader_label):
@@ -75,21 +77,42 @@ def check_plain(tensor: Any, label: str) -> None:
     """Raise unless `tensor` is a strided tensor that owns its memory: no subclass, such as DTensor."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"`{label}` must be a torch.Tensor, got {type(tensor).__name__}")
+    is_local = type(tensor) in _PLAIN or not hasattr(tensor, "to_local")
+    problem = tensor_problem(tensor) if is_local and not _is_meta(tensor) else None
+    if problem is not None:
+        raise TypeError(f"`{label}` {problem}")
     if type(tensor) not in _PLAIN:
-        hint = ": pass what its `to_local()` returns" if hasattr(tensor, "to_local") else ""
-        raise TypeError(f"`{label}` must be a plain torch.Tensor, got {type(tensor).__name__}{hint}")
-    if tensor.layout is not torch.strided:
-        raise TypeError(f"`{label}` must be a strided tensor, got {tensor.layout}")
+        hint = "`x.as_subclass(torch.Tensor)`" if is_local else "what its `to_local()` returns"
+        raise TypeError(f"`{label}` must be a plain torch.Tensor, got {type(tensor).__name__}: pass {hint}")
 
 
-def resolved(tensors: list[Any]) -> list[Any]:
-    """`tensors` with their values in memory: a negated view, as of an imaginary part, has the opposite ones there."""
-    return list(map(Tensor.resolve_neg, tensors)) if any(map(Tensor.is_neg, tensors)) else tensors
+def resolved(lists: dict[str, list], read: str) -> dict[str, list]:
+    """`lists`, where the tensors of `read` have their values in memory; raise if others do not.
+
+    A negated view, as of an imaginary part, has the opposite ones there.
+    """
+    if not any(map(Tensor.is_neg, chain.from_iterable(lists.values()))):
+        return lists
+    _check_memory_is_values({name: tensors for name, tensors in lists.items() if name != read})
+    return lists | {read: list(map(Tensor.resolve_neg, lists[read]))}
+
+
+def _check_memory_is_values(lists):
+    for name, tensors in lists.items():
+        for index, tensor in enumerate(tensors):
+            check_plain(tensor, f"{name}[{index}]")
 
 
 def addresses_of(lists: Mapping[str, Sequence[Tensor]]) -> np.ndarray:
-    """Where the tensors begin: int64 (tensors of a list, lists)."""
-    return np.array([list(map(Tensor.data_ptr, tensors)) for tensors in lists.values()], np.int64).T
+    """Where the tensors begin: int64 (tensors of a list, lists); raise if one has no memory."""
+    try:
+        columns = [list(map(Tensor.data_ptr, tensors)) for tensors in lists.values()]
+    except RuntimeError:  # one has no storage
+        _check_memory_is_values(lists)
+        raise
+    if any(0 in column for column in columns):
+        _check_memory_is_values(lists)
+    return np.array(columns, np.int64).T
 
 
 def check_memory(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fastadam.kernels import GRADIENT, SKIPPED
+from fastadam.memory.advice import has_memory
 from fastadam.memory.arrays import backend_of, on_host
 from fastadam.settings.options import Options
 from fastadam.step.engine import Engine
@@ -17,7 +18,7 @@ from fastadam.torch.counters import Counters
 from fastadam.torch.gradients import found
 from fastadam.torch.parameter import TensorParameter
 from fastadam.torch.state import carried_keys
-from fastadam.torch.tensors import array_over, has_memory, is_on_device, is_sharded, on_device_of, on_stream
+from fastadam.torch.tensors import array_over, is_on_device, is_sharded, on_device_of, on_stream
 
 _address, _grad, _dtype = torch.Tensor.data_ptr, attrgetter("grad"), attrgetter("dtype")
 _stride, _size, _is_neg = torch.Tensor.stride, torch.Tensor.numel, torch.Tensor.is_neg

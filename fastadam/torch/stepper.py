@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastadam.kernels.texts.casts import CHUNK
+from fastadam.memory.advice import tensor_problem
 from fastadam.memory.formats import formats_of as formats_by_default
 from fastadam.memory.parameters import random_place
 from fastadam.settings.options import Options, moment_dtypes
@@ -16,7 +17,7 @@ from fastadam.settings.recipes import check_together
 from fastadam.torch.parameter import TensorParameter
 from fastadam.torch.share import Member, Share
 from fastadam.torch.state import count, formats_of, kept_tensors
-from fastadam.torch.tensors import NAMES, arithmetic_of, first_element, has_memory, is_sharded, layout_of, local
+from fastadam.torch.tensors import NAMES, arithmetic_of, first_element, is_sharded, layout_of, local
 
 _HYPER = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay")
 _ABSENT = {"eps": 0.0, "amsgrad": False, "decoupled_weight_decay": False}
@@ -172,15 +173,12 @@ class Stepper:
         """The layout of a parameter; raise unless it can be stepped where it lies."""
         if p.device.type not in ("cpu", "cuda"):
             raise TypeError(f"`{label}` must be in CPU or CUDA memory, got {p.device}")
+        part = local(p)
+        problem = tensor_problem(part)
+        if problem is not None:
+            raise TypeError(f"`{label}` {problem}")
         if p.dtype not in NAMES:
             raise TypeError(f"`{label}` must be float32, float64, bfloat16 or float16, got {p.dtype}")
-        part = local(p)
-        if not has_memory(part):
-            raise TypeError(f"`{label}` must be a tensor with memory of its own, got {type(part).__name__}")
-        if part.is_neg():
-            raise ValueError(
-                f"`{label}` must hold its values in memory, got a negated view: take `resolve_neg()` of it"
-            )
         layout = layout_of(part)
         if layout is None:
             raise ValueError(

@@ -46,11 +46,6 @@ def first_element(tensor: Any) -> int:
     return sum(map(mul, chunks[0].offsets, tensor.stride())) if chunks else 0
 
 
-def has_memory(tensor: Any) -> bool:
-    """Whether a tensor has its elements at its address; those that wrap others do not."""
-    return tensor.numel() == 0 or tensor.data_ptr() != 0
-
-
 def layout_of(tensor: Any) -> Layout | None:
     """How a dense tensor lies; None if there are gaps between its elements, or elements that share memory."""
     shape, strides = tuple(tensor.shape), tensor.stride()
