@@ -51,6 +51,13 @@ PARAMS = {
     "float in a generator": (lambda: iter([np.ones(2), 1.5]), TypeError, r"`params\[1\]` must be .*got float"),
     "names alone": (lambda: {"w": np.ones(2)}.keys(), TypeError, r"`params\[0\]` must be .*got str"),
     "name and float": (lambda: [("w", 1.5)], TypeError, r"`params\[0\]\[1\]` must be .*got float"),
+    "set": (lambda: {OnDevice(2)}, TypeError, "`params` must have an order, got a set: .* in the next run"),
+    "frozen set": (lambda: frozenset({OnDevice(2)}), TypeError, "`params` must have an order, got a frozenset"),
+    "set in a group": (
+        lambda: [{"params": {OnDevice(2)}}],
+        TypeError,
+        r"`params\[0\]\['params'\]` must have an order, got a set: .*. Pass a list",  # pytorch#6031
+    ),
     "pair of arrays": (lambda: [(np.ones(2), np.ones(2))], TypeError, r"`params\[0\]` must be .*got tuple"),
     "name given twice": (lambda: [("w", np.ones(2)), ("w", np.ones(2))], ValueError, "own, got 'w' twice"),
     "integers": (lambda: {"w": np.arange(3)}, TypeError, rf"`params\['w'\]` must be {DTYPES}.*int64"),
