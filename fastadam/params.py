@@ -112,6 +112,11 @@ def _entries(params, label, first_unnamed):
 
 
 def _entry(name, label, original, container=None, key=None):
+    if isinstance(original, Mapping):
+        raise TypeError(
+            f"`{label}` must be an array, got a {type(original).__name__}: dicts are not nested here. Pass a flat one, "
+            "such as {'layer.weight': array, ...}"
+        )
     before = sys.getrefcount(original)
     array = as_array(original, label)
     references = sys.getrefcount(original) - before
