@@ -37,7 +37,7 @@ def _variable_as_threads_run() -> Iterator[None]:
         yield
     finally:
         if said is None:
-            del os.environ[VARIABLE]
+            os.environ.pop(VARIABLE, None)  # another Python thread may compile too
         else:
             os.environ[VARIABLE] = said
 
