@@ -55,7 +55,7 @@ def parse_groups(params: Any) -> list[Group]:
 
     Parameters without a name are named by their position among all parameters without a name, as in torch.
     """
-    params = _listed(params)
+    params = _listed(params, "params")
     if not isinstance(params, Sequence) or not any(isinstance(entry, Mapping) for entry in params):
         return [parse_group({"params": params}, "params", 0)]
     groups: list[Group] = []
@@ -71,17 +71,27 @@ def parse_groups(params: Any) -> list[Group]:
 def parse_group(specification: Mapping[str, Any], label: str, first_unnamed: int) -> Group:
     """Parse one group. Error messages call its parameters `label`; `first_unnamed` is the first free position."""
     settings = dict(specification)
-    entries = _entries(_listed(settings.pop("params")), label, first_unnamed)
+    entries = _entries(_listed(settings.pop("params"), label), label, first_unnamed)
     if not entries:
         raise ValueError(f"`{label}` must hold at least one parameter, got none")
     return entries, settings
 
 
-def _listed(params):
+def _listed(params, label):
     """`params`, or a tuple of its items if it can only be iterated."""
+    check_ordered(params, label)
     if isinstance(params, (Mapping, Sequence)) or not isinstance(params, Iterable) or _is_array(params):
         return params
     return tuple(params)
+
+
+def check_ordered(params: Any, label: str) -> None:
+    """Raise if `params` is a set, of which positions are other ones in the next run."""
+    if isinstance(params, (set, frozenset)):
+        raise TypeError(
+            f"`{label}` must have an order, got a {type(params).__name__}: a saved state would go to other parameters "
+            "in the next run. Pass a list"
+        )
 
 
 def _is_array(value):
@@ -111,6 +121,11 @@ def _entries(params, label, first_unnamed):
 
 
 def _entry(name, label, original, container=None, key=None):
+    if isinstance(original, Mapping):
+        raise TypeError(
+            f"`{label}` must be an array, got a {type(original).__name__}: dicts are not nested here. Pass a flat one, "
+            "such as {'layer.weight': array, ...}"
+        )
     before = sys.getrefcount(original)
     array = as_array(original, label)
     references = sys.getrefcount(original) - before

@@ -12,6 +12,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastadam.kernels.kernel_cache import let_cache
+from fastadam.kernels.running_threads import let_compile
 
 
 class Register(NamedTuple):
@@ -143,4 +144,5 @@ def _compiled(function, arguments):
     # Numba's cache notices edits of this file, and nothing else is compiled into these.
     kernel = njit(function)
     let_cache(kernel, function)
+    let_compile(kernel)
     return kernel.compile(arguments)

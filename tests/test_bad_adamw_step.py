@@ -55,6 +55,7 @@ def own(name, index=0):
 LISTS = {
     "a tensor": ({"params": torch.ones(2, 3)}, TypeError, "`params` must be a list, got Tensor"),
     "a number": ({"grads": 3}, TypeError, "`grads` must be a list, got int"),
+    "a set": ({"grads": {torch.ones(3, 4), torch.ones(5)}}, TypeError, "`grads` must be a list, got set"),
     "None": ({"exp_avgs": None}, TypeError, "`exp_avgs` must be a list, got NoneType"),
     "too short": (
         {"grads": [torch.ones(3, 4)]},

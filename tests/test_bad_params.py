@@ -47,10 +47,22 @@ PARAMS = {
     "group without params": (lambda: [{"lr": 0.1}], TypeError, r"`params\[0\]` must be a dict with the key 'params'"),
     "group and array": (lambda: [{"params": [np.ones(2)]}, np.ones(2)], TypeError, r"`params\[1\]` must be a dict"),
     "list entry": (lambda: {"w": [1.0, 2.0]}, TypeError, r"`params\['w'\]` must be a NumPy or CuPy array.*got list"),
+    "nested dicts": (  # optax#1007
+        lambda: {"layer": {"w": np.ones(2)}},
+        TypeError,
+        r"`params\['layer'\]` must be an array, got a dict: dicts are not nested here. Pass a flat one",
+    ),
     "float entry": (lambda: [np.ones(2), 1.5], TypeError, r"`params\[1\]` must be .*got float"),
     "float in a generator": (lambda: iter([np.ones(2), 1.5]), TypeError, r"`params\[1\]` must be .*got float"),
     "names alone": (lambda: {"w": np.ones(2)}.keys(), TypeError, r"`params\[0\]` must be .*got str"),
     "name and float": (lambda: [("w", 1.5)], TypeError, r"`params\[0\]\[1\]` must be .*got float"),
+    "set": (lambda: {OnDevice(2)}, TypeError, "`params` must have an order, got a set: .* in the next run"),
+    "frozen set": (lambda: frozenset({OnDevice(2)}), TypeError, "`params` must have an order, got a frozenset"),
+    "set in a group": (
+        lambda: [{"params": {OnDevice(2)}}],
+        TypeError,
+        r"`params\[0\]\['params'\]` must have an order, got a set: .*. Pass a list",  # pytorch#6031
+    ),
     "pair of arrays": (lambda: [(np.ones(2), np.ones(2))], TypeError, r"`params\[0\]` must be .*got tuple"),
     "name given twice": (lambda: [("w", np.ones(2)), ("w", np.ones(2))], ValueError, "own, got 'w' twice"),
     "integers": (lambda: {"w": np.arange(3)}, TypeError, rf"`params\['w'\]` must be {DTYPES}.*int64"),

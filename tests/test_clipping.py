@@ -73,6 +73,22 @@ def test_norm_without_any_element():
     assert opt.grad_norm == 0.0
 
 
+LIMITS = [{"max_grad_norm": 1.0}, {"max_grad_norm_per_param": 1.0}, {"nonfinite": "skip"}]
+
+
+@pytest.mark.parametrize("limit", LIMITS, ids=str)
+def test_norm_without_any_gradient(limit):  # Megatron-LM#5529
+    arrays = {"w": np.ones(3), "empty": np.ones((0, 3))}
+    opt = fastadam.AdamW(arrays, weight_decay=0.5, **limit)
+    for grads in ({"w": None, "empty": None}, {"w": None, "empty": np.ones((0, 3))}):
+        opt.step(grads)
+        assert opt.grad_norm == 0.0
+    assert arrays["w"].tolist() == [1.0] * 3
+    opt.step({"w": np.array([3.0, 0.0, 4.0]), "empty": None})
+    assert opt.grad_norm == 5.0
+    assert arrays["w"][0] < 1.0
+
+
 # --- the step is that with the factor as a scale, to the last bit
 
 

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import systems
+from ml_dtypes import bfloat16
 from oracle import bits, memory
 from training import LARGE, copies, make
 
@@ -44,6 +45,31 @@ def two_groups(kind=fastadam.AdamW, shapes=SHAPES, **options):
     rest = make(shapes)
     first = {"w": rest.pop("w")}
     return kind([{"params": first}, {"params": rest, "lr": 0.25}], weight_decay=0.1, **options)
+
+
+# --- numbers
+
+
+def test_an_array_that_is_given_as_a_rate_is_read_once():  # pytorch#163093
+    rate = np.array(0.5)
+    opt = fastadam.Adam([{"params": [np.ones(2)]}, {"params": [np.ones(2)]}], lr=rate)
+    rate[...] = 0.25
+    assert opt.get_last_lr() == [0.5, 0.5]
+    opt.param_groups[0]["lr"] = rate
+    rate[...] = 0.125
+    opt.param_groups[1]["lr"] *= 0.5
+    assert opt.get_last_lr() == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, np.float64, np.array, bfloat16], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("dtype", [np.float32, bfloat16], ids=["float32", "bfloat16"])
+def test_the_kind_of_a_number_changes_no_dtype_and_no_bit(kind, dtype):  # optax#1405
+    params = [np.ones(3, dtype), np.ones(3, dtype)]
+    for array, lr in zip(params, (kind(2.0**-5), 2.0**-5), strict=True):
+        opt = fastadam.AdamW([array], lr=lr, seed=0)
+        opt.step([np.full(3, 0.5, dtype)])
+        assert opt.state_dict()["state"][0]["exp_avg"].dtype == np.float32
+    assert params[0].tobytes() == params[1].tobytes() != np.ones(3, dtype).tobytes()
 
 
 # --- the same as by hand

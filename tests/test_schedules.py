@@ -62,6 +62,15 @@ def test_one_cycle_is_that_of_torch(anneal_strategy, total_steps, pct_start, fac
     assert values(OneCycle(0.2, **options), total_steps) == equal(expected, 0.2)
 
 
+@pytest.mark.parametrize("anneal_strategy", ["cos", "linear"])
+@pytest.mark.parametrize("pct_start", [0.0, 0.2, 0.3, 1.0])
+@pytest.mark.parametrize("total_steps", [1, 2, 3])
+def test_one_cycle_of_few_steps_stays_between_its_ends(anneal_strategy, pct_start, total_steps):  # optax#1403
+    schedule = schedules.OneCycle(0.5, total_steps, pct_start, anneal_strategy)
+    assert all(0.5 / 25e4 <= schedule(step) <= 0.5 for step in range(total_steps))
+    assert schedule(total_steps) == 0.5 / 25.0 / 1e4
+
+
 def test_exponential_is_that_of_torch():
     expected = torch_values(lambda kinds, optimizer: kinds.ExponentialLR(optimizer, gamma=0.9), 0.3, 60)
     assert values(Exponential(0.3, 0.9), 60) == equal(expected, 0.3)

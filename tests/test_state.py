@@ -133,6 +133,30 @@ def test_loaded_settings_are_those_of_the_next_step():
     np.testing.assert_allclose(flat, 1.5, rtol=1e-6)
 
 
+def test_groups_stay_the_same_objects_when_a_state_is_loaded():  # apex#766
+    flat = np.ones(3)
+    optimizer = fastadam.Adam(flat, lr=0.1)
+    group = optimizer.param_groups[0]
+    optimizer.load_state_dict(optimizer.state_dict())
+    group["lr"] = 0.5
+    assert optimizer.param_groups[0] is group
+    optimizer.step(np.ones(3))
+    np.testing.assert_allclose(flat, 0.5, rtol=1e-6)
+
+
+def test_state_with_an_added_group_is_taken_when_the_group_is_there_again():  # Lightning#6891
+    saved = fastadam.Adam({"head": np.ones(3)})
+    saved.add_param_group({"params": {"body": np.ones(2)}, "lr": 0.5})
+    saved.step({"head": np.ones(3), "body": np.ones(2)})
+    resumed = fastadam.Adam({"head": np.ones(3)})
+    with pytest.raises(ValueError, match=r"must have an entry for every parameter and no other, got \['body'\]"):
+        resumed.load_state_dict(saved.state_dict())
+    resumed.add_param_group({"params": {"body": np.ones(2)}})
+    resumed.load_state_dict(saved.state_dict())
+    assert resumed.get_last_lr() == [1e-3, 0.5]
+    assert resumed.state_dict()["state"]["body"]["step"] == 1
+
+
 def test_state_before_the_first_step_can_be_loaded_over_a_later_one():
     optimizer = fastadam.Adam(draw(0))
     fresh = optimizer.state_dict()

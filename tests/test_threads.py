@@ -1,5 +1,6 @@
 """`fastadam.set_num_threads` and `get_num_threads`: how many threads a launch takes, and whom it follows."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
@@ -11,7 +12,7 @@ from refusal import exactly
 
 import fastadam
 from fastadam.kernels import cpu, thread_count
-from fastadam.kernels.cpu import threads
+from fastadam.kernels.cpu import jit, threads
 
 # Processes of their own, one at a time.
 pytestmark = pytest.mark.xdist_group("processes")
@@ -23,7 +24,7 @@ LAUNCH = """
 import fastadam, numpy as np
 def launched():
     import numba
-    from fastadam.kernels.cpu import threads
+    from fastadam.kernels.cpu import jit, threads
     return threads.on_threads(lambda parallel: lambda: numba.get_num_threads() if parallel else 1)()
 def step(size=100_000):
     arrays = np.ones((4, size), np.float32)
@@ -132,6 +133,24 @@ def test_a_bad_number_is_refused(n, error, message):
 def test_openmps_variable_is_followed(variable, expected):
     code = LAUNCH + "print(fastadam.get_num_threads(), launched()); step()"
     assert run(code, NUMBA_NUM_THREADS="4", OMP_NUM_THREADS=variable) == f"{expected} {expected}"
+
+
+def _one_more(number):
+    return number + 1
+
+
+@several
+def test_kernels_are_compiled_after_the_variable_of_running_threads_was_changed(monkeypatch):  # Wake-T#161
+    fastadam.set_num_threads(MOST)
+    assert launched() == MOST
+    changed = str(MOST + 1)
+    monkeypatch.setenv("NUMBA_NUM_THREADS", changed)
+    monkeypatch.setattr(jit, "let_cache", lambda *_: None)
+    monkeypatch.setattr(jit, "_leaves", {})
+    assert jit.jit(_one_more, "one_more")(1) == 2
+    assert jit.leaf(_one_more).address
+    assert os.environ["NUMBA_NUM_THREADS"] == changed
+    assert numba.config.NUMBA_NUM_THREADS == MOST
 
 
 def test_torch_is_followed_as_soon_as_it_is_imported():

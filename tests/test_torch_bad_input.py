@@ -49,6 +49,15 @@ def test_parameters_that_torch_refuses(name):
 
 
 @every
+def test_sets_are_refused_because_states_are_saved_by_position(name):  # pytorch#6031
+    make_opt = getattr(fused, name)
+    with pytest.raises(TypeError, match="`params` must have an order, got a set: a saved state would go to other"):
+        make_opt({torch.zeros(1), torch.zeros(1)})
+    with pytest.raises(TypeError, match="ordered collections"):
+        make_opt([{"params": {torch.zeros(1)}}])
+
+
+@every
 def test_unknown_and_wrong_options(name):
     make_opt = getattr(fused, name)
     with pytest.raises(TypeError, match="unexpected keyword argument 'max_grad_nrom'"):

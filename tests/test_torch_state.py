@@ -76,6 +76,36 @@ def test_a_loaded_run_is_the_saved_run_bit_for_bit(name):
 
 
 @every
+def test_a_state_that_goes_from_one_optimizer_to_another_is_not_shared(name):  # pytorch#196083
+    params = make()
+    opt, others = getattr(fused, name)(params, lr=0.01), twins(params)
+    train(opt, params, 2)
+    twin = getattr(fused, name)(others, lr=0.01)
+    twin.load_state_dict(opt.state_dict())
+    before = copy.deepcopy(opt.state_dict()["state"])
+    train(twin, others, 2, seed=2)
+    for index, entry in opt.state_dict()["state"].items():
+        assert all(torch.equal(value, before[index][key]) for key, value in entry.items())
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_steps_are_counted_whatever_torchs_default_dtype_is(name, dtype):  # ao#4915
+    params = [torch.ones(3), torch.ones(3)]
+    for p, default in zip(params, (torch.float32, dtype), strict=True):
+        torch.set_default_dtype(default)
+        try:
+            opt = getattr(fused, name)([p], lr=1e-3, weight_decay=0.1)
+            for _ in range(300):  # bfloat16 has no 257
+                p.grad = torch.full_like(p, 0.1)
+                opt.step()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert opt.state[p]["step"] == 300
+    assert torch.equal(*params)
+
+
+@every
 @pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
 def test_copies_go_on_alone(name, way):
     params = make()

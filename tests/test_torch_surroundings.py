@@ -1,5 +1,6 @@
 """What torch puts around an optimizer: schedulers, scalers, hooks, closures, averages, compilation, threads."""
 
+import pickle
 import threading
 import warnings
 
@@ -89,6 +90,33 @@ def test_a_scheduler_that_watches_the_loss():
             scheduler.step(1.0)
         assert opt.param_groups[0]["lr"] < 0.01
     assert_close(list(net.parameters()), list(twin.parameters()), 1e-5)
+
+
+def test_a_scheduler_goes_on_with_its_optimizer_when_both_are_pickled():  # pytorch#7255
+    opt = fused.AdamW([torch.ones(2)], lr=0.5)
+    scheduler = schedulers.MultiStepLR(opt, [1, 2], gamma=0.5)
+    for lr in (0.5, 0.25, 0.125):
+        assert scheduler.optimizer is opt
+        assert opt.param_groups[0]["lr"] == lr
+        (p,) = opt.param_groups[0]["params"]
+        before, p.grad = p.clone(), torch.ones(2)
+        opt.step()
+        scheduler.step()
+        assert (before * (1 - lr * 0.01) - p).tolist() == pytest.approx([lr] * 2, rel=1e-5)
+        opt, scheduler = pickle.loads(pickle.dumps((opt, scheduler)))
+
+
+def test_a_group_that_is_added_later_is_scheduled_too():  # pytorch#20997
+    first, later = torch.ones(2), torch.ones(2)
+    opt = fused.Adam([first], lr=0.5)
+    scheduler = schedulers.ReduceLROnPlateau(opt, factor=0.5, patience=0)
+    opt.add_param_group({"params": [later], "lr": 0.25})
+    for loss in (1.0, 2.0):
+        first.grad, later.grad = torch.ones(2), torch.ones(2)
+        opt.step()
+        scheduler.step(loss)
+    assert [group["lr"] for group in opt.param_groups] == [0.25, 0.125]
+    assert later.tolist() == pytest.approx([0.5, 0.5], rel=1e-5)
 
 
 @pytest.mark.parametrize("step_unscales", [False, True])

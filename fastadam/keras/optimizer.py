@@ -158,6 +158,11 @@ class Fused(keras.optimizers.Optimizer):
 
     # --- after the pass
 
+    def _overwrite_model_variables_with_average_value(self, trainable_variables):
+        """Overwrite nothing before the first step: averages are zeros until then."""
+        if int(self._iterations.value) > 0:
+            super()._overwrite_model_variables_with_average_value(trainable_variables)
+
     def _averages_in_pass(self):
         """Whether the pass averages: Keras averages between accumulated steps too, and 16-bit averages in 16 bits."""
         return self.use_ema and not self.gradient_accumulation_steps and not self._narrow

@@ -18,7 +18,7 @@ def checked_lengths(lists: Mapping[str, Any]) -> dict[str, list]:
     """`lists`, whatever iterables they are, as lists; raise unless they are as long as the first."""
     made: dict[str, list] = {}
     for name, given in lists.items():
-        if isinstance(given, (Tensor, str, bytes, dict)) or not hasattr(given, "__iter__"):
+        if isinstance(given, (Tensor, str, bytes, dict, set, frozenset)) or not hasattr(given, "__iter__"):
             raise TypeError(f"`{name}` must be a list, got {type(given).__name__}")
         made[name] = list(given)
     first, count = next((name, len(made[name])) for name in made)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from fastadam.params import check_ordered
 from fastadam.settings.options import Options
 from fastadam.torch.counters import put_together
 from fastadam.torch.hooks import hooked
@@ -19,6 +20,10 @@ class Fused(torch.optim.Optimizer):
 
     _member: str
     _options: Options
+
+    def __init__(self, params: Any, *arguments: Any, **settings: Any):
+        check_ordered(params, "params")
+        super().__init__(params, *arguments, **settings)
 
     def _choose(self, given: Mapping[str, Any], *, differentiable: bool = False) -> None:
         """Take over the options that torch's classes do not have."""

@@ -11,6 +11,7 @@ from numba.core.ccallback import CFunc
 from numba.core.sigutils import normalize_signature
 
 from fastadam.kernels.kernel_cache import let_cache
+from fastadam.kernels.running_threads import let_compile
 from fastadam.kernels.sources import all_sources
 
 _DIGEST = sha256(all_sources())
@@ -34,6 +35,7 @@ def jit(function, name, sources="", *, parallel=False, nogil=False):
         return named
     kernel = njit(parallel=parallel, nogil=nogil, **_OPTIONS)(named)
     let_cache(kernel, named)
+    let_compile(kernel)
     return kernel
 
 
@@ -47,6 +49,7 @@ def leaf(function):
         signature = int64(*[int64] * function.__code__.co_argcount)
         compiled = CFunc(named, normalize_signature(signature), locals={}, options=_OPTIONS)
         let_cache(compiled, named)
+        let_compile(compiled)
         compiled.compile()
         _leaves[named.__name__] = compiled
     return _leaves[named.__name__]

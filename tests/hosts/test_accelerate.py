@@ -48,6 +48,24 @@ def test_saved_state(tmp_path):
     assert_equal(train(*second), expected)
 
 
+def test_a_schedule_waits_for_steps_that_were_skipped():  # accelerate#4242
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)  # accelerate makes one on a GPU only
+    model = small_model()
+    optimizer = fastadam.torch.AdamW(model.parameters(), lr=0.5)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
+    before = copies(model.parameters())
+    for factor, skipped, lr in ((float("inf"), True, 0.5), (1.0, False, 0.25)):
+        optimizer.zero_grad()
+        accelerator.backward(loss_of(model, 0) * factor)
+        optimizer.step()
+        schedule.step()
+        assert optimizer.step_was_skipped == skipped
+        assert optimizer.param_groups[0]["lr"] == lr
+        assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)) == skipped
+
+
 def trained_by_fsdp2(optimizer_class):
     """accelerate replaces the optimizer's parameters by shards. It does so on a GPU only, hence the two assignments."""
     accelerator = Accelerator(cpu=True)

@@ -169,6 +169,42 @@ def test_the_scaler_of_mixed_precision():
         assert_close(ours.get_weights(), theirs.get_weights(), rtol=1e-3, atol=1e-4)
 
 
+def test_averages_are_not_written_before_the_first_step():  # keras#18949
+    plain, scaled = OURS.Adam(use_ema=True), THEIRS.LossScaleOptimizer(OURS.Adam(use_ema=True))
+    for optimizer, gradients in ((plain, []), (scaled, [np.inf, np.inf])):
+        variable = keras.Variable([3.0])
+        optimizer.build([variable])
+        for gradient in gradients:
+            optimizer.apply([torch.tensor([gradient])], [variable])
+        optimizer.finalize_variable_values([variable])
+        assert variable.value.tolist() == [3.0]
+        optimizer.apply([torch.ones(1)], [variable])
+        stepped = variable.value.tolist()
+        optimizer.finalize_variable_values([variable])
+        assert variable.value.tolist() == stepped != [3.0]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss_scale_factor": 4.0},
+        {"loss_scale_factor": 4.0, "global_clipnorm": 0.5, "use_ema": True},
+        {"gradient_accumulation_steps": 2, "clipvalue": 0.5},
+    ],
+    ids=str,
+)
+def test_variables_that_are_overwritten_with_their_gradients(settings):  # keras#19534, #21193
+    found = []
+    for classes in (OURS, THEIRS):
+        plain, overwritten = keras.Variable([3.0]), keras.Variable([1.0])
+        overwritten.overwrite_with_gradient = True
+        optimizer = classes.AdamW(0.1, **settings)
+        for gradient in (7.0, 5.0, 9.0, 6.0):
+            optimizer.apply([torch.tensor([gradient / 3.0]), torch.tensor([gradient])], [plain, overwritten])
+        found.append([plain.value.item(), overwritten.value.item()])
+    np.testing.assert_allclose(*found, **CLOSE)
+
+
 @pytest.mark.parametrize("case", ["AdamW", "amsgrad", "ema, overwrite", "accumulation", "schedule", "Lion"])
 def test_a_saved_model_goes_on_with_the_same_bits(case, tmp_path):
     name, settings = SETTINGS[case]
