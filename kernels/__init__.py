@@ -52,8 +52,8 @@ class Tables(Protocol):
     table: Array
     record: Array
 
-    def send(self) -> None:
-        """Take note that the addresses of a step have been written; raise if it is captured, and they are others."""
+    def send(self) -> bool:
+        """Take note that the addresses of a step are written; whether it is captured: raise if they are others."""
 
     def write(self, name: str, where: Any, values: Any) -> None:
         """Let `where` of a table be `values`, for the launches that follow."""

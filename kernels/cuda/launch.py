@@ -60,21 +60,21 @@ def launcher(passes, tables, *, guarded):
                 else:
                     fold()
                     tables.push(rows=True)
-            for call in steps:
-                source.launch(*call)
+            for kernel, blocks, record, threads in steps:
+                arrays = tables.device_addresses, tables.gradients, blocks, tables.rows, *record
+                source.launch(kernel, arrays, threads)
 
     return Steps(launch)
 
 
 def _call(step, tables, guarded):
-    """(kernel, arguments, threads) of the launch of a pass."""
+    """(kernel, blocks, record if it is read, threads) of the launch of a pass."""
     kernel = _compiled(step.update, np.dtype(step.dtype), guarded, tables.device.id)
     total = int((step.blocks[:, STOP] - step.blocks[:, START]).sum())
     cut = blocks.cut(step.blocks, elements_of(step.update, total)).copy()
     cut[:, CLOCK] = tables.row_of(cut[:, CLOCK])
     record = (tables.device_record,) if guarded else ()
-    arrays = tables.device_addresses, tables.gradients, upload(cut, tables), tables.rows
-    return kernel, (*arrays, *record), THREADS * len(cut)
+    return kernel, upload(cut, tables), record, THREADS * len(cut)
 
 
 @cache

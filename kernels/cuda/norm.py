@@ -116,7 +116,7 @@ const double grad_scale_of_step = settled[0];
 # A thread for each clock: (number of the text, clock, number of its row).
 _FOLDS = """
 for (ptrdiff_t k = 3 * lane; k < clocks.size(); k += 3 * {LANES}) {{
-  const double* clock_hyper = &asked[{HYPER} * (1 + clocks[k + 1])];
+  const double* clock_hyper = &hyper[{HYPER} * clocks[k + 1]];
   double* row = &rows[{ROW} * clocks[k + 2]];
   double* clock_carried = row + {SCALARS};
   switch (clocks[k]) {{
@@ -154,7 +154,8 @@ def settle_kernel(kind: Kind | None, folds: tuple[Folded, ...]) -> cupy.Elementw
     places = {"factor": FACTOR_AT, "divisor": DIVISOR_AT, "found_inf": FOUND_INF_AT}
     names = {name: f"reinterpret_cast<const float*>((size_t)asked[{place}])" for name, place in places.items()}
     names |= {"statements": statements(CLIP), "folds": "\n".join(map(_fold, range(len(folds)), folds))}
-    inputs = ["float64 max_grad_norm", "float64 largest", "float64 propagate", "raw int64 clocks", "raw float64 asked"]
+    inputs = ["float64 max_grad_norm", "float64 largest", "float64 propagate"]
+    inputs += ["raw int64 clocks", "raw float64 asked", "raw float64 hyper"]
     parts = ["settle", *dict.fromkeys(each.update.name for each in folds)]
     if kind is None:
         begin: tuple[str, ...] = _BEGIN, _FIRST_GROUP, _SUMS
@@ -259,7 +260,7 @@ def folds_of(passes: Sequence[Pass], tables: CudaTables) -> Folds:
 def _compile(texts, device_id):
     """Compile for a device, the current one: nothing can be while a graph is captured."""
     no_clocks, none, one = cupy.zeros(0, np.int64), cupy.zeros(0), cupy.zeros(1)
-    arrays = no_clocks, one, none, cupy.zeros(1, np.uint32), one, one
+    arrays = no_clocks, one, one, none, cupy.zeros(1, np.uint32), one, one
     source.launch(settle_kernel(None, texts), (*NO_LIMITS, *arrays), 1)
 
 
@@ -277,7 +278,8 @@ def settle(tables: CudaTables, folds: Folds | None = None) -> None:
         gradients = (tables.gradients, squares.blocks) if squares else ()
         clocks = folds.clocks if folds else tables.no_clocks
         counters = tables.counters(counters_of(len(sums)))
-        arguments = *limits, clocks, tables.asked, *gradients, sums, counters, tables.device_record, tables.rows
+        numbers = clocks, tables.asked, tables.device_hyper
+        arguments = *limits, *numbers, *gradients, sums, counters, tables.device_record, tables.rows
         source.launch(kernel, arguments, THREADS * (len(sums) if squares else groups_of(len(sums))))
 
 
