@@ -327,12 +327,60 @@ def test_a_scale_is_a_number_or_one_float32_on_the_gpu_of_the_parameters():
                 scale.scale_of(bad, params)
 
 
+def on_cpu(grads_of_steps, **options):
+    """Parameters after these steps on the CPU."""
+    params = {name: np.ones(SIZE, np.float32) for name in range(2)}
+    opt = fastadam.Adam(params, lr=0.1, betas=(0.9, 0.99), weight_decay=0.01, **options)
+    for grads in grads_of_steps:
+        with contextlib.suppress(FloatingPointError):
+            opt.step(dict(enumerate(grads)))
+    return [*params.values()]
+
+
+@pytest.mark.parametrize("how", ["plain", "captured", "skip", "raise"])
+def test_gradients_of_each_parameter_are_clipped_by_their_own_norm(how):
+    rng, stream = np.random.default_rng(0), Stream()
+    steps = [[scale * rng.standard_normal(SIZE, np.float32) for scale in (0.01, 3.0)] for _ in range(4)]
+    options = {"max_grad_norm_per_param": 0.5, **({"nonfinite": how} if how in ("skip", "raise") else {})}
+    if "nonfinite" in options:
+        steps[2][0][7] = np.inf
+    if how == "captured":
+        steps[2:] = [steps[1]] * 2
+    with on_device(stream):
+        made = Made(**options)
+        for grads in steps[:2] if how == "captured" else steps:
+            made.grads = grads
+            with contextlib.suppress(FloatingPointError):
+                made.step()
+        if how == "captured":
+            made.capture(stream)()
+        assert made.plan.tables.on_device
+    for array, other in zip(made.params, on_cpu(steps, **options), strict=True):
+        np.testing.assert_array_equal(array, other)
+    assert made.steps == [3 if "nonfinite" in options else 4] * 2
+
+
+@pytest.mark.parametrize("options", [{"max_grad_norm": 0.5}, {"max_grad_norm_per_param": 0.5}], ids=" ".join)
+def test_a_norm_that_the_host_has_read_is_that_of_the_step(options):
+    factor = on_host(np.full(1, 0.5, np.float32))
+    with on_device(Stream()):
+        made, other = (Made(nonfinite="raise", **options) for _ in range(2))
+        made.engine.read_scale(factor)
+        for _ in range(2):
+            made.step()
+            other.step(grad_scale=0.5)
+    for array, expected in zip(made.params, other.params, strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
 FULL = {"max_grad_norm": 1.0, "nonfinite": "skip", "ema_decay": 0.9, "copy_dtype": "bfloat16", "zero_grad": True}
 
 
 @pytest.mark.parametrize(("count", "groups"), [(1, 1), (1_000, 1), (40, 20)])
 @pytest.mark.parametrize(
-    ("options", "launches"), [({}, 1), ({"max_grad_norm": 1.0}, 2), (FULL, 2)], ids=["plain", "clipped", "full"]
+    ("options", "launches"),
+    [({}, 1), ({"max_grad_norm": 1.0}, 2), ({"max_grad_norm_per_param": 1.0}, 2), (FULL, 2)],
+    ids=["plain", "clipped", "each clipped", "full"],
 )
 def test_launches_of_a_step_are_as_many_for_any_number_of_tensors_and_groups(count, groups, options, launches):
     stream = Stream()

@@ -38,8 +38,8 @@ class CudaTables:
         gradients: int64, where the gradient of each parameter lies: the first part of the request.
         asked: float64, what is asked of a step: the second.
         on_device: Whether the device folds.
-        pending: What is left of the reduction of the gradients of the step that follows: sums of blocks, what writes
-            them first, and limits.
+        pending: What is left of the reduction of the gradients of the step that follows: `norm.Pending`, or None.
+        is_settled: Whether it has been done since, before its step: the record then holds for that.
         device_record: The record, as it is.
     """
 
@@ -47,6 +47,7 @@ class CudaTables:
         """Make tables of zeros; `settle` launches what is pending."""
         self._settle = settle
         self.pending: Any = None
+        self.is_settled = False
         self.device, self.host = device, HostTables.zeros(parameters, clocks)
         self.addresses, self.hyper = self.host.addresses, self.host.hyper
         self.on_device = False
@@ -141,6 +142,7 @@ class CudaTables:
         """The record of the step; if it has not been launched, of the reduction before it, and the host then folds."""
         if self.pending is not None:
             self._settle(self)
+            self.is_settled = True
             self.host.record[GRAD_SCALE] = float(self.device_record[GRAD_SCALE])
         return self.device_record
 
