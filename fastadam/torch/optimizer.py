@@ -50,8 +50,8 @@ class Fused(torch.optim.Optimizer):
         if stepper is None:
             stepper = own.setdefault("_stepper", Stepper(self._options, self.param_groups[0]))
         scale, overflow = own.get("grad_scale"), own.get("found_inf")
-        told = [each for each in (scale, overflow) if each is not None]
-        if told and all(map(is_on_device, told)) and not self._waits:
+        told = scale if overflow is None else overflow
+        if isinstance(told, torch.Tensor) and is_on_device(told) and not self._waits:
             # Nothing waits for the device, which reads both.
             stepper.step(self.param_groups, self.state, 1.0, scale, overflow)
         elif overflow is not None and float(overflow):
