@@ -158,7 +158,8 @@ def _launches():
     assert PLAIN == FEW_CODES
     return (
         f"a step is one launch of {THREADS} threads for each {PLAIN:,} elements ({MANY_CODES:,} in 8-bit codes, from "
-        f"{MANY:,} elements on); with `max_grad_norm` or `nonfinite`, and in a CUDA graph, one more comes before it"
+        f"{MANY:,} elements on); with a limit of a norm, `nonfinite` or a `grad_scale` on the device, and in a CUDA "
+        "graph, one more comes before it"
     )
 
 

@@ -65,7 +65,24 @@ def checks(found: Mapping[str, Any]) -> list[list[str]]:
     for name, value in found.get("memory", {}).items():
         allocated = f"{value} bytes" if isinstance(value, int) else "an error"
         rows.append([f"device memory that 6 steps allocate: {name}", allocated])
+    for name, value in found.get("smallest", {}).items():
+        rows.append([f"numbers at and below the smallest normal one, {name}", _outcome(value)])
+    for name, value in found.get("kernels", {}).items():
+        rows.append([f"kernel of the step, {name}", _taken(value, "registers", "local bytes", "occupancy")])
+    for name, value in _formats(found.get("ncu", {}).get("formats", {})).items():
+        rows.append([f"an element by ncu, {name}", _taken(value, "bytes read", "bytes written", "instructions")])
     return rows
+
+
+def _formats(counted):
+    """What was counted of each format; of all of them, why nothing was."""
+    return {"all": counted} if "not run" in counted or "error" in counted else counted
+
+
+def _taken(value, *names):
+    if "not run" in value:
+        return " ".join(value["not run"].split()).replace("|", "/")
+    return "an error" if "error" in value else ", ".join(f"{name} {value[name]}" for name in names if name in value)
 
 
 def _counted(tests):

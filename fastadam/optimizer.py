@@ -30,7 +30,7 @@ from fastadam.params import (
 from fastadam.resumable import Resumable
 from fastadam.saved import Loading
 from fastadam.settings import recipes
-from fastadam.settings.checks import flag, nonnegative, suggestion
+from fastadam.settings.checks import flag, suggestion
 from fastadam.settings.groups import ParamGroup
 from fastadam.settings.options import OPTION_NAMES, Options, moment_dtypes
 from fastadam.sharding.agreement import agree, shared_failure
@@ -43,6 +43,7 @@ from fastadam.step.engine import Engine
 from fastadam.step.gradients import Collector
 from fastadam.step.rows import row_indices
 from fastadam.step.said import ADDED, LOADED, SAID_KEYS, said_of_parameters, said_of_values
+from fastadam.step.scale import scale_of
 
 
 class Optimizer(Resumable):
@@ -192,8 +193,8 @@ class Optimizer(Resumable):
         """The attributes with what has been added."""
         first, plan = len(self._groups), engine.plan
         for index, group in enumerate(groups, first):
-            group.changed = partial(_refresh, ref(engine), index)
-            group.lr_changed = partial(_set_lr, ref(engine), index)
+            group.changed = partial(_refresh, ref(self), plan.graphs, index)
+            group.lr_changed = partial(_set_lr, ref(self), plan.graphs, index)
         kept = bindings or [entry.watched or (entry.container, entry.key, entry.original) for entry in entries]
         added = {
             entry.name: parameter.view("p") if self._flat and not entry.alone else entry.array
@@ -357,7 +358,7 @@ class Optimizer(Resumable):
             self._settled()
             self._add([parse_group(param_group, "param_group['params']", unnamed)], required=False)
 
-    def step(self, grads: Any = None, *, grad_scale: float = 1.0) -> None:
+    def step(self, grads: Any = None, *, grad_scale: Any = 1.0) -> None:
         """Update parameters and moments in place.
 
         Args:
@@ -367,7 +368,9 @@ class Optimizer(Resumable):
                 flat array that is cut as `buffers.g` is; or None, for what has been written into `grads`. Gradients
                 are only read, with two exceptions: `zero_grad` zeroes them, and small ones may first be copied into
                 `opt.grads`.
-            grad_scale: Factor on the gradients, >= 0, in the same pass: the inverse of a loss scale, say.
+            grad_scale: Factor on the gradients, >= 0, in the same pass: the inverse of a loss scale, say. On a GPU it
+                may be an array of one float32 there, which is read by the device in each step, and in each replay of a
+                captured one; nobody checks it.
 
         Raises:
             TypeError, ValueError: a gradient is missing, unknown, no array, of another shape, dtype or device than its
@@ -386,8 +389,9 @@ class Optimizer(Resumable):
             try:
                 if engine.journal.begun is not None:
                     engine.journal.settle()
+                scale = None
                 if type(grad_scale) is not float or not 0.0 <= grad_scale < inf:
-                    grad_scale = nonnegative(grad_scale, "grad_scale")
+                    grad_scale, scale = scale_of(grad_scale, self._params)
                 for watch in self._watches:
                     watch.check()
                 rates = engine.rates()
@@ -395,6 +399,8 @@ class Optimizer(Resumable):
             except Exception:
                 with engine.told():  # not around all of it, which would take a small step 0.5 us
                     raise
+            if scale is not engine.scale:
+                engine.read_scale(scale)
             engine.take_step(gradients, rates, grad_scale)
 
     def catch_up(self, name: Hashable = None, indices: Any = None) -> None:
@@ -548,17 +554,37 @@ class Optimizer(Resumable):
         )
 
 
-def _refresh(engine, index):
-    """A group of an optimizer that is gone has nothing to tell it."""
-    held = engine()
-    if held is not None:
-        held.plan.refresh(index)
+def _refresh(optimizer, graphs, index):
+    plan = _plan_of(optimizer, graphs)
+    if plan is not None:
+        plan.refresh(index)
 
 
-def _set_lr(engine, index, lr):
-    held = engine()
-    if held is not None:
-        held.plan.set_lr(index, lr)
+def _set_lr(optimizer, graphs, index, lr):
+    plan = _plan_of(optimizer, graphs)
+    if plan is not None:
+        plan.set_lr(index, lr)
+
+
+def _plan_of(optimizer, graphs):
+    """The plan of the optimizer of a group; None if that is gone, and the group has nothing to tell it.
+
+    Raises:
+        RuntimeError: a step was captured in a CUDA graph, and what replays would write to is gone.
+        ValueError: a step was captured, and since then a parameter has been replaced.
+    """
+    held = optimizer()
+    if held is None:
+        if graphs.steps:
+            raise RuntimeError(
+                "the optimizer must live as long as a CUDA graph with its step is replayed, and it is gone: replays "
+                "would write into memory that was freed. Keep it beside the graph, and capture the step anew"
+            )
+        return None
+    if graphs.steps:
+        for watch in held._watches:
+            watch.check()
+    return held._engine.plan
 
 
 def _rows(parameter):

@@ -52,8 +52,8 @@ class Tables(Protocol):
     table: Array
     record: Array
 
-    def send(self) -> None:
-        """Take note that the addresses of a step have been written; raise if it is captured, and they are others."""
+    def send(self) -> bool:
+        """Take note that the addresses of a step are written; whether it is captured: raise if they are others."""
 
     def write(self, name: str, where: Any, values: Any) -> None:
         """Let `where` of a table be `values`, for the launches that follow."""
@@ -84,6 +84,20 @@ class Pass(NamedTuple):
     dtype: np.dtype
     clocks: np.ndarray
     blocks: np.ndarray
+
+
+class Each(NamedTuple):
+    """That the gradients of each parameter are clipped by their own norm.
+
+    Attributes:
+        ends: int64 (k,): the sums of blocks of one end where those of the next begin.
+        clocks: int64 (k,): the clock of each, which no other parameter has.
+        max_grad_norm: The limit of each norm.
+    """
+
+    ends: np.ndarray
+    clocks: np.ndarray
+    max_grad_norm: float
 
 
 class Launch(Protocol):
@@ -147,21 +161,18 @@ class Backend(Protocol):
         propagate: float,
         tables: Tables,
         squares: Sequence[Any] = (),
+        each: Any = None,
     ) -> None:
         """Add up `sums`, in place, and write what follows from the norm into `tables.record`.
 
-        `squares` are the functions that write the sums and have not been called yet. A backend may do all of it in the
-        launch of the step that follows, unless the record is read before.
+        `squares` are the functions that write the sums and have not been called yet. With `each`, which the function of
+        that name has made, the hyperparameters of each clock get a factor beside, `texts.clip.clip_each`, and
+        `grad_scale` stays the factor on all. A backend may do all of it in the launch of the step that follows, unless
+        the record is read before.
         """
 
-    @property
-    def clip_each(self) -> Callable[[Array, np.ndarray, np.ndarray, float, float, Tables], None] | None:
-        """What clips the gradients of each parameter by their own norm; None where the backend cannot.
-
-        `clip_each(sums, ends, clocks, grad_scale, max_grad_norm, tables)` writes a factor into the hyperparameters of
-        each of `clocks`, int64 (k,). The sums of blocks of one end where those of the next begin, at `ends`, int64
-        (k,); they stay as they are. `texts.clip` has the factor.
-        """
+    def each(self, ends: np.ndarray, clocks: np.ndarray, max_grad_norm: float, tables: Tables) -> Any:
+        """What `clip` is to know to clip the gradients of each parameter by their own norm: see `Each`."""
 
     def catch_up(
         self, addresses: np.ndarray, dtype: np.dtype, blocks: np.ndarray, table: Array, starts: Array

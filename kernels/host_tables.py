@@ -29,8 +29,9 @@ class HostTables:
             np.zeros(4),
         )
 
-    def send(self) -> None:
-        """Nothing: launches read `addresses` where it is."""
+    def send(self) -> bool:
+        """Nothing: launches read `addresses` where it is, and none is captured."""
+        return False
 
     def write(self, name: str, where: Any, values: Any) -> None:
         """Let `where` of a table be `values`."""

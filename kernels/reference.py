@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.kernels import GRAD_SCALE, GRADIENT, NORM, SCALARS, SKIPPED, TAKEN, norm, stored
+from fastadam.kernels import GRAD_SCALE, GRADIENT, NORM, SCALARS, SKIPPED, TAKEN, Each, norm, stored
 from fastadam.kernels.host_tables import HostTables
 from fastadam.kernels.steps import Steps
 from fastadam.kernels.subnormals import flushed
@@ -67,16 +67,25 @@ def squares(dtype, format, blocks, tables, sums):
     return launch
 
 
-def clip(sums, grad_scale, max_grad_norm, largest, propagate, tables, squares=()):
+def clip(sums, grad_scale, max_grad_norm, largest, propagate, tables, squares=(), each=None):
     """Call `squares`, add up `sums`, and write what follows from the norm into `tables.record`."""
     for write in squares:
         write()
-    record = tables.record
+    if each is not None:
+        clip_each(sums, each.ends, each.clocks, grad_scale, each.max_grad_norm, tables)
+    record, given = tables.record, grad_scale
     with flushed(), np.errstate(all="ignore"):
         squared_norm = np.float64(norm.combine(sums))
         grad_scale, taken, length = clip_text(grad_scale, squared_norm, max_grad_norm, largest, propagate)
-    record[GRAD_SCALE], record[TAKEN], record[NORM] = grad_scale, taken, length
+    # What is not finite in the gradient of one parameter is no factor on those of others.
+    record[GRAD_SCALE] = grad_scale if each is None else given
+    record[TAKEN], record[NORM] = taken, length
     record[SKIPPED] += 1.0 - taken
+
+
+def each(ends, clocks, max_grad_norm, tables):
+    """What `clip` is to know to clip the gradients of each parameter by their own norm."""
+    return Each(ends, clocks, max_grad_norm)
 
 
 def clip_each(sums, ends, clocks, grad_scale, max_grad_norm, tables):

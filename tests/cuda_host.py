@@ -55,6 +55,9 @@ double __longlong_as_double(long long) { abort(); }
 unsigned __popc(unsigned) { abort(); }
 unsigned __popcll(unsigned long long) { abort(); }
 
+static unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
+  return low >> shift | high << (32 - shift);
+}
 template <class V> V __ldg(const V* place) { return *place; }
 template <class V> V __ldcg(const V* place) { return *place; }
 static unsigned atomicInc(unsigned* counter, unsigned largest) {
@@ -73,14 +76,20 @@ static unsigned lanes[THREADS], shuffles[THREADS], arrived, alive, barriers;
 static void (*kernel_of_block)();
 
 static void wait() { swapcontext(&fibers[threadIdx.x], &scheduler); }
-static unsigned __shfl_xor_sync(unsigned, unsigned value, int distance) {
-  unsigned mine = threadIdx.x, other = mine ^ distance;
+static unsigned shuffled(unsigned value, unsigned other) {
+  unsigned mine = threadIdx.x;
   lanes[mine] = value; ++shuffles[mine];
   wait();
   if (ended[other] || shuffles[other] != shuffles[mine]) failure = "a warp shuffles without all of its lanes";
   unsigned result = lanes[other];
   wait();
   return result;
+}
+static unsigned __shfl_xor_sync(unsigned, unsigned value, int distance) {
+  return shuffled(value, threadIdx.x ^ distance);
+}
+static unsigned __shfl_sync(unsigned, unsigned value, int lane) {
+  return shuffled(value, threadIdx.x / 32 * 32 + lane);
 }
 static void __syncthreads() {
   unsigned mine = barriers;
@@ -200,7 +209,7 @@ def compile_on_host(source, kernels, folder, dtype=np.float32):
     launches = []
     for index, kernel in enumerate(kernels):
         passed = ", ".join(_passed(kernel, number, dtype) for number in range(len(parameters(kernel))))
-        together = "warp_maximum" in kernel.operation or "__syncthreads" in kernel.operation
+        together = any(name in kernel.operation for name in ("warp_maximum", "of_lane", "__syncthreads"))
         names = {"index": index, "kernel": kernel.name, "arguments": passed, "together": str(together).lower()}
         names["flushed"] = str("double" not in kernel.name and "typedef double" not in kernel.operation).lower()
         launches.append(_LAUNCH.format(**names))

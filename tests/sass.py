@@ -14,6 +14,8 @@ from cupy_backends.cuda.libs import nvrtc
 _LABEL = re.compile(r"^\s*(\.L_x_\d+|\$\S+):")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+)?\s*([A-Z][A-Z0-9_.]*)([^;]*);")
 
+_COMPARISON = r"(U?ISETP|U?SEL|V?IMNMX3?|U?P?LOP3|MOV|BSSY|BSYNC)(\.|$)|IMAD\.MOV"
+
 
 def _is_call(operation):
     return operation.startswith("CALL")
@@ -63,9 +65,14 @@ class Code(NamedTuple):
         return self.labels[found.group(1)] if found and operation in ("BRA", "BRA.U") else None
 
     def _is_aside(self, start, stop):
-        """Whether these instructions are a call, or accesses one by one: those of four elements are fewer."""
+        """Whether these are a call, or accesses one by one: those of four elements are fewer; or comparisons alone.
+
+        The last are those that find the largest of less than four elements.
+        """
         operations = [each.operation for each in self.instructions[start:stop]]
         accesses = sum(operation.startswith(("LDG", "STG")) for operation in operations)
+        if operations and all(re.match(_COMPARISON, operation) for operation in operations):
+            return True
         return accesses >= 8 or (any(map(_is_call, operations)) and len(operations) < 12)
 
 

@@ -218,5 +218,6 @@ def test_info_says_what_would_be_launched_on_the_devices_that_there_are(monkeypa
     )
     assert "a step is one launch of 128 threads" in found
     assert "128 threads for each 2,048 elements" in found
+    assert "with a limit of a norm, `nonfinite` or a `grad_scale` on the device, and in a CUDA graph, one more" in found
     monkeypatch.setattr(machine, "no_cuda", lambda: "CuPy does not work")
     assert machine.gpu() == "none: CuPy does not work"

@@ -1,7 +1,6 @@
 """`max_grad_norm_per_param`: the gradient of each parameter is clipped by its own norm, and nothing else changes."""
 
 import math
-from types import SimpleNamespace
 
 import numba
 import numpy as np
@@ -13,8 +12,6 @@ import fastadam
 from fastadam import SparseRows
 from fastadam.kernels import cpu, norm, reference
 from fastadam.kernels.texts.member import CLIP
-from fastadam.settings.options import Options
-from fastadam.step.engine import Engine
 
 SHAPES = {"w": (3, 5), "b": (), "none": (0, 4), "large": (2, LARGE), "k": 8193}
 MOST = 0.75
@@ -160,9 +157,3 @@ def test_a_checkpoint_says_what_it_was_and_goes_on(tmp_path):
     for opt in opts[:2]:
         opt.step(grads[1])
     assert memory(opts[0]) == memory(opts[1])
-
-
-def test_cuda_is_refused_by_name():
-    backend = SimpleNamespace(tables=cpu.tables, clip_each=None)
-    with pytest.raises(ValueError, match=r"`max_grad_norm_per_param` must be None for arrays in CUDA memory, got 0\.5"):
-        Engine(Options("adam", max_grad_norm_per_param=0.5), backend, np.zeros(0))

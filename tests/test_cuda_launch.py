@@ -16,9 +16,11 @@ from cuda_host import HAS_COMPILER, OnHost, Stream, cuda_on_host, cuda_tables_li
 
 from fastadam.kernels import GRAD_SCALE, GRADIENT, SKIPPED, TAKEN, Pass, cuda, norm, reference
 from fastadam.kernels.blocks import BLOCK, cut
+from fastadam.kernels.cuda import norm as cuda_norm
 from fastadam.kernels.cuda import step as cuda_step
 from fastadam.kernels.cuda.source import THREADS, kernel_of
 from fastadam.kernels.texts.clip import clip
+from fastadam.kernels.texts.member import CLIP
 
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="needs g++")
 
@@ -222,6 +224,36 @@ def test_norm_does_not_depend_on_which_cuda_block_is_the_last(sizes, order):
     assert record[SKIPPED] == 2.0
 
 
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Let the reduction be one of blocks of 256 elements, so that few sums have several levels."""
+    for module, name, value in ((norm, "BLOCK", 256), (norm, "LINES", 2), (cuda_norm, "BLOCK", 256)):
+        monkeypatch.setattr(module, name, value)
+    cuda_norm.settle_kernel.cache_clear()
+    yield
+    cuda_norm.settle_kernel.cache_clear()
+
+
+@pytest.mark.parametrize("order", ["forward", "shuffled"])
+@pytest.mark.parametrize("counts", [[1], [64, 1, 257, 2], [1] * 300], ids=len)
+@pytest.mark.usefixtures("small_blocks")
+def test_factor_of_each_parameter_does_not_depend_on_which_cuda_block_is_the_last(counts, order):
+    rng = np.random.default_rng(0)
+    sums, ends = rng.standard_normal(sum(counts)) ** 2, np.cumsum(counts)
+    clocks = rng.permutation(len(counts))
+    host = reference.tables(1, len(counts))
+    reference.clip(sums.copy(), 0.25, np.inf, 1e30, 0.0, host, each=reference.each(ends, clocks, 0.1, host))
+    with cuda_on_host(order=None if order == "forward" else rng.shuffle):
+        tables = cuda.tables(1, len(counts), on_host(np.zeros(0)))
+        each = cuda.each(ends, clocks, 0.1, tables)
+        for _ in range(2):
+            cuda.clip(on_host(sums.copy()), 0.25, np.inf, 1e30, 0.0, tables, each=each)
+            np.testing.assert_array_equal(tables.record, host.record)
+        np.testing.assert_array_equal(tables.device_hyper.reshape(len(counts), -1)[:, CLIP], host.hyper[:, CLIP])
+        assert not tables.counters(1).any()
+    assert len(set(host.hyper[:, CLIP])) > 1 or counts == [1]
+
+
 # --- the addresses
 
 
@@ -273,16 +305,16 @@ def test_rows_and_hyperparameters_of_clocks_in_use_are_sent():
         tables.to_device()
         np.testing.assert_array_equal(tables.carried[:, 0], [10, 11, 12, 12, 0])
         np.testing.assert_array_equal(tables.table[:, 5], [0, 1, 2, 3, 0])
-        asked = tables.asked.reshape(6, 24)
-        np.testing.assert_array_equal(asked[:, 1], [0, 1, 2, 3, 3, 0])
-        assert asked[0, 0] == 0.25
+        np.testing.assert_array_equal(tables.device_hyper.reshape(5, 24)[:, 1], [1, 2, 3, 3, 0])
+        assert tables.asked[0] == 0.25
         # Then the device has them.
         tables.write("carried", (1, slice(1)), np.array([7.0]))
         tables.write("hyper", (1, 0), 3.5)
         tables.copy_clock(1, 4)
         tables.push()
         np.testing.assert_array_equal(tables.carried[:, 0], [10, 7, 12, 12, 7])
-        assert tables.asked.reshape(6, 24)[2, 0] == tables.asked.reshape(6, 24)[5, 0] == 3.5
+        hyper = tables.device_hyper.reshape(5, 24)
+        assert hyper[1, 0] == hyper[4, 0] == 3.5
         larger = cuda.tables(6, 6, on_host(np.zeros(0)))
         larger.take_over(tables)
         np.testing.assert_array_equal(larger.carried[:, 0], [10, 7, 12, 12, 7, 0])
@@ -323,7 +355,7 @@ def test_numbers_that_are_not_on_the_device_are_not_captured_and_those_of_a_grap
         del stream.log[:]
         tables.write("hyper", (0, 0), 2.0)
         assert stream.log == ["copy"]
-        assert tables.asked[24] == 2.0
+        assert tables.device_hyper[0] == 2.0
 
 
 def test_tables_without_parameters_are_sent():

@@ -20,11 +20,11 @@ import cuda_program  # noqa: E402
 from cuda_program import kernels_of  # noqa: E402
 
 from fastadam.kernels.cuda.launch import rounding_kernel  # noqa: E402
-from fastadam.kernels.cuda.norm import Folded, Kind, settle_kernel, squares_kernel  # noqa: E402
+from fastadam.kernels.cuda.norm import Folded, Kind, fold_kernel, settle_kernel, squares_kernel  # noqa: E402
 from fastadam.kernels.cuda.rows import catch_up_kernel  # noqa: E402
 from fastadam.kernels.cuda.step import step_kernel  # noqa: E402
 from fastadam.kernels.texts.catch_up import CATCH_UP  # noqa: E402
-from fastadam.kernels.texts.clip import CLIP  # noqa: E402
+from fastadam.kernels.texts.clip import CLIP, CLIP_EACH  # noqa: E402
 from fastadam.kernels.texts.formats import FORMATS  # noqa: E402
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
@@ -151,11 +151,10 @@ def test_adam_has_no_more_than_its_seven_wide_accesses():
 
 
 REGISTERS = {
-    48: ("adam", "adam_l2", "adamw", "lion"),
-    64: ("moments_bfloat16", "all_dithered", "codes", "nadam"),
-    # 64 on sm_80 and sm_90, 80 on sm_120.
-    80: ("dithered_codes",),
-    104: ("everything", "everything_codes", "ademamix_codes"),
+    48: ("adam", "adam_l2", "adamw", "lion", "moments_bfloat16"),
+    64: ("moments_dithered", "all_dithered", "codes", "dithered_codes", "nadam"),
+    80: ("everything", "everything_codes"),
+    104: ("ademamix_codes",),
 }
 
 
@@ -176,6 +175,13 @@ def fold_of(name, dtype):
     return settle_kernel(None, (Folded(MEMBERS[name], np.dtype(dtype)),))
 
 
+def test_fold_by_the_record_is_the_same_text():
+    folded = Folded(MEMBERS["adam"], np.dtype("f4"))
+    assert cuda_statements(fold_kernel((folded,)), folded.update.fold) == trees(folded.update.fold)
+    kernel = fold_kernel((folded,))
+    assert findings(entry(ptx(cuda_program.source(kernel)), kernel), MEMBERS["adam"], np.float64) == []
+
+
 @pytest.mark.parametrize(("name", "dtype"), NAMES_AND_DTYPES)
 def test_fold_has_ieee_arithmetic_without_fused_multiply_adds(name, dtype):
     text = entry(program(name, dtype), fold_of(name, dtype))
@@ -192,7 +198,7 @@ def test_kernels_of_the_norm_and_of_rows_compile_without_fused_multiply_adds():
     squares = [squares_kernel(kind) for kind in kinds]
     rows = [catch_up_kernel(np.dtype(dtype)) for dtype in ("f4", "f8")]
     roundings = [rounding_kernel(format) for format in ("bfloat16", "float16")]
-    settle = [settle_kernel(kind, ()) for kind in (None, *kinds)]
+    settle = [settle_kernel(kind, (), each=each) for kind in (None, *kinds) for each in (False, True)]
     text = ptx(cuda_program.source(*squares, *rows, *roundings, *settle))
     ignored = {"no IEEE square root", "no IEEE division", "float64 arithmetic in a float32 kernel"}
     for kernel in (*squares, *roundings):
@@ -230,7 +236,7 @@ def changed(*replacements):
 
 
 def test_ptx_check_notices_an_update_that_works_on_memory():
-    text = changed(("T p = p_four.of[j];", "T &p = p_at[place + j];"))
+    text = changed(("T p = p_four.get(j);", "T &p = p_at[place + j];"))
     assert accesses(text, "st") != expected_accesses(MEMBERS["adam"], MEMBERS["adam"].written, np.float32)
 
 
@@ -268,6 +274,7 @@ def test_cuda_text_is_the_update_text(name, dtype):
 
 def test_clip_and_catch_up_are_their_texts():
     assert cuda_statements(settle_kernel(None, ()), CLIP) == trees(CLIP)
+    assert cuda_statements(settle_kernel(None, (), each=True), CLIP_EACH) == trees(CLIP_EACH)
     assert cuda_statements(catch_up_kernel(np.dtype("f4")), CATCH_UP.text) == trees(CATCH_UP.text)
 
 

@@ -85,20 +85,75 @@ def test_no_step_waits_for_the_device():
     assert names[-2:] == ["fastadam_settle_adam", "fastadam_adam_step_guarded"]
 
 
+def capture(opt, stream):
+    """A step that is captured, as a function that replays it; a real stream would not run it as it is captured."""
+    before, stream.capturing = len(stream.waiting), True
+    opt.step()
+    stream.capturing = False
+    graph = stream.waiting[before:]
+    return lambda: [act() for act in graph]
+
+
+@pytest.mark.parametrize("overflow", [None, 0.0])
+def test_replays_take_the_scale_and_the_settings_that_are_written_between_them(overflow):
+    stream, (captured, plain) = Stream(), (tensors(), tensors())
+    options, settings = (
+        {"weight_decay": 0.1, "max_grad_norm": 1.0},
+        {"lr": 0.5, "betas": (0.5, 0.8), "weight_decay": 0.3},
+    )
+
+    def steps(opt, capturing):
+        opt.grad_scale = torch.tensor(8.0)
+        if overflow is not None:
+            opt.found_inf = torch.tensor(overflow)
+        opt.step()
+        again = capture(opt, stream) if capturing else opt.step() or opt.step
+        for scale, changed in ((4.0, {}), (2.0, settings)):
+            opt.grad_scale.fill_(scale)
+            opt.param_groups[0].update(changed)
+            opt.send_settings()
+            again()
+
+    with tensors_on_device(stream):
+        steps(fastadam.torch.AdamW(captured, **options), capturing=True)
+    steps(fastadam.torch.AdamW(plain, **options), capturing=False)
+    for p, other in zip(captured, plain, strict=True):
+        np.testing.assert_array_equal(p.numpy(), other.numpy())
+
+
+def test_settings_are_not_sent_to_replays_of_what_is_gone():
+    stream, params = Stream(), tensors()
+    with tensors_on_device(stream):
+        opt = fastadam.torch.AdamW(params)
+        with pytest.raises(RuntimeError, match="a step must have been taken before `send_settings`"):
+            opt.send_settings()
+        opt.step()
+        capture(opt, stream)
+        opt.param_groups[0]["lr"] = 0.5
+        del stream.log[:]
+        opt.send_settings()
+        assert stream.log == ["copy"]
+        kept = params[0].data
+        for change in (lambda: setattr(params[0], "data", kept.clone()), lambda: opt.param_groups[0]["params"].pop()):
+            change()
+            opt.param_groups[0]["lr"] = 0.25
+            with pytest.raises(RuntimeError, match="parameters, their states and groups must be those"):
+                opt.send_settings()
+            params[0].data = kept
+        assert stream.log == ["copy"]
+        # What the graph writes to lives on.
+        opt.step()
+        assert [len(share._params) for share in opt._stepper._of_graphs] == [2]
+
+
 def test_a_captured_step_counts_what_is_replayed():
     stream, (captured, plain) = Stream(), (tensors(), tensors())
     with tensors_on_device(stream):
         opt = fastadam.torch.AdamW(captured, capturable=True)
         opt.step()
-        before = len(stream.waiting)
-        stream.capturing = True
-        opt.step()
-        stream.capturing = False
-        graph = stream.waiting[before:]
+        replay = capture(opt, stream)
         for _ in range(3):
-            for act in graph:
-                act()
-        # One of these ran as it was captured, which a real stream would not do.
+            replay()
         assert {float(entry["step"]) for entry in opt.state_dict()["state"].values()} == {5.0}
     expected = fastadam.torch.AdamW(plain)
     for _ in range(5):

@@ -47,16 +47,16 @@ def test_gradients_on_a_side_stream_of_torch():
 class Captured:
     """A step of `optimizer`, with what is written into its `grads`, as a CUDA graph."""
 
-    def __init__(self, optimizer, grads):
+    def __init__(self, optimizer, grads, **how):
         self.optimizer, self.stream = optimizer, cupy.cuda.Stream(non_blocking=True)
         cupy.cuda.Device().synchronize()
         with self.stream:
             self.write(grads)
             # The first step compiles, and uploads where everything lies.
-            optimizer.step()
+            optimizer.step(**how)
             # A capture fails on any synchronisation and on work for another stream.
             self.stream.begin_capture()
-            optimizer.step()
+            optimizer.step(**how)
             self.graph = self.stream.end_capture()
         self.stream.synchronize()
 
@@ -157,6 +157,28 @@ def test_rates_change_between_replays_and_states_count_them():
     again = fastadam.Adam(draw(0))
     again.load_state_dict(on_gpu.state_dict())
     assert {entry["step"] for entry in again.state_dict()["state"].values()} == {4}
+
+
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm_per_param": 0.5}], ids=["plain", "each clipped"])
+def test_replays_keep_their_gradients_and_read_their_scale(options):
+    params, on_device = draw(0), draw(0, cupy)
+    on_cpu, on_gpu = (fastadam.Adam(each, **options) for each in (params, on_device))
+    scale = cupy.full(1, 0.5, "f4")
+    captured = Captured(on_gpu, draw(1), grad_scale=scale)
+    on_cpu.step(draw(1), grad_scale=0.5)
+    # A step between replays, whose gradients are gone after it, and one of which is none.
+    with captured.stream:
+        on_gpu.step({name: None if name == "b" else grad * 3 for name, grad in draw(2, cupy).items()}, grad_scale=2.0)
+    # The graph steps the clocks as they were when it was captured: a parameter that was left out has one of its own.
+    for seed, factor in ((3, 0.25), (4, 8.0)):
+        with captured.stream:
+            scale.fill(factor)
+        captured.step(draw(seed))
+    captured.stream.synchronize()
+    # What the others become depends on their clocks; that one has gone on as if nothing had been between.
+    for seed, factor in ((3, 0.25), (4, 8.0)):
+        on_cpu.step(draw(seed), grad_scale=factor)
+    np.testing.assert_array_equal(cupy.asnumpy(on_device["b"]), params["b"])
 
 
 def test_a_captured_step_writes_to_no_memory_but_its_own():

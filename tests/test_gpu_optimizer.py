@@ -198,6 +198,7 @@ def test_arrays_on_the_cpu_and_on_the_gpu_do_not_mix():
 
 OPTIONS = {
     "clipped": {"max_grad_norm": 1.0},
+    "each clipped": {"max_grad_norm_per_param": 0.5},
     "clipped by value": {"clip_value": 0.1},
     "skipping": {"nonfinite": "skip"},
     "copy": {"copy_dtype": "float16", "ema_decay": 0.9, "amsgrad": True},

@@ -62,6 +62,9 @@ def test_what_went_wrong_is_shown():
                 "raise": {"says": "must not: because"},
             },
             "memory": {"plain": 512, "clipped": error},
+            "smallest": {"float32": {"equal": False, "unequal": {"m": 3}}},
+            "kernels": {"float32": {"registers": 43, "local bytes": 0, "occupancy": 0.6875}, "8-bit m, v": error},
+            "ncu": {"formats": {"not run": "ncu is not installed"}},
         }
     )
     results = dict(rows(found["checks"]))
@@ -72,6 +75,10 @@ def test_what_went_wrong_is_shown():
     assert results["captured by `torch.cuda.graph`: raise"] == "refused: “must not”"
     assert results["device memory that 6 steps allocate: plain"] == "512 bytes"
     assert results["device memory that 6 steps allocate: clipped"] == "an error"
+    assert results["numbers at and below the smallest normal one, float32"] == "NOT EQUAL"
+    assert results["kernel of the step, float32"] == "registers 43, local bytes 0, occupancy 0.6875"
+    assert results["kernel of the step, 8-bit m, v"] == "an error"
+    assert results["an element by ncu, all"] == "ncu is not installed"
     assert rows(found["flat"]) == [["copy", "8", "1.00", "-", "-"]]
     assert rows(found["host"]) == []
 

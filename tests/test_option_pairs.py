@@ -290,7 +290,7 @@ def all_cases():
 @pytest.fixture
 def on_numpy(monkeypatch):
     """Optimizers run the NumPy reference."""
-    names = ("tables", "address", "is_captured", "launcher", "squares", "clip", "clip_each", "catch_up", "copy_out")
+    names = ("tables", "address", "is_captured", "launcher", "squares", "clip", "each", "catch_up", "copy_out")
     backend = SimpleNamespace(DIRECT_FROM=cpu.DIRECT_FROM, **{name: getattr(reference, name) for name in names})
     monkeypatch.setattr("fastadam.optimizer.backend_of", lambda *_: backend)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 PARTS = {
     "machine": 20,
     "tests": 120,
+    "smallest": 20,
     "flat": 60,
     "counts": 60,
     "host": 60,
@@ -28,6 +29,8 @@ PARTS = {
     "adapter": 20,
     "streams": 20,
     "memory": 20,
+    "kernels": 20,
+    "ncu": 60,
     "sanitizer": 60,
 }
 # Seconds without which a part is not begun: the imports take as long.
@@ -106,12 +109,13 @@ def _ended(command, folder, environment, seconds):
 
 def run_part(part: str, save: Path, *, dry: bool) -> None:
     """Run one part in this process."""
-    from fastadam.bench.gpu import checks, graphs, speed
+    from fastadam.bench.gpu import checks, graphs, profile, smallest, speed
     from fastadam.bench.gpu.results import Results
     from fastadam.bench.gpu.rig import Rig
 
     functions = [checks.machine, checks.tests, speed.flat, speed.counts, speed.host]
     functions += [graphs.graphs, graphs.adapter, graphs.streams, graphs.memory, checks.sanitizer]
+    functions += [smallest.smallest, profile.kernels, profile.ncu]
     run = {function.__name__: function for function in functions}[part]
     run(Rig(dry), Results(save / "gpu.json", part))
 

@@ -13,6 +13,7 @@ CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "clipped": CLIPPED,
     "skipping": SKIPPING,
+    "each clipped": {"max_grad_norm_per_param": 1.0},
     "8-bit": {"moment_dtype": "float8"},
     "flat=True": {"flat": True},
 }

@@ -31,9 +31,11 @@ class Engine:
         reduction: The norm of the gradients, where an option needs it.
         exchange: What ranks send one another; None in one process.
         journal: What is under way.
+        scale: A factor on the gradients that a GPU reads in each step, and in each replay; None if there is none.
     """
 
     exchange: Exchange | None = None
+    scale: Any = None
 
     def __init__(self, options: Options, backend: Backend, device_of: Any, *, host_counts: bool = False):
         """Make one without parameters; `host_counts` says that the front end must know which steps were taken."""
@@ -86,6 +88,12 @@ class Engine:
     def restore(self, snapshot: Any) -> None:
         """Let all be as it was."""
         vars(self.plan).update(snapshot)
+
+    def read_scale(self, scale: Any) -> None:
+        """Let a GPU read a factor on the gradients from `scale` in the steps that follow, float32 of one element."""
+        held = () if scale is None else (scale,)
+        self.plan.ask(*map(self.plan.backend.address, held), held=held)
+        self.scale = scale
 
     def rates(self) -> list[tuple[int, float]]:
         """The learning rates of the next step, (group, rate), of groups that have a schedule.

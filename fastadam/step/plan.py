@@ -64,6 +64,13 @@ class Prepared(NamedTuple):
     present: np.ndarray
 
 
+@dataclass(eq=False)
+class Graphs:
+    """CUDA graphs with steps of an optimizer."""
+
+    steps: int = 0
+
+
 class Plan:
     """The groups of an optimizer, what each carries from step to step, and the launches of a step.
 
@@ -82,6 +89,7 @@ class Plan:
         scheduled: Positions of the groups whose learning rate is a schedule.
         on_split: Called with the plan, the rows of a clock and of one that is to begin as its copy, and the parameters
             that are to get it.
+        graphs: How many steps have become part of CUDA graphs; it does not hold the plan.
     """
 
     def __init__(self, options: Options, backend: Backend, device_of: Any, *, guarded: bool):
@@ -102,6 +110,10 @@ class Plan:
         self._prepared: dict[tuple[bool, bytes], Prepared] = {}
         self._column: tuple[np.ndarray | None, Prepared | None] = (None, None)
         self._grad_scale = 0.0
+        self.graphs = Graphs()
+        # What replays read, which a graph does not hold, and what is asked of the device is read from.
+        self._of_graphs: list[Any] = []
+        self._asked: Sequence[Any] = ()
 
     # --- groups and their settings
 
@@ -293,16 +305,17 @@ class Plan:
             self.tables.write("record", GRAD_SCALE, grad_scale)
             self._grad_scale = grad_scale
 
-    def ask(self, divisor_at: int, found_inf_at: int) -> None:
-        """Let a GPU decide about the next steps: by the addresses of a divisor of the gradients, and of a number.
+    def ask(self, factor_at: int = 0, divisor_at: int = 0, found_inf_at: int = 0, *, held: Sequence[Any] = ()) -> None:
+        """Let a GPU decide about the next steps, by float32 numbers at these addresses, in memory of what is `held`.
 
-        If the number is not 0, a step is not taken. Both are float32; 0 is no address.
+        They are a factor and a divisor of the gradients, and what is not 0 if a step is not taken; 0 is no address.
         """
+        self._asked = held
         guarded = self._always_guarded or found_inf_at != 0
         if guarded != self._guarded:
             self._guarded = guarded
             self.forget_launches()
-        self.tables.ask(divisor_at=divisor_at, found_inf_at=found_inf_at)
+        self.tables.ask(factor_at, divisor_at, found_inf_at)
 
     def zero(self, array: Any) -> None:
         """Fill a gradient with zeros, on its device."""
@@ -328,7 +341,9 @@ class Plan:
             self.tables.addresses[:, GRADIENT] = gradients.addresses
             prepared = self._prepare(gradients)
             self._column = (None, None) if gradients.rows else (gradients.addresses, prepared)
-        self.tables.send()
+        if self.tables.send():
+            self.graphs.steps += 1
+            self._of_graphs.append((prepared, gradients, self._asked))
         return prepared
 
     def _prepare(self, gradients):

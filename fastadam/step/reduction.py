@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.kernels import GRAD_SCALE, NORM, PARAMETER, SKIPPED, TAKEN
+from fastadam.kernels import NORM, PARAMETER, SKIPPED, TAKEN
 from fastadam.kernels.blocks import cut
 from fastadam.memory.arrays import as_array, on_host, widened, zeros
 from fastadam.settings.options import Options
@@ -22,11 +22,6 @@ class Reduction:
         self._plan, self._device_of, self._exchange = plan, device_of, exchange
         self._max_grad_norm = options.max_grad_norm or float("inf")
         self._max_of_each = options.max_grad_norm_per_param
-        if self._max_of_each is not None and plan.backend.clip_each is None:
-            raise ValueError(
-                f"`max_grad_norm_per_param` must be None for arrays in CUDA memory, got {self._max_of_each}: gradients "
-                "are clipped there by the norm of all, `max_grad_norm`, or by `clip_value`"
-            )
         self._propagate = float(options.nonfinite == "propagate")
         self._clips_values = options.clip_value is not None
         # What whole gradients were cut into last, with the bytes of their pieces, and memory for the sums of any step.
@@ -43,33 +38,29 @@ class Reduction:
             partials = None if self._exchange is None else self._exchange.order(prepared.present)
             memory = self._sums if partials is None else partials.own
             blocks = self._blocks(prepared)
-            own = self._of_each(prepared, blocks, partials)
-            prepared.sums.extend([*self._launches(blocks, memory), self._largest(), partials, *own])
-        sums, launches, largest, partials, ends, clocks = prepared.sums
-        if partials is not None or self._max_of_each is not None:
+            each = self._each(prepared, blocks, partials)
+            prepared.sums.extend([*self._launches(blocks, memory), self._largest(), partials, each])
+        sums, launches, largest, partials, each = prepared.sums
+        if partials is not None:
             for launch in launches:
                 launch()
-            launches = []
-        if partials is not None:
-            sums = partials.gathered()
+            sums, launches = partials.gathered(), []
         tables = self._plan.tables
         if self._on_host:
             tables.record[SKIPPED] = self._skipped  # the step before may have been interrupted
-        if self._max_of_each is not None:
-            assert self._plan.backend.clip_each is not None
-            self._plan.backend.clip_each(sums, ends, clocks, grad_scale, self._max_of_each, tables)
-        self._plan.backend.clip(sums, grad_scale, self._max_grad_norm, largest, self._propagate, tables, launches)
-        if self._max_of_each is not None:
-            # What is not finite in the gradient of one parameter is no factor on those of others.
-            tables.record[GRAD_SCALE] = grad_scale
+        limits = self._max_grad_norm, largest, self._propagate
+        self._plan.backend.clip(sums, grad_scale, *limits, tables, launches, each)
 
-    def _of_each(self, prepared, blocks, partials):
-        """Where the sums of each parameter that has some end, and its clock."""
+    def _each(self, prepared, blocks, partials):
+        """What is known of each parameter that has sums, if each is clipped by its own norm."""
+        if self._max_of_each is None:
+            return None
         members, counts = np.unique(blocks[:, PARAMETER], return_counts=True)
         if partials is not None:  # of all ranks
             having = partials.counts > 0
             members, counts = np.flatnonzero(prepared.present)[having], partials.counts[having]
-        return np.cumsum(counts), self._plan.clock_of[members]
+        clocks, plan = self._plan.clock_of[members], self._plan
+        return plan.backend.each(np.cumsum(counts), clocks, self._max_of_each, plan.tables)
 
     def _largest(self):
         """What the squared norm must stay below: squares that overflow are not finite, unless each is clipped."""

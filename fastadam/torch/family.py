@@ -50,7 +50,7 @@ class Adam(Fused, torch.optim.Adam):
 
             * `max_grad_norm`: clip the gradients of all groups to this norm, > 0, as `clip_grad_norm_` does, but
               without writing to them; `grad_norm` has the norm.
-            * `max_grad_norm_per_param`: clip the gradient of each parameter to this norm, > 0; on the CPU.
+            * `max_grad_norm_per_param`: clip the gradient of each parameter to this norm, > 0.
             * `nonfinite`: "propagate" a gradient that is not finite, "skip" the step (`skipped_steps` counts) or
               "raise" FloatingPointError.
             * `max_skipped_steps`: with `nonfinite="skip"`, so many steps in a row are skipped, and the next of them

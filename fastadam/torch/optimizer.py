@@ -55,7 +55,8 @@ class Fused(torch.optim.Optimizer):
         if stepper is None:
             stepper = own.setdefault("_stepper", Stepper(self._options, self.param_groups[0]))
         scale, overflow = own.get("grad_scale"), own.get("found_inf")
-        if overflow is not None and is_on_device(overflow) and not self._waits:
+        told = scale if overflow is None else overflow
+        if isinstance(told, torch.Tensor) and is_on_device(told) and not self._waits:
             # Nothing waits for the device, which reads both.
             stepper.step(self.param_groups, self.state, 1.0, scale, overflow)
         elif overflow is not None and float(overflow):
@@ -63,6 +64,20 @@ class Fused(torch.optim.Optimizer):
         else:
             stepper.step(self.param_groups, self.state, 1.0 if scale is None else 1.0 / float(scale))
         return loss
+
+    def send_settings(self) -> None:
+        """Let replays of a captured step go on with the numbers that `param_groups` has now, on the current stream.
+
+        A step sends them by itself. Call this between replays, after a scheduler, or `param_groups[0]["lr"] = x`.
+
+        Raises:
+            RuntimeError: no step has been taken; or parameters, their states or the groups are no longer those that
+                were stepped last, so that a replay would not step them. Nothing has been written then.
+        """
+        stepper = self.__dict__.get("_stepper")
+        if stepper is None:
+            raise RuntimeError("a step must have been taken before `send_settings`")
+        stepper.send_settings(self.param_groups, self.state)
 
     def state_dict(self) -> dict[str, Any]:
         """The state as torch has it. Where a GPU decides about steps, or replays them, this waits for its counts."""

@@ -108,6 +108,11 @@ class Share:
     def _placements_of(self, tensors):
         return list(map(_placements, tensors)) if self._sharded else []
 
+    @property
+    def has_moved(self) -> bool:
+        """Whether parameters or their states lie elsewhere than in the last step."""
+        return list(map(_address, self._parts(self._located))) != self._located_at
+
     def locate(self) -> Gradients | None:
         """The gradients as they are now; None if parameters or their states are no longer what they were."""
         located_at = list(map(_address, self._parts(self._located)))
@@ -177,7 +182,7 @@ class Share:
         plan = self.engine.plan
         try:
             with on_stream(self._params[0]):
-                if found_inf is not None or self._asked:
+                if divisor is not None or found_inf is not None or self._asked:
                     self._ask(divisor, found_inf)
                 self._counts_on_device |= plan.is_captured
                 taken = self.engine.take_step(gradients, (), grad_scale)
@@ -211,7 +216,8 @@ class Share:
         """Let the device decide by these tensors about the step that follows."""
         # Moved without waiting, and kept until other ones are asked.
         self._asked = [None if each is None else on_device_of(each, self._params[0]) for each in (divisor, found_inf)]
-        self.engine.plan.ask(*(0 if each is None else each.data_ptr() for each in self._asked))
+        places = [0 if each is None else each.data_ptr() for each in self._asked]
+        self.engine.plan.ask(0, *places, held=self._asked)
         self._counts_on_device = True
 
     def recount(self) -> None:

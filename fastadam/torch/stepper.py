@@ -38,6 +38,8 @@ class Stepper:
         self._amsgrad: list[bool] = []
         self._without_state: list[Any] = []
         self.shares: list[Share] = []
+        # Those that were stepped in CUDA graphs, which do not hold what replays write.
+        self._of_graphs: list[Share] = []
         self.skipped = 0
 
     def step(
@@ -52,6 +54,15 @@ class Stepper:
             for share, located in zip(self.shares, gradients, strict=True):
                 if not share.step(located, grad_scale, divisor, found_inf):
                     self.skipped += 1
+
+    def send_settings(self, groups: Sequence[dict], state: Any) -> None:
+        """Let replays of a captured step go on with the numbers of the groups."""
+        with self._one_step:
+            if any(share.has_moved for share in self.shares) or not self._is_as_seen(groups, state):
+                raise RuntimeError(
+                    "parameters, their states and groups must be those of the last step while a CUDA graph with it is "
+                    "replayed, and something was freed, moved, added or removed: take a step, and capture it anew"
+                )
 
     def recount(self) -> None:
         """Let the numbers in the state be those that GPUs have counted."""
@@ -137,6 +148,7 @@ class Stepper:
                 apart.setdefault((p.device, is_sharded(p)), []).append(self._member(p, state[p], groups, *known))
             if self._options.reduces:
                 self._check_norm(apart)
+            self._of_graphs += [share for share in self.shares if share.engine.plan.graphs.steps]
             self.shares = [Share(members, settings, self._options) for members in apart.values()]
         self._amsgrad = [each["amsgrad"] for each in settings]
         self._note(self._read_groups(groups))

@@ -1,7 +1,7 @@
 """The CPU backend, compiled by Numba."""
 
 from fastadam.kernels.cpu.launch import DIRECT_FROM, address, copy_out, is_captured, launcher, tables
-from fastadam.kernels.cpu.norm import clip, clip_each, squares
+from fastadam.kernels.cpu.norm import clip, clip_each, each, squares
 from fastadam.kernels.cpu.rows import catch_up
 from fastadam.kernels.cpu.threads import PARALLEL_FROM
 
@@ -13,6 +13,7 @@ __all__ = [
     "clip",
     "clip_each",
     "copy_out",
+    "each",
     "is_captured",
     "launcher",
     "squares",

@@ -10,7 +10,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from fastadam.kernels import CLOCK, GRAD_SCALE, GRADIENT, NORM, SKIPPED, START, STOP, TAKEN, Launch, Tables
+from fastadam.kernels import CLOCK, GRAD_SCALE, GRADIENT, NORM, SKIPPED, START, STOP, TAKEN, Each, Launch, Tables
 from fastadam.kernels.blocks import BLOCK
 from fastadam.kernels.cpu.casts import SOURCES
 from fastadam.kernels.cpu.driver import LEAF, LEAVES, launch_of
@@ -58,12 +58,23 @@ def clip(
     propagate: float,
     tables: Tables,
     squares: Sequence[Callable[[], None]] = (),
+    each: Each | None = None,
 ) -> None:
     """Call `squares`, add up `sums`, in place, and write what follows from the norm into `tables.record`."""
     for write in squares:
         write()
+    if each is not None:
+        clip_each(sums, each.ends, each.clocks, grad_scale, each.max_grad_norm, tables)
     with flushed():
         _clip_kernel()(sums, grad_scale, max_grad_norm, largest, propagate, tables.record)
+    if each is not None:
+        # What is not finite in the gradient of one parameter is no factor on those of others.
+        tables.record[GRAD_SCALE] = grad_scale
+
+
+def each(ends: np.ndarray, clocks: np.ndarray, max_grad_norm: float, tables: Tables) -> Each:
+    """What `clip` is to know to clip the gradients of each parameter by their own norm."""
+    return Each(ends, clocks, max_grad_norm)
 
 
 def clip_each(

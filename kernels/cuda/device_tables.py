@@ -27,14 +27,19 @@ class CudaTables:
     count, for good, and the host only sends what it has changed. So steps on several streams must be put in order by
     whoever makes them, as for the parameters themselves.
 
+    Where the gradients of a step lie, and what is asked of it, is its request. That of a captured step stays as it is
+    for its replays: steps after it, with another request, have it elsewhere.
+
     Attributes:
         host: What the host has written and folded.
         numbers: float64, all that is sent, in memory that stays the same: the rows of the clocks from the last to the
-            first, so that those in use end where the gradients begin; an int64 for the gradient of each parameter;
-            what is asked of a step, and the hyperparameters of each clock; the addresses of all else.
+            first, so that those in use end where the request begins; the request; the hyperparameters of each clock;
+            the addresses of all but gradients.
+        gradients: int64, where the gradient of each parameter lies: the first part of the request.
+        asked: float64, what is asked of a step: the second.
         on_device: Whether the device folds.
-        pending: What is left of the reduction of the gradients of the step that follows: sums of blocks, what writes
-            them first, and limits.
+        pending: What is left of the reduction of the gradients of the step that follows: `norm.Pending`, or None.
+        is_settled: Whether it has been done since, before its step: the record then holds for that.
         device_record: The record, as it is.
     """
 
@@ -42,24 +47,32 @@ class CudaTables:
         """Make tables of zeros; `settle` launches what is pending."""
         self._settle = settle
         self.pending: Any = None
+        self.is_settled = False
         self.device, self.host = device, HostTables.zeros(parameters, clocks)
         self.addresses, self.hyper = self.host.addresses, self.host.hyper
         self.on_device = False
-        sizes = clocks * ROW, parameters, (1 + clocks) * HYPER, parameters * ADDRESSES
-        self._gradients_at, self._asked_at, self._addresses_at, end = np.cumsum(sizes).tolist()
+        sizes = clocks * ROW, parameters + HYPER, clocks * HYPER, parameters * ADDRESSES
+        self._request_at, self._hyper_at, self._addresses_at, end = np.cumsum(sizes).tolist()
         with device:
             self.numbers = cupy.zeros(end)
-            self.rows = self.numbers[: self._gradients_at]
-            self.gradients = self.numbers[self._gradients_at : self._asked_at].view(np.int64)
-            self.asked = self.numbers[self._asked_at : self._addresses_at]
+            self.rows = self.numbers[: self._request_at]
+            self._have_request_in(self.numbers[self._request_at : self._hyper_at])
+            self.device_hyper = self.numbers[self._hyper_at : self._addresses_at]
             self.device_addresses = self.numbers[self._addresses_at :].view(np.int64)
             self.device_record, self.no_sums, self.no_clocks = cupy.zeros(4), cupy.zeros(1), cupy.zeros(0, np.int64)
             self._counters = cupy.zeros(1, np.uint32)
             self._messages = [_Message(end) for _ in range(MESSAGES)]
-        self._asked = np.zeros(HYPER)
+        self._asked, self._sent_asked = np.zeros((2, HYPER))
         self._sent_gradients = np.zeros(parameters, np.int64)
         self._used, self._captured, self._changed, self._moved = 0, False, False, False
-        self._earlier: Any = None
+        # Whether the request is that of a captured step, and whether it lies outside of `numbers`.
+        self._is_request_captured, self._is_request_apart = False, False
+        # What graphs read and write beside what there is: they do not hold it.
+        self._of_graphs: list[Any] = []
+
+    def _have_request_in(self, memory):
+        self._request = memory
+        self.gradients, self.asked = memory[: len(self.addresses)].view(np.int64), memory[len(self.addresses) :]
 
     # --- what the host writes and reads
 
@@ -68,7 +81,6 @@ class CudaTables:
         if name == "record":
             if where == GRAD_SCALE:
                 self.host.record[GRAD_SCALE] = self._asked[FACTOR] = values
-                self._changed = True
             else:
                 with self.device:
                     self.device_record[where] = values
@@ -101,11 +113,7 @@ class CudaTables:
 
     def ask(self, factor_at: int = 0, divisor_at: int = 0, found_inf_at: int = 0) -> None:
         """Let the device decide about the next steps by what lies at these addresses."""
-        asked = np.array([factor_at, divisor_at, found_inf_at], float)
-        held = self._asked[FACTOR_AT : FOUND_INF_AT + 1]
-        if (asked != held).any():
-            held[...] = asked
-            self._changed = True
+        self._asked[FACTOR_AT : FOUND_INF_AT + 1] = factor_at, divisor_at, found_inf_at
 
     def copy_clock(self, old: int, new: int) -> None:
         """Let row `new` of the scalars begin as row `old`."""
@@ -126,14 +134,15 @@ class CudaTables:
         self._used, self._asked, self._changed, self._moved = earlier._used, earlier._asked, True, True
         with self.device:
             self.device_record[...] = earlier.device_record
-        # A graph that has been captured still reads and writes them.
-        self._earlier = earlier if earlier._captured else None
+        if earlier._captured:
+            self._of_graphs.append(earlier)
 
     @property
     def record(self) -> cupy.ndarray:
         """The record of the step; if it has not been launched, of the reduction before it, and the host then folds."""
         if self.pending is not None:
             self._settle(self)
+            self.is_settled = True
             self.host.record[GRAD_SCALE] = float(self.device_record[GRAD_SCALE])
         return self.device_record
 
@@ -163,27 +172,30 @@ class CudaTables:
     def counters(self, count: int) -> cupy.ndarray:
         """At least `count` counters, zero between launches."""
         if self._counters.size < count:
+            if self._captured:
+                self._of_graphs.append(self._counters)
             self._counters = cupy.zeros(count, np.uint32)
         return self._counters
 
     # --- what the device gets
 
-    def send(self) -> None:
-        """Take note that the addresses of a step have been written: raise if it is captured, and they are others."""
+    def send(self) -> bool:
+        """Take note that the addresses of a step are written; whether it is captured: raise if they are others."""
         with self.device:
             if not cupy.cuda.get_current_stream().is_capturing():
-                return
+                return False
         if self._moved or self._have_gradients_moved():
             raise RuntimeError(
                 "arrays must stay where they are while a CUDA graph is captured: gradients or parameters have other "
                 "addresses than in the step before"
             )
-        if self._changed:
+        if self._changed or self._is_other_asked():
             raise RuntimeError(
                 "a step must have been taken since numbers of a group or a state were written, before it is captured "
                 "in a CUDA graph: they are sent with a step"
             )
-        self.on_device = self._captured = True
+        self.on_device = self._captured = self._is_request_captured = True
+        return True
 
     def to_device(self) -> None:
         """Let the device fold from now on."""
@@ -193,33 +205,51 @@ class CudaTables:
 
     def push(self, *, rows: bool = False) -> None:
         """Send what has changed, and the rows of all clocks if asked for, in one copy on the current stream."""
-        if not (rows or self._changed or self._have_gradients_moved()):
+        is_other = self._have_gradients_moved() or self._is_other_asked()
+        if not (rows or self._changed or is_other):
             return
-        start = self._gradients_at - self._used * ROW if rows else self._gradients_at
-        stop = self._addresses_at + self.addresses.size if self._moved else self._asked_at + (1 + self._used) * HYPER
+        start = self._request_at - self._used * ROW if rows else self._request_at
+        stop = self._addresses_at + self.addresses.size if self._moved else self._hyper_at + self._used * HYPER
         with self.device:
+            if is_other and self._is_request_captured:
+                self._leave_request()
             message, stream = self._messages[0], cupy.cuda.get_current_stream()
             self._fill(message.before_writing(), rows=rows)
-            message.send(self.numbers, start, stop, stream)
+            if not self._is_request_apart:
+                message.send(self.numbers, start, start, stop, stream)
+            else:
+                # The device has folded ever since a step was captured, and has the rows.
+                if is_other:
+                    message.send(self._request, 0, self._request_at, self._hyper_at, stream)
+                if self._changed:
+                    message.send(self.numbers, self._hyper_at, self._hyper_at, stop, stream)
         self._messages.append(self._messages.pop(0))
-        self._sent_gradients[...] = self.addresses[:, GRADIENT]
+        self._sent_gradients[...], self._sent_asked[...] = self.addresses[:, GRADIENT], self._asked
         self._changed = self._moved = False
+
+    def _leave_request(self):
+        """Have the requests that follow elsewhere: replays of a captured step read this one."""
+        self._of_graphs.append(self._request)
+        self._have_request_in(cupy.zeros(len(self.addresses) + HYPER))
+        self._is_request_captured, self._is_request_apart = False, True
 
     def _have_gradients_moved(self):
         return self._sent_gradients.tobytes() != self.addresses[:, GRADIENT].tobytes()
 
+    def _is_other_asked(self):
+        return self._sent_asked.tobytes() != self._asked.tobytes()
+
     def _fill(self, message, *, rows):
         used, host = self._used, self.host
         if rows:
-            own = message[self._gradients_at - used * ROW : self._gradients_at].reshape(used, ROW)[::-1]
+            own = message[self._request_at - used * ROW : self._request_at].reshape(used, ROW)[::-1]
             own[:, :SCALARS], own[:, SCALARS:] = host.table[:used], host.carried[:used]
-        message[self._gradients_at : self._asked_at].view(np.int64)[...] = self.addresses[:, GRADIENT]
-        asked = message[self._asked_at : self._asked_at + (1 + used) * HYPER].reshape(1 + used, HYPER)
-        asked[0], asked[1:] = self._asked, host.hyper[:used]
+        request = message[self._request_at : self._hyper_at]
+        request[:-HYPER].view(np.int64)[...], request[-HYPER:] = self.addresses[:, GRADIENT], self._asked
+        # Up to the addresses, if these are sent as well.
+        sent = len(host.hyper) if self._moved else used
+        message[self._hyper_at : self._hyper_at + sent * HYPER] = host.hyper[:sent].reshape(-1)
         if self._moved:
-            # All hyperparameters lie before.
-            whole = message[self._asked_at + HYPER : self._addresses_at]
-            whole[...] = host.hyper.reshape(-1)
             message[self._addresses_at :].view(np.int64)[...] = self.addresses.reshape(-1)
 
 
@@ -235,8 +265,8 @@ class _Message:
         self._event.synchronize()
         return self._array
 
-    def send(self, target, start, stop, stream):
-        """Copy numbers `start` to `stop` to those of the device array `target`, on `stream`."""
-        runtime, places = cupy.cuda.runtime, (target.data.ptr + 8 * start, self._array.ctypes.data + 8 * start)
+    def send(self, target, first, start, stop, stream):
+        """Copy numbers `start` to `stop` to those of the device array `target` from `first` on, on `stream`."""
+        runtime, places = cupy.cuda.runtime, (target.data.ptr + 8 * first, self._array.ctypes.data + 8 * start)
         runtime.memcpyAsync(*places, 8 * (stop - start), runtime.memcpyHostToDevice, stream.ptr)
         self._event.record(stream)

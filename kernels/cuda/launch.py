@@ -8,7 +8,7 @@ import numpy as np
 from fastadam.kernels import CLOCK, START, STOP, blocks
 from fastadam.kernels.cuda import source
 from fastadam.kernels.cuda.device_tables import CudaTables
-from fastadam.kernels.cuda.norm import Kind, Squares, folds_of, settle
+from fastadam.kernels.cuda.norm import Kind, OfEach, Pending, Squares, folds_of, settle
 from fastadam.kernels.cuda.rows import PARAMETER, catch_up_kernel
 from fastadam.kernels.cuda.source import THREADS, kernel_of, upload
 from fastadam.kernels.cuda.step import elements_of, step_kernel
@@ -18,8 +18,6 @@ from fastadam.kernels.steps import Steps
 OLDEST = 70
 # A copy of a gradient would be a launch as well, so each is read where it lies.
 DIRECT_FROM = 0
-# There is none here: whatever needs it is refused.
-clip_each = None
 
 
 def tables(parameters, clocks, device_of):
@@ -60,21 +58,21 @@ def launcher(passes, tables, *, guarded):
                 else:
                     fold()
                     tables.push(rows=True)
-            for call in steps:
-                source.launch(*call)
+            for kernel, blocks, record, threads in steps:
+                arrays = tables.device_addresses, tables.gradients, blocks, tables.rows, *record
+                source.launch(kernel, arrays, threads)
 
     return Steps(launch)
 
 
 def _call(step, tables, guarded):
-    """(kernel, arguments, threads) of the launch of a pass."""
+    """(kernel, blocks, record if it is read, threads) of the launch of a pass."""
     kernel = _compiled(step.update, np.dtype(step.dtype), guarded, tables.device.id)
     total = int((step.blocks[:, STOP] - step.blocks[:, START]).sum())
     cut = blocks.cut(step.blocks, elements_of(step.update, total)).copy()
     cut[:, CLOCK] = tables.row_of(cut[:, CLOCK])
     record = (tables.device_record,) if guarded else ()
-    arrays = tables.device_addresses, tables.gradients, upload(cut, tables), tables.rows
-    return kernel, (*arrays, *record), THREADS * len(cut)
+    return kernel, upload(cut, tables), record, THREADS * len(cut)
 
 
 @cache
@@ -92,16 +90,21 @@ def squares(dtype, format, blocks, tables, sums):
     return Squares(Kind(np.dtype(dtype), format), blocks, tables, sums)
 
 
-def clip(sums, grad_scale, max_grad_norm, largest, propagate, tables, squares=()):
+def clip(sums, grad_scale, max_grad_norm, largest, propagate, tables, squares=(), each=None):
     """Let the next step be what follows from the norm: its launch adds up the sums, or the reading of `tables.record`.
 
     Squares of one kind are part of that launch.
     """
     tables.use(grad_scale)
     merged = squares[0] if len(squares) == 1 else None
-    for each in () if merged else squares:
-        each()
-    tables.pending = sums, merged, (max_grad_norm, largest, propagate)
+    for write in () if merged else squares:
+        write()
+    tables.pending = Pending(sums, merged, (max_grad_norm, largest, propagate), each)
+
+
+def each(ends, clocks, max_grad_norm, tables):
+    """What the reduction is to know to clip the gradients of each parameter by their own norm; None without any."""
+    return OfEach(ends, clocks, max_grad_norm, tables) if len(ends) else None
 
 
 def catch_up(addresses, dtype, blocks, table, starts):

@@ -22,8 +22,9 @@ from fastadam.kernels.cuda.source import (
     upload,
 )
 from fastadam.kernels.norm import LANES
-from fastadam.kernels.texts.clip import CLIP
+from fastadam.kernels.texts.clip import CLIP, CLIP_EACH
 from fastadam.kernels.texts.formats import FORMATS
+from fastadam.kernels.texts.member import CLIP as CLIP_AT
 from fastadam.kernels.texts.update import Update
 
 assert THREADS == LANES
@@ -58,6 +59,11 @@ double sum = 0.0;
 #pragma unroll 8
 for (ptrdiff_t k = first + lane; k < first + {BLOCK} && k < count; k += {LANES}) sum += __ldcg(&sums[k]);
 """
+# What is left of a sum that is there already.
+_SUM = """
+ptrdiff_t first = blockIdx.x, stride = 1;
+double sum = lane == 0 ? __ldcg(&sums[first]) : 0.0;
+"""
 # The lanes of a CUDA block, by halves: their sum ends in `halves[0]`.
 _HALVES = """
   __syncthreads();
@@ -70,16 +76,16 @@ _HALVES = """
 """
 # The last of up to `BLOCK` neighbours to finish adds up what they have left, in place: where the first sum of the group
 # was; and so on until one sum is left. The order of the additions does not depend on which is the last. A counter of
-# neighbours is zero again after the last of them.
-_TREE = (
+# neighbours is zero again after the last of them. It returns whether the CUDA block is the last of all.
+_ADD_UP = (
     """
-unsigned* finished = &counters[0];
 __shared__ bool is_last;
+auto add_up = [&](double* sums, ptrdiff_t count, ptrdiff_t first, ptrdiff_t stride, unsigned* finished, double sum) {{
 while (true) {{
 """
     + _HALVES
     + """
-  if (stride >= count) break;
+  if (stride >= count) return true;
   const ptrdiff_t group = first / ({BLOCK} * stride), groups = (count - 1) / ({BLOCK} * stride) + 1;
   first = group * {BLOCK} * stride;
   const ptrdiff_t stop = first + {BLOCK} * stride;
@@ -88,7 +94,7 @@ while (true) {{
   __syncthreads();
   if (lane == 0) is_last = atomicInc(&finished[group], neighbours - 1) == neighbours - 1;
   __syncthreads();
-  if (!is_last) return;
+  if (!is_last) return false;
   __threadfence();
   sum = 0.0;
   #pragma unroll 8
@@ -96,16 +102,47 @@ while (true) {{
   stride *= {BLOCK};
   finished += groups;
 }}
+}};
 """
 )
-_SETTLE = """
+_SCALE = """
+double grad_scale = asked[{FACTOR}];
+if (asked[{FACTOR_AT}] != 0.0) grad_scale = grad_scale * (double)__ldg({factor});
+if (asked[{DIVISOR_AT}] != 0.0) grad_scale = grad_scale / (double)__ldg({divisor});
+"""
+# The last CUDA block with sums of a parameter writes the factor that clips its gradients. The sums of all are added up
+# in another order, and so from another copy.
+_EACH = (
+    """
+{{
+const ptrdiff_t entry = 4 * (ptrdiff_t)blockIdx.x, begin = __ldg(&of_each[entry]);
+double* own_sums = &own[begin];
+unsigned* own_counters = &counters[__ldg(&of_each[entry + 3])];
+if (add_up(own_sums, __ldg(&of_each[entry + 1]), blockIdx.x - begin, 1, own_counters, sum) && lane == 0) {{
+  double squared_norm = own_sums[0], max_grad_norm = max_of_each, clip;
+"""
+    + _SCALE
+    + """
+  {clip_each}
+  hyper[{HYPER} * __ldg(&of_each[entry + 2]) + {CLIP}] = clip;
+}}
+}}
+"""
+)
+_ALL = "if (!add_up(&sums[0], count, first, stride, &counters[0], sum)) return;"
+_SETTLE = (
+    """
 __shared__ double settled[2];
 if (lane == 0) {{
-  double squared_norm = sums[0], grad_scale = asked[{FACTOR}], norm, taken;
-  if (asked[{FACTOR_AT}] != 0.0) grad_scale = grad_scale * (double)__ldg({factor});
-  if (asked[{DIVISOR_AT}] != 0.0) grad_scale = grad_scale / (double)__ldg({divisor});
+  double squared_norm = sums[0], norm, taken;
+"""
+    + _SCALE
+    + """
+  const double given = grad_scale;
   {statements}
   if (asked[{FOUND_INF_AT}] != 0.0 && __ldg({found_inf}) != 0.0f) taken = 0.0;
+  // With a factor for each parameter, what is not finite in one is no factor on others.
+  if ({is_each}) grad_scale = given;
   record[{GRAD_SCALE}] = grad_scale; record[{TAKEN}] = taken; record[{NORM}] = norm; record[{SKIPPED}] += 1.0 - taken;
   settled[0] = grad_scale; settled[1] = taken;
 }}
@@ -113,10 +150,16 @@ __syncthreads();
 if (settled[1] == 0.0) return;
 const double grad_scale_of_step = settled[0];
 """
+)
+# What follows from the norm is in the record.
+_SETTLED = """
+if (record[{TAKEN}] == 0.0) return;
+const double grad_scale_of_step = record[{GRAD_SCALE}];
+"""
 # A thread for each clock: (number of the text, clock, number of its row).
 _FOLDS = """
 for (ptrdiff_t k = 3 * lane; k < clocks.size(); k += 3 * {LANES}) {{
-  const double* clock_hyper = &asked[{HYPER} * (1 + clocks[k + 1])];
+  const double* clock_hyper = &hyper[{HYPER} * clocks[k + 1]];
   double* row = &rows[{ROW} * clocks[k + 2]];
   double* clock_carried = row + {SCALARS};
   switch (clocks[k]) {{
@@ -146,26 +189,44 @@ def squares_kernel(kind: Kind) -> cupy.ElementwiseKernel:
 
 
 @cache
-def settle_kernel(kind: Kind | None, folds: tuple[Folded, ...]) -> cupy.ElementwiseKernel:
+def settle_kernel(kind: Kind | None, folds: tuple[Folded, ...], *, each: bool = False) -> cupy.ElementwiseKernel:
     """The whole reduction, what follows from the norm, and the fold of clocks, in one launch.
 
-    A CUDA block begins with the squares of an entry or, without `kind`, with the first group of given sums.
+    A CUDA block begins with the squares of an entry or, without `kind`, with the first group of given sums. If the
+    gradients of `each` parameter are clipped by their own norm, it begins with one given sum.
     """
     places = {"factor": FACTOR_AT, "divisor": DIVISOR_AT, "found_inf": FOUND_INF_AT}
     names = {name: f"reinterpret_cast<const float*>((size_t)asked[{place}])" for name, place in places.items()}
-    names |= {"statements": statements(CLIP), "folds": "\n".join(map(_fold, range(len(folds)), folds))}
-    inputs = ["float64 max_grad_norm", "float64 largest", "float64 propagate", "raw int64 clocks", "raw float64 asked"]
+    names |= {"statements": statements(CLIP), "clip_each": statements(CLIP_EACH), "is_each": str(each).lower()}
+    names |= {"folds": "\n".join(map(_fold, range(len(folds)), folds)), "CLIP": str(CLIP_AT)}
+    inputs = ["float64 max_grad_norm", "float64 largest", "float64 propagate"]
+    inputs += ["raw int64 clocks", "raw float64 asked"]
+    inputs += ["float64 max_of_each", "raw int64 of_each"] if each else ["raw float64 hyper"]
     parts = ["settle", *dict.fromkeys(each.update.name for each in folds)]
-    if kind is None:
-        begin: tuple[str, ...] = _BEGIN, _FIRST_GROUP, _SUMS
+    if kind is None and each:
+        begin: tuple[str, ...] = _BEGIN, _SUM
+    elif kind is None:
+        begin = _BEGIN, _FIRST_GROUP, _SUMS
     else:
         begin = _BEGIN, "ptrdiff_t first = blockIdx.x, stride = 1;", _SQUARES
         names |= _squares(kind)
         inputs += ["raw int64 gradients", "raw int64 blocks"]
         parts = ["squares", _named(kind), *parts]
-    body = _formatted(*begin, _TREE, _SETTLE, *([_FOLDS] if folds else []), **names)
+    parts += ["each"] if each else []
+    all_parts = *begin, _ADD_UP, *([_EACH] if each else []), _ALL, _SETTLE, *([_FOLDS] if folds else [])
     outputs = ["raw float64 sums", "raw uint32 counters", "raw float64 record", "raw float64 rows"]
-    return kernel_of(f"fastadam_{'_'.join(parts)}", inputs, outputs, body)
+    outputs += ["raw float64 hyper", "raw float64 own"] if each else []
+    return kernel_of(f"fastadam_{'_'.join(parts)}", inputs, outputs, _formatted(*all_parts, **names))
+
+
+@cache
+def fold_kernel(folds: tuple[Folded, ...]) -> cupy.ElementwiseKernel:
+    """The fold of clocks by the record, if the step that it tells of is taken: by one CUDA block."""
+    texts = "\n".join(map(_fold, range(len(folds)), folds))
+    body = _formatted("const ptrdiff_t lane = threadIdx.x;", _SETTLED, _FOLDS, folds=texts)
+    parts = ["fold", *dict.fromkeys(each.update.name for each in folds)]
+    inputs = ["raw int64 clocks", "raw float64 hyper", "raw float64 record"]
+    return kernel_of(f"fastadam_{'_'.join(parts)}", inputs, ["raw float64 rows"], body)
 
 
 # Launched over no sums at all, a kernel is only compiled.
@@ -207,7 +268,8 @@ def _fold(index, folded):
     """The fold of one clock: the scalars of its row, and what is carried on."""
     update, text = folded.update, folded.update.fold
     needed = {*text.arguments, *update.columns}
-    loads = [f"double {name} = clock_hyper[{k}];" for k, name in enumerate(update.hyper) if name in needed]
+    # A factor of its own has been written by another CUDA block.
+    loads = [f"double {name} = __ldcg(&clock_hyper[{k}]);" for k, name in enumerate(update.hyper) if name in needed]
     loads += [f"double {name} = clock_carried[{k}];" for k, name in enumerate(update.carried) if name in needed]
     stores = [f"clock_carried[{k}] = {name};" for k, name in enumerate(update.carried) if name in text.assigned]
     stores += [f"scalars[{k}] = {name};" for k, name in enumerate(update.columns)]
@@ -259,7 +321,7 @@ def folds_of(passes: Sequence[Pass], tables: CudaTables) -> Folds:
 def _compile(texts, device_id):
     """Compile for a device, the current one: nothing can be while a graph is captured."""
     no_clocks, none, one = cupy.zeros(0, np.int64), cupy.zeros(0), cupy.zeros(1)
-    arrays = no_clocks, one, none, cupy.zeros(1, np.uint32), one, one
+    arrays = no_clocks, one, one, none, cupy.zeros(1, np.uint32), one, one
     source.launch(settle_kernel(None, texts), (*NO_LIMITS, *arrays), 1)
 
 
@@ -267,18 +329,63 @@ def _compile(texts, device_id):
 NO_LIMITS = float("inf"), float("inf"), 1.0
 
 
+class OfEach:
+    """What the reduction is to know to clip the gradients of each parameter by their own norm.
+
+    Attributes:
+        max_grad_norm: The limit of each norm.
+        counters: How many counters the sums of single parameters need.
+        sums: Where they begin, how many there are, their clock and their first counter: of each block, int64 of four.
+        own: Memory for the sums of single parameters.
+    """
+
+    def __init__(self, ends: np.ndarray, clocks: np.ndarray, max_grad_norm: float, tables: CudaTables):
+        self.max_grad_norm = max_grad_norm
+        counts = np.diff(ends, prepend=0)
+        needed = np.array(list(map(counters_of, counts.tolist())), np.int64)
+        self.counters, first = int(needed.sum()), np.cumsum(needed) - needed
+        rows = np.stack([ends - counts, counts, clocks, first + counters_of(int(ends[-1]))], axis=1)
+        self.sums = upload(np.repeat(rows, counts, axis=0).reshape(-1), tables)
+        self.own = upload(np.zeros(int(ends[-1])), tables)
+
+
+class Pending(NamedTuple):
+    """What is left of a reduction: sums of blocks, what writes them first, limits, and what is known of parameters."""
+
+    sums: Any
+    squares: Squares | None
+    limits: tuple[float, float, float]
+    each: OfEach | None
+
+
 def settle(tables: CudaTables, folds: Folds | None = None) -> None:
     """Launch what is left of the reduction, what follows from it and from what is asked of the step, and the folds."""
-    sums, squares, limits = tables.pending or (tables.no_sums, None, NO_LIMITS)
-    tables.pending = None
+    if tables.is_settled and tables.pending is None and folds:
+        _fold_settled(tables, folds)
+        return
+    sums, squares, limits, each = tables.pending or Pending(tables.no_sums, None, NO_LIMITS, None)
+    tables.pending, tables.is_settled = None, False
+    if each:
+        # The device alone knows the factors.
+        tables.to_device()
     with tables.device:
         tables.push()
-        kernel = settle_kernel(squares.kind if squares else None, folds.texts if folds else ())
+        texts, clocks = folds or ((), tables.no_clocks)
+        kernel = settle_kernel(squares.kind if squares else None, texts, each=each is not None)
         gradients = (tables.gradients, squares.blocks) if squares else ()
-        clocks = folds.clocks if folds else tables.no_clocks
-        counters = tables.counters(counters_of(len(sums)))
-        arguments = *limits, clocks, tables.asked, *gradients, sums, counters, tables.device_record, tables.rows
-        source.launch(kernel, arguments, THREADS * (len(sums) if squares else groups_of(len(sums))))
+        counters = tables.counters(counters_of(len(sums)) + (each.counters if each else 0))
+        numbers = clocks, tables.asked, *((each.max_grad_norm, each.sums) if each else (tables.device_hyper,))
+        written = sums, counters, tables.device_record, tables.rows, *((tables.device_hyper, each.own) if each else ())
+        count = len(sums) if squares or each else groups_of(len(sums))
+        source.launch(kernel, (*limits, *numbers, *gradients, *written), THREADS * count)
+
+
+def _fold_settled(tables, folds):
+    tables.is_settled = False
+    with tables.device:
+        tables.push()
+        arrays = folds.clocks, tables.device_hyper, tables.device_record, tables.rows
+        source.launch(fold_kernel(folds.texts), arrays, THREADS)
 
 
 def groups_of(count: int) -> int:

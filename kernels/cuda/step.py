@@ -28,10 +28,15 @@ from fastadam.kernels.texts.formats import EXPONENT_GROUP, FORMATS
 from fastadam.kernels.texts.update import Update
 
 assert CHUNK == EXPONENT_GROUP
+WARP = 32
+# Elements of a CUDA block in one round of its loop.
+ROUND = 4 * THREADS
 # Elements that a CUDA block steps: without codes, with codes and fewer elements than MANY, with codes and more. On an
 # H200, ps an element with 2,048 and with 4,096: float32 6.7 and 6.9, bfloat16 moments 4.8 and 4.9; 8-bit moments 4.7
 # and 4.4 at 1e8 elements, 5.6 and 5.4 at 1e7, 7.2 and 9.8 at 1e6.
 PLAIN, FEW_CODES, MANY_CODES, MANY = 2_048, 2_048, 4_096, 10_000_000
+# A lane has what the lanes of its warp share in one round; the first may begin inside of a chunk.
+assert max(PLAIN, MANY_CODES) + CHUNK <= WARP * ROUND
 
 # Launched over no blocks at all, a kernel is only compiled.
 _ENTRY = """
@@ -91,47 +96,54 @@ def _pointers(update):
         first = f"__ldg(&blocks[entry + {FIRST}]) - skipped"
         lines += [pointer(_kind(update, "g"), "g_at", "__ldg(&gradients[parameter])", first)]
     aligned = " | ".join(f"misaligned({flat}_at)" for flat in _flats(update, update.buffers))
-    return [*lines, f"const bool aligned = ({aligned}) == 0;"]
+    # How many places from `skipped` on have four elements that can be accessed at once: one comparison tells.
+    whole_places = f"({aligned}) == 0 && size >= skipped + 4 ? size - skipped - 3 : 0"
+    return [*lines, f"const uint32 whole_places = {whole_places};"]
 
 
 def _scalars(update):
-    """The scalars of the clock, and the chunk of the first lane's random word."""
+    """The scalars of the clock; and each lane has what the random words of its warp share, in one round of the loop."""
     lines = [
         f"const {'T' if name in update.scalars else 'uint32'} {name} = __ldg(&scalars[{index}]);"
         for index, name in enumerate(update.columns)
     ]
     if update.storage.dithers:
         place = f"__ldg(&row[{GRADIENT + 1 + len(update.flats)}])"
-        lines += [f"const uint32 random_place = (uint32){place} + (uint32)(start / {CHUNK});"]
+        lane = f"threadIdx.x / {WARP} + {ROUND // CHUNK}u * (threadIdx.x % {WARP})"
+        lines += [
+            f"const uint32 lane_chunk = hashed((uint32){place} + (uint32)(start / {CHUNK}) + {lane});",
+            "const uint32 lane_spread = first_spread(lane_chunk);",
+        ]
     return lines
 
 
 def _loop(update):
     """Four elements of the thread after four."""
-    each, storage = 4 * THREADS, update.storage
+    storage = update.storage
     # Where lanes of a warp share something all come round together: `first` is where their chunk begins.
     together = storage.blocked or storage.dithers
     first, place = ("4 * threadIdx.x", "first")
     if together:
-        first, place = f"threadIdx.x / 32 * {CHUNK}", "first + 4 * (threadIdx.x % 32)"
+        first, place = f"threadIdx.x / {WARP} * {CHUNK}", f"first + 4 * (threadIdx.x % {WARP})"
     flats = _flats(update, update.buffers)
     read = _flats(update, [name for name in update.buffers if name != "copy"])
     written = _flats(update, update.written)
     return [
         "#pragma unroll 1",
-        f"for (int first = {first}; first < size; first += {each}) {{",
+        f"for (int first = {first}; first < size; first += {ROUND}) {{",
         f"const int place = {place};",
         "const int count = size - place;",
-        f"const bool whole = aligned && count >= 4{' && place >= skipped' if _is_skipping(update) else ''};",
+        "const bool whole = (uint32)(place - skipped) < whole_places;",
         *(f"Four<{_kind(update, flat)}> {flat}_four;" for flat in flats),
         _both("load", read, update),
-        *([] if storage.blocked else _chunk(update)),
+        *(_chunk(update) if _is_rounded_at_once(update) else []),
         *_exponent_loads(update),
         "#pragma unroll",
         "for (int j = 0; j < 4; ++j) {",
         *_element(update),
         "}",
         *(_encode(update) if storage.blocked else []),
+        *(f"{flat}_four.pin();" for flat in written),
         _both("store", written, update),
         "}",
     ]
@@ -148,22 +160,19 @@ def _both(access, flats, update):
 def _element(update):
     """The text on element `j` of the four."""
     storage, lines = update.storage, []
-    if any(FORMATS[storage[name]].word for name in update.written if name not in storage.blocked):
-        lines += [*(_chunk(update) if storage.blocked else []), *_words(update)]
+    if _is_rounded_at_once(update):
+        lines += _words(update)
     for name in update.buffers:
-        lines += ["T copy;" if name == "copy" else f"T {name} = {storage.load(name, '{}_four.of[j]')};"]
+        lines += ["T copy;" if name == "copy" else f"T {name} = {storage.load(name, '{}_four.get(j)')};"]
     lines += [declarations("T", [name for name in update.text.locals if name not in update.buffers])]
     lines += [statements(update.text)]
     for name in update.written:
         if name == "g":
-            lines += ["g_four.of[j] = 0;"]
+            lines += ["g_four.put(j, 0);"]
         elif name in storage.blocked:
-            size = storage.codes(name).size.format(value=name)
             lines += [f"new_{name}[j] = {name};"]
-            # Lanes behind the end of the entry have no element.
-            lines += [f"if (j < count) {name}_largest = maximum({name}_largest, {size});"]
         else:
-            lines += [f"{flat}_four.of[j] = {code};" for flat, code in storage.stores(name, name)]
+            lines += [f"{flat}_four.put(j, {code});" for flat, code in storage.stores(name, name)]
     return lines
 
 
@@ -171,43 +180,71 @@ def _exponent_loads(update):
     """What the exponents of the warp's group add to its codes, and what the elements bring for the new ones."""
     lines = []
     for name in update.storage.blocked:
-        lines += [f"uint32 {name}_first = first_code({name}_exponent_at[first / {EXPONENT_GROUP}]);"]
-        lines += [f"uint32 {name}_largest = 0; T new_{name}[4];"]
+        lines += [f"uint32 {name}_first = first_code({name}_exponent_at[(uint32)first / {EXPONENT_GROUP}]);"]
+        lines += [f"T new_{name}[4];"]
     return lines
+
+
+def _largest(update):
+    """The largest of the thread's elements. Behind the end of the entry there are none."""
+    storage, lines = update.storage, []
+    for name in storage.blocked:
+        sizes = [storage.codes(name).size.format(value=f"new_{name}[{j}]") for j in range(4)]
+        lines += [f"uint32 {name}_largest = maximum(maximum({sizes[0]}, {sizes[1]}), maximum({sizes[2]}, {sizes[3]}));"]
+    lines += ["if (count < 4) {"]
+    for name in storage.blocked:
+        size = storage.codes(name).size.format(value=f"new_{name}[j]")
+        lines += [f"{name}_largest = 0;", "#pragma unroll", "for (int j = 0; j < 3; ++j)"]
+        lines += [f"if (j < count) {name}_largest = maximum({name}_largest, {size});"]
+    return [*lines, "}"]
 
 
 def _encode(update):
     """The new exponents of the warp's group, and with them the codes of the four elements."""
-    storage, lines = update.storage, []
+    storage, lines = update.storage, _largest(update)
     for name in storage.blocked:
         octaves = storage.codes(name).octaves
         lines += [
             f"const uint8 {name}_exponent = shared_exponent(warp_maximum({name}_largest), (uint32){octaves});",
             f"{name}_first = first_code({name}_exponent);",
-            f"if (threadIdx.x % 32 == 0) {name}_exponent_at[first / {EXPONENT_GROUP}] = {name}_exponent;",
+            f"if (threadIdx.x % {WARP} == 0) {name}_exponent_at[(uint32)first / {EXPONENT_GROUP}] = {name}_exponent;",
         ]
     codes = [code for name in storage.blocked for code in storage.stores(name, f"new_{name}[j]")]
-    lines += [*_chunk(update), "#pragma unroll", "for (int j = 0; j < 4; ++j) {", *_words(update)]
-    return [*lines, *(f"{flat}_four.of[j] = {code};" for flat, code in codes), "}"]
+    lines += [
+        *([] if _is_rounded_at_once(update) else _chunk(update)),
+        "#pragma unroll",
+        "for (int j = 0; j < 4; ++j) {",
+        *_words(update),
+    ]
+    return [*lines, *(f"{flat}_four.put(j, {code});" for flat, code in codes), "}"]
 
 
 def _chunk(update):
-    """The hash that the random words of the warp share."""
-    if not update.storage.dithers:
+    """The hash that the random words of the warp share, and what the words of the four begin with."""
+    words = update.storage.words
+    if not words:
         return []
     return [
-        f"const uint32 chunk_word = hashed(random_place + (uint32)first / {CHUNK}u);",
-        "const uint32 index_spread = 4u * (threadIdx.x % 32) + first_spread(chunk_word);",
+        f"const uint32 chunk_word = of_lane(lane_chunk, (uint32)first / {ROUND});",
+        f"const uint32 spread_place = 4u * (threadIdx.x % {WARP}) + of_lane(lane_spread, (uint32)first / {ROUND});",
+        "const uint32 first_quadratic = quadratic(spread_place), slope = 60u * spread_place + 1u;",
+        *(f"const uint32 first_{name} = chunk_word * {TURNED[name][0]}u + {TURNED[name][1]};" for name in words),
     ]
 
 
 def _words(update):
-    """The random words of element `j` of the four."""
+    """The random words of element `j` of the four: `spread` of its place, and what the four share."""
     words = update.storage.words
     if not words:
         return []
-    turned = [f"const uint32 {name} = word * {TURNED[name][0]}u + {TURNED[name][1]};" for name in words]
-    return ["const uint32 word = chunk_word + spread(index_spread + (uint32)j);", *turned]
+    turned = [f"const uint32 {name} = spread_of_j * {TURNED[name][0]}u + first_{name};" for name in words]
+    return ["const uint32 spread_of_j = spread_at(first_quadratic + j * slope + 30u * j * j);", *turned]
+
+
+def _is_rounded_at_once(update):
+    """Whether something is rounded stochastically before codes are."""
+    storage = update.storage
+    return any(FORMATS[storage[name]].word for name in update.written if name not in storage.blocked)
 
 
 def _is_skipping(update):

@@ -112,13 +112,20 @@ def first_spread(word):
     return uint32(hashed(uint32(word + 0x9E3779B9)) & 127)
 
 
+def quadratic(place):
+    return uint32(place * uint32(uint32(place * 30) + 1))
+
+
+def spread_at(value):
+    return uint32(uint32(value & 127) * 0x3E160200)
+
+
 def spread(place):
     # j + 30 j**2 takes every value modulo 128, and every value of one residue modulo 2**k at places of one residue; the
     # second factor makes of it an odd number of 128ths of a turn in the lower 16 bits, in bits 8 to 23 and in the
     # upper ones. So the thresholds of a chunk are spread evenly over all sizes, as are those at every 2nd, 4th ... of
     # its elements. As the sequence begins anywhere, thresholds any other distance apart are not correlated.
-    quadratic = uint32(uint32(place * uint32(uint32(place * 30) + 1)) & 127)
-    return uint32(quadratic * 0x3E160200)
+    return spread_at(quadratic(place))
 
 
 def random_word(chunk, index):
@@ -162,7 +169,7 @@ def lowest(first):
 
 
 def decode_unsigned(code, first):
-    return float_of(uint32(uint32(uint32(code) + first) << 20)) - lowest(first)
+    return float_of(uint32(uint32(uint32(code) << 20) + uint32(first << 20))) - lowest(first)
 
 
 def decode_signed(code, first):
@@ -208,6 +215,8 @@ CASTS: tuple[Callable, ...] = (
     join_halves,
     hashed,
     first_spread,
+    quadratic,
+    spread_at,
     spread,
     random_word,
     size_of,

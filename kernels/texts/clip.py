@@ -19,7 +19,7 @@ def clip_each(grad_scale, squared_norm, max_grad_norm):
     clip = max_grad_norm / maximum(grad_scale * sqrt(squared_norm), max_grad_norm)
 
 
-CLIP = join(clip_norm, check_finite)
+CLIP, CLIP_EACH = join(clip_norm, check_finite), join(clip_each)
 # Returns (grad_scale, taken, norm), as they go into the record. `max_grad_norm` is infinite where nothing is clipped;
 # `propagate` is 1 to take every step.
 clip = function(
@@ -33,7 +33,7 @@ clip = function(
 clip_of_one = function(
     block(
         "def clip_of_one(grad_scale, squared_norm, max_grad_norm):",
-        *join(clip_each).statements,
+        *CLIP_EACH.statements,
         "return clip",
     )
 )
