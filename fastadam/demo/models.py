@@ -85,7 +85,14 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Task:
-    """A model, its data, and how to train it. `batch_size` None is the full batch."""
+    """A model, its data, and how to train it.
+
+    Attributes:
+        batch_size: Rows of a batch; None is the full batch.
+        batches: How many random batches an epoch has; None: as many as there are in the data.
+        outputs: What a model has of outputs; None: as many as columns of y.
+        loss_is_held_out: Whether the loss is noted on the test data, where that of all training data takes too long.
+    """
 
     title: str
     model: Any
@@ -94,17 +101,25 @@ class Task:
     lr: float
     epochs: int
     batch_size: int | None = None
+    batches: int | None = None
     test_x: Any = None
     test_y: Any = None
+    outputs: int | None = None
+    loss_is_held_out: bool = False
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole training."""
-        return self.epochs * -(-len(self.x) // (self.batch_size or len(self.x)))
+        return self.epochs * (self.batches or -(-len(self.x) // (self.batch_size or len(self.x))))
+
+    @property
+    def judged(self) -> tuple[Any, Any]:
+        """X and y of the data on which the loss is noted."""
+        return (self.test_x, self.test_y) if self.loss_is_held_out else (self.x, self.y)
 
     def initial(self, seed: int) -> dict[str, Any]:
         """Starting parameters, as NumPy arrays."""
-        outputs = self.y.shape[1] if self.y.ndim == 2 else 1
+        outputs = self.outputs or (self.y.shape[1] if self.y.ndim == 2 else 1)
         return self.model.initial(np.random.default_rng(seed), self.x.shape[1], outputs)
 
     def moved(self, move: Any) -> "Task":

@@ -1,4 +1,4 @@
-"""`fastadam demo`: two small trainings in NumPy or CuPy, with three forms of Adam side by side."""
+"""`fastadam demo`: two small trainings in NumPy or CuPy, with three forms of Adam side by side, and a larger one."""
 
 from functools import partial
 from pathlib import Path
@@ -8,14 +8,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from fastadam.demo import language_report
+from fastadam.demo.language import language
 from fastadam.demo.models import diabetes, digits
 from fastadam.demo.report import Comparison, gain, save_picture, table
-from fastadam.demo.training import CPU, Device, ResumedRun, contenders, train, warm_up
+from fastadam.demo.training import CPU, Device, FastRun, ResumedRun, TextbookRun, contenders, train, warm_up
 
-PICTURE = "losses-and-times.png"
+PICTURE, LANGUAGE_PICTURE = "losses-and-times.png", "language-model.png"
 
 # On a GPU subnormal numbers are flushed to zero: far below the size of a rounding error of a parameter.
 TOLERANCE_ON_GPU = 1e-6
+# Losses of runs that differ by rounding alone come apart by some thousandths.
+TOLERANCE_OF_LOSSES = 0.02
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+PROMPT = b"The statement is executed by "
 
 
 class DemoError(Exception):
@@ -23,14 +29,14 @@ class DemoError(Exception):
 
 
 def run(device_name: str, seed: int, output: Path) -> int:
-    """Train, show the figures and save the picture.
+    """Train, show the figures and save the pictures.
 
     Returns the exit status, 1 if fastadam differs from its NumPy reference.
 
     Args:
-        device_name: "cpu" or "cuda".
+        device_name: "cpu" or "cuda"; the language model is trained on the CPU alone.
         seed: Seed for starting parameters, batches and the split of the data.
-        output: Directory for the picture, made if missing.
+        output: Directory for the pictures, made if missing.
 
     Raises:
         DemoError: no CUDA device, or a directory that cannot be written. Nothing has been trained then.
@@ -46,7 +52,7 @@ def run(device_name: str, seed: int, output: Path) -> int:
     status = _verdict(comparisons, device, console)
     console.print(f"Picture: {escape(str(picture))}", soft_wrap=True)
     console.print(gain(comparisons[-1]))
-    return status
+    return max(status, _train_language_model(seed, output, console)) if device is CPU else status
 
 
 def cuda_device() -> Device:
@@ -83,9 +89,8 @@ def _compare(device: Device, seed: int, console: Console) -> list[Comparison]:
     console.print(
         f"fastadam's kernels compiled, or loaded from their cache, in {ready:.2f} s: not part of the times below."
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     comparisons = []
-    with Progress(*columns, console=console) as progress, TemporaryDirectory() as directory:
+    with Progress(*_COLUMNS, console=console) as progress, TemporaryDirectory() as directory:
         for task in tasks:
             bar = progress.add_task(task.title, total=task.steps)
             resumed = ResumedRun(task, device, seed, Path(directory) / "checkpoint.safetensors")
@@ -93,6 +98,33 @@ def _compare(device: Device, seed: int, console: Console) -> list[Comparison]:
             train(runs, seed, partial(progress.advance, bar))
             comparisons.append(Comparison(runs))
     return comparisons
+
+
+def _train_language_model(seed: int, output: Path, console: Console) -> int:
+    """Train the language model with each optimizer that is there, show it, and return the exit status."""
+    task = language()
+    runs = [TextbookRun(task, CPU, seed), FastRun(task, CPU, seed)]
+    try:
+        from fastadam.demo.torch_run import torch_runs
+
+        runs += torch_runs(task, seed)
+    except ImportError:
+        pass  # torch is no part of the demo
+    with Progress(*_COLUMNS, console=console) as progress:
+        train(runs, seed, partial(progress.advance, progress.add_task("Language model of bytes", total=task.steps)))
+    console.print(language_report.table(runs))
+    console.print(language_report.gain(runs))
+    trained = runs[1]
+    sample = task.model.sample(trained.params, PROMPT, 240, seed)
+    console.print("It writes:", escape(PROMPT.decode() + " ".join(sample.split())))
+    picture = output / LANGUAGE_PICTURE
+    language_report.save_picture(runs, picture)
+    console.print(f"Picture: {escape(str(picture))}", soft_wrap=True)
+    apart = language_report.furthest_apart(runs)
+    if not apart <= TOLERANCE_OF_LOSSES:
+        Console(stderr=True).print(f"error: the losses of the language model came {apart:.1%} apart.", style="bold red")
+        return 1
+    return 0
 
 
 def _verdict(comparisons: list[Comparison], device: Device, console: Console) -> int:

@@ -39,6 +39,7 @@ class Run(ABC):
         self.params = {name: device.move(array) for name, array in task.initial(seed).items()}
         self.gradients: dict[str, Any] = {}
         self.losses: list[float] = []
+        self.seconds: list[float] = []
         self.gradient_seconds = 0.0
         self.step_seconds: list[float] = []
 
@@ -63,8 +64,9 @@ class Run(ABC):
         self.gradient_seconds += found - began
 
     def note_loss(self) -> None:
-        """Append the loss on all training data to `losses`."""
-        self.losses.append(float(self.task.model.loss(self.params, self.task.x, self.task.y)))
+        """Append the loss on all training data, or on the held-out data, to `losses`, and the time until now."""
+        self.seconds.append(self.gradient_seconds + sum(self.step_seconds))
+        self.losses.append(float(self.task.model.loss(self.params, *self.task.judged)))
 
     @property
     def accuracy(self) -> float | None:
@@ -236,6 +238,8 @@ def train(runs: list[Run], seed: int, advance: Callable[[int], Any]) -> None:
 
 def _batches(task, rng):
     """Row numbers of each batch of one epoch, in random order; the full batch keeps its order."""
+    if task.batches is not None:
+        return list(rng.integers(len(task.x), size=(task.batches, task.batch_size)))
     if task.batch_size is None:
         return [np.arange(len(task.x))]
     return np.array_split(rng.permutation(len(task.x)), task.steps // task.epochs)
