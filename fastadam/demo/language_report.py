@@ -1,13 +1,19 @@
-"""What the demo shows of its language model: a table, sentences, a picture and a sample of text."""
+"""What the demo shows of its language model: a table, sentences, a picture and samples of text."""
 
+from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 
-from matplotlib import pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
+from fastadam.demo.language import ByteModel
 from fastadam.demo.training import Run
 
+PROMPT = b"The statement is executed by "
 _COLORS = {"textbook": "#e8b04a", "fastadam": "#1b1b1b", "torch, fused": "#c2564a", "fastadam.torch": "#4a90c2"}
 
 
@@ -22,7 +28,7 @@ def table(runs: list[Run]) -> Table:
         "Held-out\nloss",
         "Bytes\nguessed",
         "Median\nstep",
-        "Share of\ntraining",
+        "Step's\nshare",
         f"Time to\nloss {target:.3f}",
     ):
         grid.add_column(heading, justify="right", no_wrap=True)
@@ -44,53 +50,71 @@ def common_loss(runs: list[Run]) -> float:
 
 
 def time_to(run: Run, loss: float) -> float:
-    """After how many seconds of gradients and steps `run` had noted so low a loss."""
-    return next(seconds for seconds, noted in zip(run.seconds, run.losses, strict=True) if noted <= loss)
-
-
-def gain(runs: list[Run]) -> str:
-    """What fastadam gains, in sentences with the measured figures."""
-    by_name = {run.name: run for run in runs}
-    target = common_loss(runs)
-    said = [_gain(by_name["textbook"], by_name["fastadam"], target)]
-    if "torch, fused" in by_name:
-        said.append(_gain(by_name["torch, fused"], by_name["fastadam.torch"], target))
-    return " ".join(said)
-
-
-def _gain(other, ours, target):
-    return (
-        f"{ours.name} reaches a loss of {target:.3f} in {time_to(ours, target):.1f} s, {other.name} in "
-        f"{time_to(other, target):.1f} s: steps take {ours.optimizer_share:.0%} and {other.optimizer_share:.0%} of the "
-        "training."
-    )
+    """The seconds of gradients and steps after which `run` had so low a loss; infinity if it never had."""
+    return next((seconds for seconds, noted in zip(run.seconds, run.losses, strict=True) if noted <= loss), inf)
 
 
 def furthest_apart(runs: list[Run]) -> float:
-    """The largest part by which two runs differ in a loss that they noted at the same time."""
-    together = zip(*(run.losses for run in runs), strict=True)
-    return max(max(losses) / min(losses) - 1 for losses in together)
+    """The largest part by which two runs differ in a loss that they noted after the same step; NaN if one is NaN."""
+    losses = np.array([run.losses for run in runs])
+    return float((losses.max(axis=0) / losses.min(axis=0) - 1).max())
+
+
+def gain(runs: list[Run]) -> Iterator[str]:
+    """What fastadam gains in NumPy, and in torch where it is there: sentences with the measured figures."""
+    by_name, target = {run.name: run for run in runs}, common_loss(runs)
+    for ours, theirs in (("fastadam", "textbook"), ("fastadam.torch", "torch, fused")):
+        if ours in by_name:
+            yield _gain(by_name[ours], by_name[theirs], target)
+
+
+def _gain(ours, theirs, target):
+    return (
+        f"{ours.name} takes {ours.optimizer_share:.1%} of its training for steps, and reaches a loss of {target:.3f} "
+        f"in {time_to(ours, target):.1f} s; {theirs.name} takes {theirs.optimizer_share:.1%}, and reaches it in "
+        f"{time_to(theirs, target):.1f} s."
+    )
+
+
+def samples(runs: list[Run], seed: int, length: int = 240) -> Iterator[str]:
+    """What the model of each run writes after PROMPT, white space as single spaces."""
+    for run in runs:
+        model = run.task.model
+        assert isinstance(model, ByteModel)
+        text = model.sample(run.params, PROMPT, length, seed)
+        yield f"{run.name} writes: {' '.join((PROMPT.decode() + text).split())}"
 
 
 def save_picture(runs: list[Run], path: Path) -> None:
     """Draw the loss over the steps and over the time, and what takes the time, into a PNG file."""
-    figure, (steps, seconds, shares) = plt.subplots(1, 3, figsize=(15.6, 4.6), layout="constrained")
-    every = runs[0].task.steps // runs[0].task.epochs
-    for place, run in enumerate(runs):
-        style = {"color": _COLORS[run.name], "label": run.name, "linewidth": 5 - 1.2 * place}
-        steps.plot([every * epoch for epoch in range(1, len(run.losses) + 1)], run.losses, **style)
-        seconds.plot(run.seconds, run.losses, **{**style, "linewidth": 2})
-        count = len(run.step_seconds)
-        gradients, in_steps = 1e3 * run.gradient_seconds / count, 1e3 * sum(run.step_seconds) / count
-        shares.bar(run.name, gradients, color="#cccccc")
-        bar = shares.bar(run.name, in_steps, bottom=gradients, color=_COLORS[run.name])
-        shares.bar_label(bar, [f"{run.optimizer_share:.0%}"], padding=2)
-    steps.set(title="The same loss after the same steps", xlabel="step", ylabel=runs[0].task.model.loss_name)
-    seconds.set(title="Sooner", xlabel="seconds for gradients and steps")
-    shares.set(title="Gradients (grey) and steps", ylabel="milliseconds an iteration")
-    shares.margins(y=0.12)
-    for place in (steps, seconds):
-        place.grid(alpha=0.3)
-    steps.legend(frameon=False)
+    figure = Figure(figsize=(15.6, 4.6), layout="constrained")
+    steps, seconds, shares = figure.subplots(1, 3)
+    _draw_losses(runs, steps, seconds)
+    _draw_shares(runs, shares)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
+
+
+def _draw_losses(runs: list[Run], steps: Axes, seconds: Axes):
+    task = runs[0].task
+    noted = np.linspace(0, task.steps, task.epochs + 1)[1:]
+    for place, run in enumerate(runs):
+        color, width = _COLORS[run.name], 6 - 1.6 * place  # the curves lie on each other: thick ones go below
+        steps.plot(noted, run.losses, color=color, label=run.name, linewidth=width)
+        seconds.plot(run.seconds, run.losses, color=color, label=run.name, marker=".")
+    steps.set(title="After so many steps", xlabel="step", ylabel=task.model.loss_name)
+    seconds.set(title="After so much time", xlabel="seconds for gradients and steps")
+    for axes in (steps, seconds):
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+
+
+def _draw_shares(runs: list[Run], shares: Axes):
+    for run in runs:
+        gradients, step = (
+            1e3 * total / len(run.step_seconds) for total in (run.gradient_seconds, sum(run.step_seconds))
+        )
+        shares.bar(run.name, gradients, color="#cccccc")
+        bar = shares.bar(run.name, step, bottom=gradients, color=_COLORS[run.name])
+        shares.bar_label(bar, [f"{run.optimizer_share:.1%}"], padding=2)
+    shares.set(title="Gradients (grey) and steps", ylabel="milliseconds, mean")
+    shares.margins(y=0.12)
