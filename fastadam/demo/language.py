@@ -12,7 +12,7 @@ from fastadam.demo.models import Model, Task
 
 BYTES = 256
 CONTEXT = 8
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 5e-4
 # What gradients and steps cost. Both grow with the parameters, of which WIDTH and HIDDEN make 4.8 million: the step
 # must reach main memory. Gradients alone grow with BATCH. As many rows as make the gradients as slow as the textbook's
 # step show what a faster step is worth; with thousands of rows no optimizer would matter.
@@ -114,27 +114,33 @@ def language() -> Task:
         ModuleNotFoundError: This Python has no documentation.
     """
     text = documentation()
-    trained, held_out = _windows(text[:-HELD_OUT_BYTES]), _windows(text[-HELD_OUT_BYTES:])
-    judged = np.linspace(0, len(held_out[1]) - 1, HELD_OUT).astype(int)
+    x, y = _windows(text[:-HELD_OUT_BYTES])
+    test_x, test_y = _windows(text[-HELD_OUT_BYTES:])
+    judged = np.linspace(0, len(test_y) - 1, HELD_OUT).astype(int)
     return Task(
         "Language model of bytes",
         ByteModel(),
-        *trained,
+        x,
+        y,
         lr=LEARNING_RATE,
         epochs=TURNS,
         batch_size=BATCH,
         batches=BATCHES_IN_TURN,
-        test_x=held_out[0][judged],
-        test_y=held_out[1][judged],
+        test_x=test_x[judged],
+        test_y=test_y[judged],
         loss_is_held_out=True,
     )
 
 
 def documentation() -> np.ndarray:
-    """The texts that `help("topics")` lists, in the order of their names, as bytes: some 700,000, uint8."""
+    """The texts that `help("topics")` lists, in the order of their names, as bytes, uint8.
+
+    Line breaks and runs of spaces are single spaces: else they are what a model learns first.
+    """
     from pydoc_data.topics import topics
 
-    return np.frombuffer("\n\n".join(topics[name] for name in sorted(topics)).encode(), np.uint8)
+    words = (word for name in sorted(topics) for word in topics[name].split())
+    return np.frombuffer(" ".join(words).encode(), np.uint8)
 
 
 def _windows(text):

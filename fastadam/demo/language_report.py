@@ -77,12 +77,12 @@ def _gain(ours, theirs, target):
 
 
 def samples(runs: list[Run], seed: int, length: int = 240) -> Iterator[str]:
-    """What the model of each run writes after PROMPT, white space as single spaces."""
+    """What the model of each run writes after PROMPT."""
     for run in runs:
         model = run.task.model
         assert isinstance(model, ByteModel)
         text = model.sample(run.params, PROMPT, length, seed)
-        yield f"{run.name} writes: {' '.join((PROMPT.decode() + text).split())}"
+        yield f"{run.name} writes: {PROMPT.decode()}{text}"
 
 
 def save_picture(runs: list[Run], path: Path) -> None:

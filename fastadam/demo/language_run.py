@@ -36,4 +36,4 @@ def train_in_turns(runs: list[Run], seed: int, advance: Callable[[Run], Any]) ->
 def warm_up_language(task: Task, seed: int) -> None:
     """Take a step with every optimizer and discard it: kernels are loaded and threads are started after that."""
     for run in language_contenders(task, seed):
-        run.train_on(np.arange(task.batch_size or len(task.x)))
+        run.train_on(np.arange(task.rows))

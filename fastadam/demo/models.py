@@ -132,9 +132,14 @@ class Task:
     loss_is_held_out: bool = False
 
     @property
+    def rows(self) -> int:
+        """Rows of a batch."""
+        return self.batch_size or len(self.x)
+
+    @property
     def steps(self) -> int:
         """Optimizer steps of the whole training."""
-        return self.epochs * (self.batches or -(-len(self.x) // (self.batch_size or len(self.x))))
+        return self.epochs * (self.batches or -(-len(self.x) // self.rows))
 
     @property
     def judged(self) -> tuple[Any, Any]:

@@ -243,7 +243,7 @@ def train(runs: list[Run], seed: int, advance: Callable[[int], Any]) -> None:
 def batches_of_epoch(task: Task, rng: np.random.Generator) -> list[np.ndarray]:
     """Row numbers of each batch of one epoch, in random order; the full batch keeps its order."""
     if task.batches is not None:
-        return list(rng.integers(len(task.x), size=(task.batches, task.batch_size)))
+        return list(rng.integers(len(task.x), size=(task.batches, task.rows)))
     if task.batch_size is None:
         return [np.arange(len(task.x))]
     return np.array_split(rng.permutation(len(task.x)), task.steps // task.epochs)
