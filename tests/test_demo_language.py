@@ -214,7 +214,7 @@ def little(task, monkeypatch):
     monkeypatch.setattr(demo, "language", lambda: task)
 
 
-@pytest.mark.parametrize("error", [0.2, np.nan])
+@pytest.mark.parametrize("error", [1.0, np.nan])
 def test_losses_that_come_apart_are_an_error(little, monkeypatch, tmp_path, capsys, error):
     loss = ByteModel.loss
     noted = []
@@ -230,10 +230,12 @@ def test_losses_that_come_apart_are_an_error(little, monkeypatch, tmp_path, caps
     assert "takes" not in printed.out.partition("Language model of bytes:")[2]
 
 
-def test_an_error_before_the_language_model_is_the_exit_status_after_it(little, monkeypatch, tmp_path, capsys):
+def test_the_language_model_is_left_out_where_small_models_differ_from_their_reference(
+    little, monkeypatch, tmp_path, capsys
+):
     monkeypatch.setattr(demo, "_verdict", lambda *arguments: 1)
     assert demo.run("cpu", 0, tmp_path) == 1
-    assert "fastadam writes: The statement" in capsys.readouterr().out
+    assert "Language model" not in capsys.readouterr().out
 
 
 def test_an_interrupt_ends_the_demo_without_a_traceback(tmp_path):

@@ -12,13 +12,13 @@ from fastadam.demo.models import Model, Task
 
 BYTES = 256
 CONTEXT = 8
-LEARNING_RATE = 5e-4
+LEARNING_RATE = 1e-3
 # What gradients and steps cost. Both grow with the parameters, of which WIDTH and HIDDEN make 4.8 million: the step
 # must reach main memory. Gradients alone grow with BATCH. As many rows as make the gradients as slow as the textbook's
 # step show what a faster step is worth; with thousands of rows no optimizer would matter.
-WIDTH, HIDDEN, BATCH = 256, 2048, 96
+WIDTH, HIDDEN, BATCH = 256, 2048, 128
 # The optimizers take turns of so many batches, since each finds its arrays out of the cache after a turn of another.
-TURNS, BATCHES_IN_TURN = 12, 20
+TURNS, BATCHES_IN_TURN = 10, 16
 # At the end of the text: bytes that no batch has, and of how many of them the loss is noted.
 HELD_OUT_BYTES, HELD_OUT = 16_384, 1_024
 

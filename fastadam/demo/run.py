@@ -19,8 +19,8 @@ PICTURE, LANGUAGE_PICTURE = "losses-and-times.png", "language-model.png"
 
 # On a GPU subnormal numbers are flushed to zero: far below the size of a rounding error of a parameter.
 TOLERANCE_ON_GPU = 1e-6
-# Losses of runs that differ by rounding alone come apart by some thousandths.
-TOLERANCE_OF_LOSSES = 0.02
+# Losses of runs that differ by rounding alone have come apart by up to a hundredth.
+TOLERANCE_OF_LOSSES = 0.05
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
 
@@ -31,7 +31,8 @@ class DemoError(Exception):
 def run(device_name: str, seed: int, output: Path) -> int:
     """Train, show the figures and save the pictures.
 
-    Returns the exit status, 1 if fastadam differs from its NumPy reference.
+    Returns the exit status: 1 if fastadam differs from its NumPy reference, and then the language model is left out, or
+    if the losses of the language model come apart.
 
     Args:
         device_name: "cpu" or "cuda"; the language model is trained on the CPU alone.
@@ -39,7 +40,8 @@ def run(device_name: str, seed: int, output: Path) -> int:
         output: Directory for the pictures, made if missing.
 
     Raises:
-        DemoError: no CUDA device, or a directory that cannot be written. Nothing has been trained then.
+        DemoError: no CUDA device, a directory that cannot be written, or a Python without its documentation. Nothing
+            has been trained then.
     """
     device = CPU if device_name == "cpu" else cuda_device()
     require_writable(output)
@@ -53,7 +55,7 @@ def run(device_name: str, seed: int, output: Path) -> int:
     status = _verdict(comparisons, device, console)
     console.print(f"Picture: {escape(str(picture))}", soft_wrap=True)
     console.print(gain(comparisons[-1]))
-    return status if text_task is None else max(status, _train_language_model(text_task, seed, output, console))
+    return status if status or text_task is None else _train_language_model(text_task, seed, output, console)
 
 
 def cuda_device() -> Device:
