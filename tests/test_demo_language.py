@@ -80,6 +80,13 @@ def test_samples_go_on_from_the_prompt_by_the_probabilities_of_the_model():
     assert model.sample(params, b"a", 7, seed=1) == "eeeeeee"
 
 
+def test_samples_are_printable(task):
+    run = FastRun(task, CPU, 0)
+    run.params["bias2"][:32] = 100
+    (said,) = report.samples([run], seed=0, length=50)
+    assert said == "fastadam writes: The statement is executed by " + 50 * "\N{REPLACEMENT CHARACTER}"
+
+
 def test_each_optimizer_trains_for_a_whole_turn_on_the_same_batches(task, monkeypatch):
     seen = []
     monkeypatch.setattr(TextbookRun, "find_gradients", lambda run, rows: seen.append((run.name, rows.tolist())))

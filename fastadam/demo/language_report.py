@@ -77,12 +77,13 @@ def _gain(ours, theirs, target):
 
 
 def samples(runs: list[Run], seed: int, length: int = 240) -> Iterator[str]:
-    """What the model of each run writes after PROMPT."""
+    """What the model of each run writes after PROMPT, with a mark for what a terminal cannot print."""
     for run in runs:
         model = run.task.model
         assert isinstance(model, ByteModel)
         text = model.sample(run.params, PROMPT, length, seed)
-        yield f"{run.name} writes: {PROMPT.decode()}{text}"
+        shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+        yield f"{run.name} writes: {PROMPT.decode()}{shown}"
 
 
 def save_picture(runs: list[Run], path: Path) -> None:

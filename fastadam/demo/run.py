@@ -128,7 +128,7 @@ def _train_language_model(task: Task, seed: int, output: Path, console: Console)
     if not apart <= TOLERANCE_OF_LOSSES:
         Console(stderr=True).print(f"error: the losses of the language model came {apart:.2%} apart.", style="bold red")
         return 1
-    console.print(f"After the same steps all have the same loss, but for {apart:.2%} by rounding in another order.")
+    console.print(f"After the same steps the losses differ by {apart:.2%} at most: rounding in another order.")
     for sentence in (*language_report.gain(runs), *language_report.samples(runs, seed)):
         console.print(escape(sentence))
     console.print(f"Picture: {escape(str(picture))}", soft_wrap=True)
