@@ -8,6 +8,7 @@ from subprocess import PIPE, Popen
 import numpy as np
 import pytest
 
+import fastadam
 from fastadam.demo import language_report as report
 from fastadam.demo import run as demo
 from fastadam.demo.language import CONTEXT, HELD_OUT, HELD_OUT_BYTES, ByteModel, documentation, language
@@ -219,6 +220,21 @@ def little(task, monkeypatch):
     monkeypatch.setattr(demo, "diabetes", lambda: replace(diabetes, epochs=2))
     monkeypatch.setattr(demo, "digits", lambda seed: replace(digits, epochs=1))
     monkeypatch.setattr(demo, "language", lambda: task)
+
+
+def test_steps_of_the_language_model_take_one_thread_as_its_table_says(little, monkeypatch, tmp_path, capsys):
+    counts, step = [], FastRun.step
+
+    def counting(run):
+        counts.append(fastadam.get_num_threads())
+        step(run)
+
+    monkeypatch.setattr(FastRun, "step", counting)
+    before = fastadam.get_num_threads()
+    assert demo.run("cpu", 0, tmp_path) == 0
+    assert counts[-6:] == [1] * 6
+    assert counts[0] == fastadam.get_num_threads() == before
+    assert report.CAPTION in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("error", [1.0, np.nan])

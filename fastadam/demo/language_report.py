@@ -14,6 +14,7 @@ from fastadam.demo.language import ByteModel
 from fastadam.demo.training import Run
 
 PROMPT = b"The statement is executed by "
+CAPTION = "Steps of fastadam on one thread, gradients and torch's steps on all."
 _COLORS = {"textbook": "#e8b04a", "fastadam": "#1b1b1b", "torch, fused": "#c2564a", "fastadam.torch": "#4a90c2"}
 
 
@@ -22,7 +23,7 @@ def table(runs: list[Run]) -> Table:
     task, target = runs[0].task, common_loss(runs)
     size = sum(p.size for p in runs[0].params.values())
     title = f"{task.title}: {size:,} parameters, {task.steps:,} steps"
-    grid = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    grid = Table(title=title, caption=CAPTION, box=box.SIMPLE_HEAD, pad_edge=False)
     grid.add_column("\nOptimizer", no_wrap=True)
     for heading in (
         "Held-out\nloss",

@@ -14,6 +14,7 @@ from fastadam.demo.language_run import language_contenders, train_in_turns, warm
 from fastadam.demo.models import Task, diabetes, digits
 from fastadam.demo.report import Comparison, gain, save_picture, table
 from fastadam.demo.training import CPU, Device, ResumedRun, contenders, train, warm_up
+from fastadam.kernels.thread_count import asking
 
 PICTURE, LANGUAGE_PICTURE = "losses-and-times.png", "language-model.png"
 
@@ -115,9 +116,11 @@ def _language_task() -> Task:
 
 def _train_language_model(task: Task, seed: int, output: Path, console: Console) -> int:
     """Train the language model with each optimizer that is there, show it, and return the exit status."""
-    warm_up_language(task, seed)
-    runs = language_contenders(task, seed)
-    with Progress(*_COLUMNS, console=console) as progress:
+    # After a product of matrices the threads of NumPy's BLAS and of torch wait for the next one with their cores kept
+    # busy, OpenBLAS' for some 20 ms: other threads of a step would wait for them. One alone is as fast as the memory.
+    with asking(1), Progress(*_COLUMNS, console=console) as progress:
+        warm_up_language(task, seed)
+        runs = language_contenders(task, seed)
         bars = {run.name: progress.add_task(f"{task.title}, {run.name}", total=task.steps) for run in runs}
         train_in_turns(runs, seed, lambda run: progress.advance(bars[run.name]))
     console.print(language_report.table(runs))
