@@ -81,12 +81,12 @@ class ByteModel(Model):
         return float((self._layers(params, x)[-1].argmax(axis=1) == y).mean())
 
     def sample(self, params: dict[str, Any], prompt: bytes, length: int, seed: int) -> str:
-        """`length` bytes that follow `prompt`, each drawn from the probabilities of the model, sharpened a little."""
+        """`length` bytes that follow `prompt`, drawn by the squares of the model's probabilities."""
         context = len(params["weights1"]) // self.width
         rng, text = np.random.default_rng(seed), list(prompt.rjust(context))
         for _ in range(length):
             logits = self._layers(params, np.array([text[-context:]], np.uint8))[-1]
-            text.append(int(rng.choice(BYTES, p=_softmax(logits.astype(np.float64) / 0.5)[0])))
+            text.append(int(rng.choice(BYTES, p=_softmax(2 * logits.astype(np.float64))[0])))
         return bytes(text[-length:]).decode(errors="replace")
 
     def _layers(self, params, x):

@@ -14,7 +14,7 @@ from fastadam.demo.language import ByteModel
 from fastadam.demo.training import Run
 
 PROMPT = b"The statement is executed by "
-CAPTION = "Steps of fastadam on one thread, gradients and torch's steps on all."
+CAPTION = "Steps of fastadam take one thread."
 _COLORS = {"textbook": "#e8b04a", "fastadam": "#1b1b1b", "torch, fused": "#c2564a", "fastadam.torch": "#4a90c2"}
 
 
