@@ -100,7 +100,7 @@ def _draw_losses(runs: list[Run], steps: Axes, seconds: Axes):
     task = runs[0].task
     noted = np.linspace(0, task.steps, task.epochs + 1)[1:]
     for place, run in enumerate(runs):
-        color, width = _COLORS[run.name], 6 - 1.6 * place  # the curves lie on each other: thick ones go below
+        color, width = _COLORS[run.name], 6 / (place + 1)  # the curves lie on each other: thick ones go below
         steps.plot(noted, run.losses, color=color, label=run.name, linewidth=width)
         seconds.plot(run.seconds, run.losses, color=color, label=run.name, marker=".")
     steps.set(title="After so many steps", xlabel="step", ylabel=task.model.loss_name)
