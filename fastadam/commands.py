@@ -38,9 +38,9 @@ def fastadam_command(
 def demo(
     device: Annotated[DeviceName, typer.Option(help="Where to train.")] = DeviceName.cpu,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="For parameters, batches and data split.")] = 0,
-    output: Annotated[Path, typer.Option(help="Directory for the picture.")] = Path("fastadam-demo"),
+    output: Annotated[Path, typer.Option(help="Directory for the pictures.")] = Path("fastadam-demo"),
 ) -> None:
-    """Train two small models with three forms of Adam, and compare results and time."""
+    """Train two small models and a language model of bytes with several forms of Adam; compare results and time."""
     from fastadam.demo.run import DemoError, run
 
     try:

@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 from subprocess import run as run_process
 from types import SimpleNamespace
 
@@ -13,6 +12,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from fastadam.cli import versions
 from fastadam.demo import run as demo
 from fastadam.demo import training as demo_training
+from fastadam.demo.language import ByteModel, language
 from fastadam.demo.models import Classifier, LinearRegression, diabetes, digits
 from fastadam.demo.textbook import TextbookAdam
 
@@ -28,10 +28,15 @@ def data(model, samples=40, features=6, classes=4, dtype=np.float64):
     x = rng.normal(size=(samples, features)).astype(dtype)
     if isinstance(model, LinearRegression):
         return params, x, rng.normal(size=samples).astype(dtype)
+    if isinstance(model, ByteModel):
+        # Few different bytes, so that some are read many times.
+        return params, *(rng.integers(90, 120, shape).astype(np.uint8) for shape in ((samples, features), samples))
     return params, x, np.eye(classes, dtype=dtype)[rng.integers(classes, size=samples)]
 
 
-MODELS = pytest.mark.parametrize("model", [LinearRegression(), Classifier()], ids=["regression", "classifier"])
+MODELS = pytest.mark.parametrize(
+    "model", [LinearRegression(), Classifier(), ByteModel(2, 7)], ids=["regression", "classifier", "bytes"]
+)
 
 
 @MODELS
@@ -50,6 +55,16 @@ def test_gradients_equal_central_differences_of_the_loss(model):
                 losses.append(model.loss({**params, name: moved}, x, y))
             differences[place] = (losses[0] - losses[1]) / (2 * shift)
         np.testing.assert_allclose(gradients[name], differences, rtol=1e-5, atol=1e-8, err_msg=name)
+
+
+@MODELS
+def test_gradients_are_written_over_whatever_is_there(model):
+    params, x, y = data(model)
+    out = {name: np.full(p.shape, np.nan) for name, p in params.items()}
+    model.write_gradients(params, x, y, out)
+    for name, gradient in model.gradients(params, x, y).items():
+        np.testing.assert_array_equal(out[name], gradient, err_msg=name)
+        assert not np.shares_memory(gradient, params[name])
 
 
 @MODELS
@@ -154,6 +169,9 @@ class StrictArray(NDArrayOperatorsMixin):
             return lambda *arguments, **settings: StrictArray(found(*arguments, **settings))
         return StrictArray(found) if isinstance(found, np.ndarray) else found
 
+    def __setitem__(self, place, value):
+        self.array[place] = self._inside(value)
+
     def __len__(self):
         return len(self.array)
 
@@ -161,7 +179,7 @@ class StrictArray(NDArrayOperatorsMixin):
         return float(self.array)
 
 
-@MODELS
+@pytest.mark.parametrize("model", [LinearRegression(), Classifier()], ids=["regression", "classifier"])
 def test_models_and_textbook_adam_keep_arrays_of_another_library(model):
     params, x, y = data(model, dtype=np.float32)
     there = {name: StrictArray(p) for name, p in params.items()}
@@ -175,11 +193,17 @@ def test_models_and_textbook_adam_keep_arrays_of_another_library(model):
         assert model.accuracy(there, StrictArray(x), StrictArray(y)) == model.accuracy(params, x, y)
 
 
+def short_language():
+    """The task of the language model with a small model and six small batches."""
+    return replace(language(), model=ByteModel(4, 40), batch_size=24, epochs=2, batches=3)
+
+
 @pytest.fixture
 def short(monkeypatch):
     """The demo with few steps."""
     monkeypatch.setattr(demo, "diabetes", lambda: replace(diabetes(), epochs=5))
     monkeypatch.setattr(demo, "digits", lambda seed: replace(digits(seed), epochs=1))
+    monkeypatch.setattr(demo, "language", lambda: short_language())
 
 
 @pytest.mark.parametrize("error", [1e-7, np.nan])
@@ -221,9 +245,8 @@ def test_on_cuda_the_reference_takes_copies_of_the_gradients_from_the_device(sho
     find = demo_training.ReferenceRun.find_gradients
 
     def find_and_compare(self, rows):
-        found = find(self, rows)
-        followed.append(all(np.array_equal(found[name], g) for name, g in self._leader.gradients.items()))
-        return found
+        find(self, rows)
+        followed.append(all(np.array_equal(self.gradients[name], g) for name, g in self._leader.gradients.items()))
 
     monkeypatch.setattr(demo_training.ReferenceRun, "find_gradients", find_and_compare)
     assert demo.run("cuda", 0, tmp_path) == 0
@@ -235,35 +258,50 @@ def test_on_cuda_the_reference_takes_copies_of_the_gradients_from_the_device(sho
     assert "exactly the same" not in printed
 
 
-def command_line(*arguments, directory, blocked=()):
-    """The finished process of `python -m fastadam`, in which `blocked` packages cannot be imported."""
-    code = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); from fastadam.cli import main; main()"
-    start = ["-c", code] if blocked else ["-m", "fastadam"]
-    return run_process([sys.executable, *start, *arguments], cwd=directory, capture_output=True, text=True, timeout=120)
+# The whole demo, but for a language model that takes seconds on a busy machine.
+SHORT = """
+from dataclasses import replace
+from fastadam.demo import language, run
+task = replace(language.language(), model=language.ByteModel(4, 40), epochs=2, batches=3)
+run.language = lambda: task
+"""
+
+
+def command_line(*arguments, directory, blocked=(), prepare=""):
+    """The finished process of `fastadam`, after the code `prepare`; `blocked` packages cannot be imported in it."""
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n{prepare}\n"
+    command = [sys.executable, "-c", code + "from fastadam.cli import main; main()", *arguments]
+    if not blocked and not prepare:
+        command[1:3] = ["-m", "fastadam"]
+    return run_process(command, cwd=directory, capture_output=True, text=True, timeout=120)
 
 
 def test_the_demo_runs_from_start_to_end(tmp_path):
-    finished = command_line("demo", "--output", "some/where", directory=tmp_path)
+    finished = command_line("demo", "--output", "some/where", directory=tmp_path, prepare=SHORT)
     assert finished.returncode == 0, finished.stderr
-    pictures = list(tmp_path.rglob("*.*"))
-    assert pictures == [tmp_path / "some" / "where" / demo.PICTURE]
-    assert pictures[0].read_bytes().startswith(PNG_SIGNATURE)
+    pictures = sorted(tmp_path.rglob("*.*"))
+    assert pictures == [tmp_path / "some" / "where" / name for name in (demo.LANGUAGE_PICTURE, demo.PICTURE)]
+    for picture in pictures:
+        assert picture.read_bytes().startswith(PNG_SIGNATURE)
     rows = [line.split() for line in finished.stdout.splitlines()]
     rows = {name: [row for row in rows if row and row[0] == name] for name in ("textbook", "reference", "fastadam")}
     for name, (regression, classifier) in ((name, found[:2]) for name, found in rows.items()):
         assert float(regression[1]) == pytest.approx(0.48225, abs=1e-4), name
         assert float(classifier[2].rstrip("%")) >= 96, name
     assert [row[-1] for row in rows["reference"]] == ["0", "0"]
-    assert all(0 < float(row[-1]) < 0.1 for row in rows["textbook"])
+    assert all(0 < float(row[-1]) < 0.1 for row in rows["textbook"][:2])
     printed = " ".join(finished.stdout.split())
     for text in (
         "kernels compiled, or loaded from their cache, in",
         "exactly the same parameters",
         "times as long as",
         "ended the same to the last bit",
+        "textbook writes: The statement is executed by",
+        "fastadam writes: The statement is executed by",
     ):
         assert text in printed
-    assert str(Path("some") / "where" / demo.PICTURE) in printed
+    for picture in pictures:
+        assert str(picture.relative_to(tmp_path)) in printed
 
 
 def cuda_works():

@@ -4,6 +4,7 @@ A model is a loss over a dictionary of parameters, and the gradient of that loss
 They are written with array operators and NumPy functions that dispatch to CuPy, so that one text runs on both.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -13,7 +14,35 @@ from sklearn.datasets import load_diabetes, load_digits
 from sklearn.model_selection import train_test_split
 
 
-class LinearRegression:
+class Model(ABC):
+    """A loss over parameters, its gradient, and parameters to start from."""
+
+    loss_name: str
+
+    @abstractmethod
+    def initial(self, rng: np.random.Generator, features: int, outputs: int) -> dict[str, Any]:
+        """Starting parameters for that many columns of x and of y, float32."""
+
+    @abstractmethod
+    def loss(self, params: dict[str, Any], x: Any, y: Any) -> Any:
+        """The mean loss of a batch."""
+
+    @abstractmethod
+    def write_gradients(self, params: dict[str, Any], x: Any, y: Any, out: dict[str, Any]) -> None:
+        """Write the gradient of `loss` with respect to every parameter into `out`: name -> array of its shape."""
+
+    def gradients(self, params: dict[str, Any], x: Any, y: Any) -> dict[str, Any]:
+        """The gradient of `loss` with respect to every parameter, in new arrays."""
+        out = {name: p.copy() for name, p in params.items()}
+        self.write_gradients(params, x, y, out)
+        return out
+
+    def accuracy(self, params: dict[str, Any], x: Any, y: Any) -> float:
+        """Share of rows for which the model's first choice is the right one."""
+        raise NotImplementedError(f"{type(self).__name__} makes no choice")
+
+
+class LinearRegression(Model):
     """Predictions x @ weights + bias, trained on their mean squared error."""
 
     loss_name = "mean squared error"
@@ -26,16 +55,17 @@ class LinearRegression:
         """Mean of (x @ weights + bias - y)**2, for x of shape (n, features) and y of shape (n,)."""
         return (self._error(params, x, y) ** 2).mean()
 
-    def gradients(self, params: dict[str, Any], x: Any, y: Any) -> dict[str, Any]:
+    def write_gradients(self, params: dict[str, Any], x: Any, y: Any, out: dict[str, Any]) -> None:
         """Gradient of `loss` with respect to `weights` and `bias`."""
         error = self._error(params, x, y)
-        return {"weights": 2 * (x.T @ error) / len(x), "bias": 2 * error.mean()}
+        out["weights"][...] = 2 * (x.T @ error) / len(x)
+        out["bias"][...] = 2 * error.mean()
 
     def _error(self, params, x, y):
         return x @ params["weights"] + params["bias"] - y
 
 
-class Classifier:
+class Classifier(Model):
     """Two hidden layers of 64 rectified units and a softmax, trained on the cross-entropy."""
 
     loss_name = "cross-entropy"
@@ -56,21 +86,17 @@ class Classifier:
         shifted = logits - logits.max(axis=1, keepdims=True)
         return (np.log(np.exp(shifted).sum(axis=1)) - (shifted * y).sum(axis=1)).mean()
 
-    def gradients(self, params: dict[str, Any], x: Any, y: Any) -> dict[str, Any]:
+    def write_gradients(self, params: dict[str, Any], x: Any, y: Any, out: dict[str, Any]) -> None:
         """Gradient of `loss` with respect to every parameter, by backpropagation."""
         first, second, logits = self._layers(params, x)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         at_logits = (exponentials / exponentials.sum(axis=1, keepdims=True) - y) / len(x)
         at_second = (at_logits @ params["weights3"].T) * (second > 0)
         at_first = (at_second @ params["weights2"].T) * (first > 0)
-        return {
-            "weights1": x.T @ at_first,
-            "bias1": at_first.sum(axis=0),
-            "weights2": first.T @ at_second,
-            "bias2": at_second.sum(axis=0),
-            "weights3": second.T @ at_logits,
-            "bias3": at_logits.sum(axis=0),
-        }
+        layers = ((x, at_first), (first, at_second), (second, at_logits))
+        for layer, (inputs, at_outputs) in enumerate(layers, start=1):
+            out[f"weights{layer}"][...] = inputs.T @ at_outputs
+            out[f"bias{layer}"][...] = at_outputs.sum(axis=0)
 
     def accuracy(self, params: dict[str, Any], x: Any, y: Any) -> float:
         """Share of rows whose largest output is the right class."""
@@ -85,22 +111,40 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Task:
-    """A model, its data, and how to train it. `batch_size` None is the full batch."""
+    """A model, its data, and how to train it.
+
+    Attributes:
+        batch_size: Rows of a batch; None is the full batch.
+        batches: How many random batches an epoch has; None: as many as hold every row once.
+        loss_is_held_out: Whether the loss is noted on the test data, where that of all training data takes too long.
+    """
 
     title: str
-    model: Any
+    model: Model
     x: Any
     y: Any
     lr: float
     epochs: int
     batch_size: int | None = None
+    batches: int | None = None
     test_x: Any = None
     test_y: Any = None
+    loss_is_held_out: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch."""
+        return self.batch_size or len(self.x)
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole training."""
-        return self.epochs * -(-len(self.x) // (self.batch_size or len(self.x)))
+        return self.epochs * (self.batches or -(-len(self.x) // self.rows))
+
+    @property
+    def judged(self) -> tuple[Any, Any]:
+        """X and y of the data on which the loss is noted."""
+        return (self.test_x, self.test_y) if self.loss_is_held_out else (self.x, self.y)
 
     def initial(self, seed: int) -> dict[str, Any]:
         """Starting parameters, as NumPy arrays."""

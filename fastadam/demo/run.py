@@ -1,4 +1,4 @@
-"""`fastadam demo`: two small trainings in NumPy or CuPy, with three forms of Adam side by side."""
+"""`fastadam demo`: two small trainings in NumPy or CuPy, with three forms of Adam side by side, and a larger one."""
 
 from functools import partial
 from pathlib import Path
@@ -8,14 +8,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fastadam.demo.models import diabetes, digits
+from fastadam.demo import language_report
+from fastadam.demo.language import language
+from fastadam.demo.language_run import language_contenders, train_in_turns, warm_up_language
+from fastadam.demo.models import Task, diabetes, digits
 from fastadam.demo.report import Comparison, gain, save_picture, table
 from fastadam.demo.training import CPU, Device, ResumedRun, contenders, train, warm_up
+from fastadam.kernels.thread_count import asking
 
-PICTURE = "losses-and-times.png"
+PICTURE, LANGUAGE_PICTURE = "losses-and-times.png", "language-model.png"
 
 # On a GPU subnormal numbers are flushed to zero: far below the size of a rounding error of a parameter.
 TOLERANCE_ON_GPU = 1e-6
+# Losses of runs that differ by rounding alone have come apart by up to a hundredth.
+TOLERANCE_OF_LOSSES = 0.05
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
 
 class DemoError(Exception):
@@ -23,20 +30,23 @@ class DemoError(Exception):
 
 
 def run(device_name: str, seed: int, output: Path) -> int:
-    """Train, show the figures and save the picture.
+    """Train, show the figures and save the pictures.
 
-    Returns the exit status, 1 if fastadam differs from its NumPy reference.
+    Returns the exit status: 1 if fastadam differs from its NumPy reference, and then the language model is left out, or
+    if the losses of the language model come apart.
 
     Args:
-        device_name: "cpu" or "cuda".
+        device_name: "cpu" or "cuda"; the language model is trained on the CPU alone.
         seed: Seed for starting parameters, batches and the split of the data.
-        output: Directory for the picture, made if missing.
+        output: Directory for the pictures, made if missing.
 
     Raises:
-        DemoError: no CUDA device, or a directory that cannot be written. Nothing has been trained then.
+        DemoError: no CUDA device, a directory that cannot be written, or a Python without its documentation. Nothing
+            has been trained then.
     """
     device = CPU if device_name == "cpu" else cuda_device()
     require_writable(output)
+    text_task = _language_task() if device is CPU else None
     console = Console()
     comparisons = _compare(device, seed, console)
     for comparison in comparisons:
@@ -46,7 +56,7 @@ def run(device_name: str, seed: int, output: Path) -> int:
     status = _verdict(comparisons, device, console)
     console.print(f"Picture: {escape(str(picture))}", soft_wrap=True)
     console.print(gain(comparisons[-1]))
-    return status
+    return status if status or text_task is None else _train_language_model(text_task, seed, output, console)
 
 
 def cuda_device() -> Device:
@@ -83,9 +93,8 @@ def _compare(device: Device, seed: int, console: Console) -> list[Comparison]:
     console.print(
         f"fastadam's kernels compiled, or loaded from their cache, in {ready:.2f} s: not part of the times below."
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     comparisons = []
-    with Progress(*columns, console=console) as progress, TemporaryDirectory() as directory:
+    with Progress(*_COLUMNS, console=console) as progress, TemporaryDirectory() as directory:
         for task in tasks:
             bar = progress.add_task(task.title, total=task.steps)
             resumed = ResumedRun(task, device, seed, Path(directory) / "checkpoint.safetensors")
@@ -93,6 +102,40 @@ def _compare(device: Device, seed: int, console: Console) -> list[Comparison]:
             train(runs, seed, partial(progress.advance, bar))
             comparisons.append(Comparison(runs))
     return comparisons
+
+
+def _language_task() -> Task:
+    try:
+        return language()
+    except ModuleNotFoundError as error:
+        raise DemoError(
+            f"the language model reads Python's documentation, pydoc_data.topics of its standard library, which cannot "
+            f"be imported ({error}): use a Python with its whole standard library"
+        ) from error
+
+
+def _train_language_model(task: Task, seed: int, output: Path, console: Console) -> int:
+    """Train the language model with each optimizer that is there, show it, and return the exit status."""
+    # After a product of matrices the threads of NumPy's BLAS and of torch wait for the next one with their cores kept
+    # busy, OpenBLAS' for some 20 ms: other threads of a step would wait for them. One alone is as fast as the memory.
+    with asking(1), Progress(*_COLUMNS, console=console) as progress:
+        warm_up_language(task, seed)
+        runs = language_contenders(task, seed)
+        bars = {run.name: progress.add_task(f"{task.title}, {run.name}", total=task.steps) for run in runs}
+        train_in_turns(runs, seed, lambda run: progress.advance(bars[run.name]))
+    console.print(language_report.table(runs))
+    picture = output / LANGUAGE_PICTURE
+    language_report.save_picture(runs, picture)
+    apart = language_report.furthest_apart(runs)
+    # Written so that NaN fails.
+    if not apart <= TOLERANCE_OF_LOSSES:
+        Console(stderr=True).print(f"error: the losses of the language model came {apart:.2%} apart.", style="bold red")
+        return 1
+    console.print(f"After the same steps the losses differ by {apart:.2%} at most: rounding in another order.")
+    for sentence in (*language_report.gain(runs), *language_report.samples(runs, seed)):
+        console.print(escape(sentence))
+    console.print(f"Picture: {escape(str(picture))}", soft_wrap=True)
+    return 0
 
 
 def _verdict(comparisons: list[Comparison], device: Device, console: Console) -> int:

@@ -37,8 +37,9 @@ class Run(ABC):
         self.task = task.moved(device.move)
         self.device = device
         self.params = {name: device.move(array) for name, array in task.initial(seed).items()}
-        self.gradients: dict[str, Any] = {}
+        self.gradients = {name: p.copy() for name, p in self.params.items()}
         self.losses: list[float] = []
+        self.seconds: list[float] = []
         self.gradient_seconds = 0.0
         self.step_seconds: list[float] = []
 
@@ -46,15 +47,15 @@ class Run(ABC):
     def step(self) -> None:
         """Take one optimizer step with `gradients`."""
 
-    def find_gradients(self, rows: Any) -> dict[str, Any]:
-        """The gradients of the loss on the batch of `rows`."""
+    def find_gradients(self, rows: Any) -> None:
+        """Write the gradients of the loss on the batch of `rows` into `gradients`."""
         rows = self.device.move(rows)
-        return self.task.model.gradients(self.params, self.task.x[rows], self.task.y[rows])
+        self.task.model.write_gradients(self.params, self.task.x[rows], self.task.y[rows], self.gradients)
 
     def train_on(self, rows: Any) -> None:
         """Find the gradients and take the step, and time both."""
         began = perf_counter()
-        self.gradients = self.find_gradients(rows)
+        self.find_gradients(rows)
         self.device.synchronize()
         found = perf_counter()
         self.step()
@@ -63,8 +64,9 @@ class Run(ABC):
         self.gradient_seconds += found - began
 
     def note_loss(self) -> None:
-        """Append the loss on all training data to `losses`."""
-        self.losses.append(float(self.task.model.loss(self.params, self.task.x, self.task.y)))
+        """Append the loss on all training data, or on the held-out data, to `losses`, and the time until now."""
+        self.seconds.append(self.gradient_seconds + sum(self.step_seconds))
+        self.losses.append(float(self.task.model.loss(self.params, *self.task.judged)))
 
     @property
     def accuracy(self) -> float | None:
@@ -114,11 +116,15 @@ class FastRun(Run):
 
     def __init__(self, task: Task, device: Device, seed: int):
         super().__init__(task, device, seed)
-        self._optimizer = fastadam.Adam(self.params, lr=task.lr)
+        self._start(fastadam.Adam(self.params, lr=task.lr))
+
+    def _start(self, optimizer):
+        self._optimizer = optimizer
+        self.gradients = {name: optimizer.grads[name] for name in self.params}
 
     def step(self) -> None:
-        """Take one optimizer step with `gradients`."""
-        self._optimizer.step(self.gradients)
+        """Take one optimizer step with `gradients`, which lie where the optimizer reads them."""
+        self._optimizer.step()
 
 
 class ResumedRun(FastRun):
@@ -137,7 +143,7 @@ class ResumedRun(FastRun):
         if self._steps_to_go == 0:
             self._optimizer.save(self._path)
             self.params = {name: self.device.move(np.zeros(p.shape, np.float32)) for name, p in self.params.items()}
-            self._optimizer = fastadam.Adam(self.params)
+            self._start(fastadam.Adam(self.params))
             self._optimizer.load(self._path)
 
     def is_same_as(self, other: Run) -> bool:
@@ -161,11 +167,10 @@ class ReferenceRun(Run):
         self._leader = leader
         update, size = update_of(Recipe()), sum(p.size for p in self.params.values())
         self._flats = {name: np.zeros(size, np.float32) for name in ("g", *update.flats)}
-        shapes = {name: p.shape for name, p in self.params.items()}
-        self._places, views = _views(self._flats["g"], shapes), _views(self._flats["p"], shapes)
+        views = _views(self._flats["p"], self.params)
         for name, p in self.params.items():
             views[name][...] = p
-        self.params = views
+        self.params, self.gradients = views, _views(self._flats["g"], views)
         hyper = {"lr": task.lr, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "sign": 1.0}
         tables = reference.tables(parameters=1, clocks=1)
         tables.addresses[0, : len(self._flats)] = [reference.address(flat) for flat in self._flats.values()]
@@ -175,24 +180,24 @@ class ReferenceRun(Run):
         step = Pass(update, np.dtype(np.float32), np.zeros(1, np.int64), np.array([[0, 0, 0, size, 0]], np.int64))
         self._launch = reference.launcher([step], tables, guarded=False)
 
-    def find_gradients(self, rows: Any) -> dict[str, Any]:
-        """The gradients of the loss on the batch of `rows`, or copies of those of the leader."""
+    def find_gradients(self, rows: Any) -> None:
+        """Write the gradients of the loss on the batch of `rows`, or those of the leader, into `gradients`."""
         if self._leader is None:
-            return super().find_gradients(rows)
-        return {name: self._leader.device.back(gradient) for name, gradient in self._leader.gradients.items()}
+            super().find_gradients(rows)
+            return
+        for name, gradient in self._leader.gradients.items():
+            self.gradients[name][...] = self._leader.device.back(gradient)
 
     def step(self) -> None:
         """Take one optimizer step with `gradients`."""
-        for name, gradient in self.gradients.items():
-            self._places[name][...] = gradient
         self._launch()
 
 
-def _views(flat, shapes):
-    """Name -> view of the next elements of `flat`, in the shape of that name."""
-    stops = np.cumsum([int(np.prod(shape)) for shape in shapes.values()])
+def _views(flat, arrays):
+    """Name -> view of the next elements of `flat`, in the shape of the array of that name."""
+    stops = np.cumsum([array.size for array in arrays.values()])
     parts = np.split(flat, stops[:-1])
-    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    return {name: part.reshape(arrays[name].shape) for name, part in zip(arrays, parts, strict=True)}
 
 
 def contenders(task: Task, device: Device, seed: int) -> list[Run]:
@@ -215,7 +220,8 @@ def warm_up(task: Task, device: Device, seed: int) -> float:
 
 
 def _take_empty_step(run):
-    run.gradients = {name: 0 * p for name, p in run.params.items()}
+    for gradient in run.gradients.values():
+        gradient[...] = 0
     run.step()
     run.device.synchronize()
 
@@ -225,7 +231,7 @@ def train(runs: list[Run], seed: int, advance: Callable[[int], Any]) -> None:
     task = runs[0].task
     rng = np.random.default_rng(seed)
     for _ in range(task.epochs):
-        batches = _batches(task, rng)
+        batches = batches_of_epoch(task, rng)
         for rows in batches:
             for run in runs:
                 run.train_on(rows)
@@ -234,8 +240,10 @@ def train(runs: list[Run], seed: int, advance: Callable[[int], Any]) -> None:
         advance(len(batches))
 
 
-def _batches(task, rng):
+def batches_of_epoch(task: Task, rng: np.random.Generator) -> list[np.ndarray]:
     """Row numbers of each batch of one epoch, in random order; the full batch keeps its order."""
+    if task.batches is not None:
+        return list(rng.integers(len(task.x), size=(task.batches, task.rows)))
     if task.batch_size is None:
         return [np.arange(len(task.x))]
     return np.array_split(rng.permutation(len(task.x)), task.steps // task.epochs)
