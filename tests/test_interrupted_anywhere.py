@@ -1,6 +1,7 @@
 """An exception from outside, at any line of any public call, leaves all as before the call or as after it."""
 
 import signal
+import threading
 import warnings
 from contextlib import suppress
 from itertools import count
@@ -8,6 +9,7 @@ from itertools import count
 import numpy as np
 import pytest
 from exceptions_anywhere import raised_at
+from numba.np.ufunc import parallel
 from oracle import bits
 from training import copies, make
 
@@ -232,6 +234,17 @@ def test_ctrl_c_in_a_long_step(options):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, earlier)
     fastadam.Adam({"w": np.ones(size, np.float32)}, **options).load_state_dict(opt.state_dict())
+
+
+def test_steps_do_not_wait_for_a_lock_that_ctrl_c_left_locked():
+    params, grads = {"w": np.ones(400_000, np.float32)}, {"w": np.ones(400_000, np.float32)}
+    opt = fastadam.Adam(params)
+    opt.step(grads)  # starts Numba's threads
+    other = threading.Thread(target=opt.step, args=(grads,), daemon=True)
+    with parallel._backend_init_process_lock:
+        other.start()
+        other.join(60)
+        assert not other.is_alive()
 
 
 def test_a_torn_state_is_not_given_out(tmp_path):

@@ -8,6 +8,7 @@ import warnings
 from functools import cache
 
 import numba
+from numba.np.ufunc import parallel
 
 from fastadam.kernels import thread_count
 from fastadam.kernels.callers import levels_to_caller
@@ -51,13 +52,22 @@ def _count():
     if most == 1 or not _can_be_parallel():
         return 1
     # Whoever has set a mask for this thread by `numba.set_num_threads` is heard unless we were asked ourselves.
-    return min(most, numba.get_num_threads()) if asked is None else asked
+    return min(most, _mask()) if asked is None else asked
+
+
+def _mask():
+    """Numba's mask of the calling thread, once its pool has started.
+
+    `numba.get_num_threads` takes a lock of Numba before it asks this, and an exception from outside, such as Ctrl-C,
+    may leave that locked: other Python threads would wait for ever.
+    """
+    return getattr(parallel, "_get_num_threads", numba.get_num_threads)()
 
 
 @contextlib.contextmanager
 def _masked(threads):
     """Numba's mask, which belongs to the calling thread, lets through so many threads."""
-    before = numba.get_num_threads()
+    before = _mask()
     if threads != before:
         numba.set_num_threads(threads)
     try:
