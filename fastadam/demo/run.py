@@ -117,7 +117,7 @@ def _language_task() -> Task:
 def _train_language_model(task: Task, seed: int, output: Path, console: Console) -> int:
     """Train the language model with each optimizer that is there, show it, and return the exit status."""
     # After a product of matrices the threads of NumPy's BLAS and of torch wait for the next one with their cores kept
-    # busy, OpenBLAS' for some 20 ms: other threads of a step would wait for them. One alone is as fast as the memory.
+    # busy for a while: other threads of a step would wait for them. One alone is as fast as the memory.
     with asking(1), Progress(*_COLUMNS, console=console) as progress:
         warm_up_language(task, seed)
         runs = language_contenders(task, seed)
