@@ -1,5 +1,6 @@
 """Keras, if it is there and runs on torch; else an error that says what to do."""
 
+import os
 from typing import Any
 
 from fastadam.hosts import LEAST, require
@@ -19,7 +20,8 @@ def checked_keras() -> Any:
     except ImportError as error:
         if error.name == "keras":
             raise
-        raise ImportError(f"{_NEEDED}, got a Keras that says {error}: {_CHOOSE}") from error
+        chosen = os.environ.get("KERAS_BACKEND", "the backend of its config file")
+        raise ImportError(f"{_NEEDED}, got Keras on {chosen}, which says {error}: {_CHOOSE}") from error
     backend = keras.backend.backend()
     if backend != "torch":
         raise ImportError(
