@@ -262,7 +262,10 @@ def test_the_language_model_is_left_out_where_small_models_differ_from_their_ref
 
 
 def test_an_interrupt_ends_the_demo_without_a_traceback(tmp_path):
-    command = [sys.executable, "-m", "fastadam", "demo", "--output", "here"]
+    # Where the tests run in the background, SIGINT may be ignored, and a child inherits that.
+    heard = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    module = "runpy.run_module('fastadam', run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-c", f"{heard}; {module}", "demo", "--output", "here"]
     with Popen(command, cwd=tmp_path, stdout=PIPE, stderr=PIPE, text=True) as process:
         assert "kernels compiled" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
