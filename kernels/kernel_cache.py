@@ -11,6 +11,7 @@ import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 from fastadam.kernels.callers import levels_to_caller
+from fastadam.kernels.running_threads import let_compile
 
 
 class _CheckedFiles(IndexDataCacheFile):
@@ -58,10 +59,14 @@ class KernelCache(FunctionCache):
             _warn("written", str(self.cache_path), repr(error))
 
 
-def let_cache(kernel: Any, function: Any) -> None:
-    """Let a dispatcher or callback of Numba keep on disk what it compiles from `function`, if there is a place."""
+def harden(kernel: Any, function: Any) -> None:
+    """Let a dispatcher or callback of Numba compile `function` whatever the disk and the environment have become.
+
+    What it compiles is kept on disk, if there is a place.
+    """
     with suppress(RuntimeError):  # there is none: every process compiles
         kernel._cache = KernelCache(function)
+    let_compile(kernel)
 
 
 @cache

@@ -11,8 +11,7 @@ from numba import njit, uint64
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastadam.kernels.kernel_cache import let_cache
-from fastadam.kernels.running_threads import let_compile
+from fastadam.kernels.kernel_cache import harden
 
 
 class Register(NamedTuple):
@@ -143,6 +142,5 @@ def _restore_thread(mode):
 def _compiled(function, arguments):
     # Numba's cache notices edits of this file, and nothing else is compiled into these.
     kernel = njit(function)
-    let_cache(kernel, function)
-    let_compile(kernel)
+    harden(kernel, function)
     return kernel.compile(arguments)

@@ -11,7 +11,7 @@ from oracle import random_state
 from refusal import exactly
 
 import fastadam
-from fastadam.kernels import cpu, thread_count
+from fastadam.kernels import cpu, kernel_cache, thread_count
 from fastadam.kernels.cpu import jit, threads
 
 # Processes of their own, one at a time.
@@ -139,13 +139,17 @@ def _one_more(number):
     return number + 1
 
 
+def _no_place(function):
+    raise RuntimeError("no place for a cache")
+
+
 @several
 def test_kernels_are_compiled_after_the_variable_of_running_threads_was_changed(monkeypatch):  # Wake-T#161
     fastadam.set_num_threads(MOST)
     assert launched() == MOST
     changed = str(MOST + 1)
     monkeypatch.setenv("NUMBA_NUM_THREADS", changed)
-    monkeypatch.setattr(jit, "let_cache", lambda *_: None)
+    monkeypatch.setattr(kernel_cache, "KernelCache", _no_place)
     monkeypatch.setattr(jit, "_leaves", {})
     assert jit.jit(_one_more, "one_more")(1) == 2
     assert jit.leaf(_one_more).address

@@ -11,10 +11,10 @@ from fastadam.settings.checks import nonnegative
 
 def scale_of(value: Any, params: Mapping[Any, Any]) -> tuple[float, Any]:
     """`grad_scale` as a number; 1.0 and an array if it lies on the GPU of `params`, which is to read it."""
-    example = as_array(next(iter(params.values())), "params")
-    if isinstance(example, np.ndarray) or not hasattr(value, "__dlpack__") or isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
         return nonnegative(value, "grad_scale"), None
-    scale = as_array(value, "grad_scale")
+    example = as_array(next(iter(params.values())), "params")
+    scale = example if isinstance(example, np.ndarray) else as_array(value, "grad_scale")
     if isinstance(scale, np.ndarray):  # a tensor on the host
         return nonnegative(value, "grad_scale"), None
     check_device(scale, example, "grad_scale", "params")

@@ -10,8 +10,7 @@ from numba import config, int64, njit
 from numba.core.ccallback import CFunc
 from numba.core.sigutils import normalize_signature
 
-from fastadam.kernels.kernel_cache import let_cache
-from fastadam.kernels.running_threads import let_compile
+from fastadam.kernels.kernel_cache import harden
 from fastadam.kernels.sources import all_sources
 
 _DIGEST = sha256(all_sources())
@@ -34,8 +33,7 @@ def jit(function, name, sources="", *, parallel=False, nogil=False):
         named.compile = lambda signature: named
         return named
     kernel = njit(parallel=parallel, nogil=nogil, **_OPTIONS)(named)
-    let_cache(kernel, named)
-    let_compile(kernel)
+    harden(kernel, named)
     return kernel
 
 
@@ -48,8 +46,7 @@ def leaf(function):
     if named.__name__ not in _leaves:
         signature = int64(*[int64] * function.__code__.co_argcount)
         compiled = CFunc(named, normalize_signature(signature), locals={}, options=_OPTIONS)
-        let_cache(compiled, named)
-        let_compile(compiled)
+        harden(compiled, named)
         compiled.compile()
         _leaves[named.__name__] = compiled
     return _leaves[named.__name__]
