@@ -15,13 +15,13 @@ from fastadam.settings.options import Options
 from fastadam.step.engine import Engine
 from fastadam.step.gather import Gradients
 from fastadam.torch.counters import Counters
+from fastadam.torch.facts import Facts
 from fastadam.torch.gradients import found
 from fastadam.torch.parameter import TensorParameter
 from fastadam.torch.state import carried_keys
 from fastadam.torch.tensors import array_over, is_on_device, is_sharded, on_device_of, on_stream
 
-_address, _grad, _dtype = torch.Tensor.data_ptr, attrgetter("grad"), attrgetter("dtype")
-_stride, _size, _is_neg = torch.Tensor.stride, torch.Tensor.numel, torch.Tensor.is_neg
+_address, _grad = torch.Tensor.data_ptr, attrgetter("grad")
 _part, _placements = attrgetter("_local_tensor"), attrgetter("placements")
 
 
@@ -60,7 +60,7 @@ class Share:
         self._sharded = is_sharded(self._params[0])
         self._located_at = list(map(_address, self._parts(self._located)))
         self._device = self._params[0].device
-        self._facts, self._placements = _facts(self._parts(self._params)), self._placements_of(self._params)
+        self._facts, self._placements = Facts(self._parts(self._params)), self._placements_of(self._params)
         self._counters = [Counters([member.entry[key] for member in members]) for key in carried_keys(options)]
         # Without the counters, which are in no graph.
         self._written = [
@@ -131,7 +131,7 @@ class Share:
         # Another part of a DTensor is another tensor, and not one whose memory has moved.
         if self._sharded or located_at[count:] != self._located_at[count:]:
             return False
-        if _facts(params) != self._facts or any(p.device != self._device for p in params):
+        if not self._facts.are_of(params) or any(p.device != self._device for p in params):
             return False
         self.engine.plan.tables.write("addresses", (slice(None), GRADIENT + 1), located_at[:count])
         self._located_at = located_at
@@ -143,7 +143,7 @@ class Share:
             return None
         try:
             parts = self._parts(gradients)
-            if _facts(parts) != self._facts or any(map(_is_neg, parts)):
+            if not self._facts.are_of_gradients(parts):
                 return None
             if self._sharded and self._placements_of(gradients) != self._placements:
                 return None
@@ -165,9 +165,7 @@ class Share:
         if self._sharded and self._placements_of(there) != list(compress(self._placements, present)):
             return None
         parts = self._parts(there)
-        if _facts(parts) != list(compress(self._facts, present * 3)) or not all(map(has_memory, parts)):
-            return None
-        if any(map(_is_neg, parts)):
+        if not self._facts.are_of_some(parts, present) or not all(map(has_memory, parts)):
             return None
         addresses = np.zeros(len(gradients), np.int64)
         addresses[present] = [address or 1 for address in map(_address, parts)]
@@ -184,10 +182,10 @@ class Share:
             with on_stream(self._params[0]):
                 if divisor is not None or found_inf is not None or self._asked:
                     self._ask(divisor, found_inf)
-                self._counts_on_device |= plan.is_captured
+                is_captured = plan.is_captured
+                self._counts_on_device |= is_captured
                 taken = self.engine.take_step(gradients, (), grad_scale)
-                captured = self._counts_on_device and plan.is_captured
-            if taken and not captured:
+            if taken and not is_captured:
                 self._count(gradients)
         except BaseException:  # Ctrl-C, say, when the launch has run
             self._recount()
@@ -253,8 +251,3 @@ class Share:
             if of_group:
                 with on_stream(self._params[0]):
                     plan.set_clocks(group, of_group)
-
-
-def _facts(tensors):
-    """What must be the same for gradients as for parameters, and from step to step."""
-    return [*map(_dtype, tensors), *map(_stride, tensors), *map(_size, tensors)]

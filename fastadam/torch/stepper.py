@@ -214,13 +214,13 @@ class Stepper:
 
 
 def _objects(groups, state):
-    """All tensors of parameters and states, and the dicts of these."""
-    entries = state.values()
-    return [
-        *chain.from_iterable([group["params"] for group in groups]),
-        *entries,
-        *chain.from_iterable([entry.values() for entry in entries if type(entry) is dict]),
-    ]
+    """All tensors of parameters and states."""
+    objects = []
+    for group in groups:
+        objects += group["params"]
+    for entry in state.values():
+        objects += entry.values() if type(entry) is dict else (entry,)
+    return objects
 
 
 def _numbers(read):

@@ -93,7 +93,7 @@ def on_device_of(number: Any, tensor: Any) -> Any:
 
 def on_stream(tensor: Any) -> AbstractContextManager:
     """Where CuPy launches on torch's current stream of the device of `tensor`; nothing on the CPU."""
-    if tensor.device.type == "cpu":
+    if not tensor.is_cuda:
         return _HERE
     import cupy
 

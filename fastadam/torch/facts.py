@@ -1,0 +1,61 @@
+"""What gradients must have in common with their parameters, to be stepped where they lie."""
+
+from collections.abc import Sequence
+from itertools import compress
+from operator import attrgetter
+from typing import Any
+
+import torch
+
+_dtype, _stride, _size = attrgetter("dtype"), torch.Tensor.stride, torch.Tensor.numel
+_is_neg = torch.Tensor.is_neg
+
+
+class Facts:
+    """Dtypes, strides and sizes of parameters.
+
+    Gradients as those of an earlier step are told by one call of torch, by which `torch.compile` decides whether what
+    it compiled still holds: types, dtypes, devices, sizes, strides and whether they are views of another kind.
+    """
+
+    def __init__(self, params: Sequence[Any]):
+        self._known = _facts(params)
+        self._guards: Any = None
+
+    def are_of(self, tensors: Sequence[Any]) -> bool:
+        """Whether `tensors`, one for each parameter, have the same."""
+        return _facts(tensors) == self._known
+
+    def are_of_gradients(self, gradients: Sequence[Any]) -> bool:
+        """Whether `gradients`, one for each parameter, have the same, and say by no bit that they are negated.
+
+        Raises:
+            AttributeError, RuntimeError: one is None, or has no strides.
+        """
+        if self._guards and self._guards.check(*gradients):
+            return True
+        if not self.are_of(gradients) or any(map(_is_neg, gradients)):
+            return False
+        if self._guards is None:
+            self._guards = _guards_of(gradients)
+        return True
+
+    def are_of_some(self, gradients: Sequence[Any], present: Sequence[bool]) -> bool:
+        """Whether `gradients` of those parameters that are `present` have the same, and are not negated."""
+        return _facts(gradients) == list(compress(self._known, [*present] * 3)) and not any(map(_is_neg, gradients))
+
+
+def _facts(tensors):
+    return [*map(_dtype, tensors), *map(_stride, tensors), *map(_size, tensors)]
+
+
+def _guards_of(tensors):
+    """What tells whether other tensors are like these; False where torch, of which it is no public part, has none."""
+    try:
+        return torch._C._dynamo.guards.TensorGuards(
+            *tensors,
+            dynamic_dims_sizes=[list(tensor.shape) for tensor in tensors],
+            dynamic_dims_strides=[list(tensor.stride()) for tensor in tensors],
+        )
+    except (AttributeError, TypeError, RuntimeError):
+        return False
