@@ -237,6 +237,18 @@ def test_steps_of_the_language_model_take_one_thread_as_its_table_says(little, m
     assert report.CAPTION in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("version", "reason"), [(None, "which is not installed"), ("2.6.1", "got 2.6.1")])
+def test_without_a_torch_that_is_new_enough_the_demo_says_why(little, monkeypatch, tmp_path, capsys, version, reason):
+    if version is None:
+        monkeypatch.setitem(sys.modules, "torch", None)
+    else:
+        monkeypatch.setattr(pytest.importorskip("torch"), "__version__", version)
+    assert demo.run("cpu", 0, tmp_path) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Without torch's AdamW and ours in its place: fastadam.torch needs torch 2.7 or newer, " + reason in said
+    assert "Language model of bytes, fastadam.torch" not in said
+
+
 @pytest.mark.parametrize("error", [1.0, np.nan])
 def test_losses_that_come_apart_are_an_error(little, monkeypatch, tmp_path, capsys, error):
     loss = ByteModel.loss

@@ -7,18 +7,26 @@ import numpy as np
 
 from fastadam.demo.models import Task
 from fastadam.demo.training import CPU, FastRun, Run, TextbookRun, batches_of_epoch
+from fastadam.hosts import require
 
 
 def language_contenders(task: Task, seed: int) -> list[Run]:
     """The textbook's Adam and fastadam in NumPy; with torch also torch's fused AdamW and ours, on the same model."""
     runs: list[Run] = [TextbookRun(task, CPU, seed), FastRun(task, CPU, seed)]
-    try:
-        import torch  # noqa: F401
-    except ImportError:
+    if why_no_torch() is not None:
         return runs
     from fastadam.demo.torch_run import torch_runs
 
     return runs + torch_runs(task, seed)
+
+
+def why_no_torch() -> str | None:
+    """Why `fastadam.torch` cannot be used here; None if it can."""
+    try:
+        require("torch", "fastadam.torch")
+    except ImportError as error:
+        return str(error)
+    return None
 
 
 def train_in_turns(runs: list[Run], seed: int, advance: Callable[[Run], Any]) -> None:

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fastadam.demo import language_report
 from fastadam.demo.language import language
-from fastadam.demo.language_run import language_contenders, train_in_turns, warm_up_language
+from fastadam.demo.language_run import language_contenders, train_in_turns, warm_up_language, why_no_torch
 from fastadam.demo.models import Task, diabetes, digits
 from fastadam.demo.report import Comparison, gain, save_picture, table
 from fastadam.demo.training import CPU, Device, ResumedRun, contenders, train, warm_up
@@ -124,6 +124,9 @@ def _train_language_model(task: Task, seed: int, output: Path, console: Console)
         bars = {run.name: progress.add_task(f"{task.title}, {run.name}", total=task.steps) for run in runs}
         train_in_turns(runs, seed, lambda run: progress.advance(bars[run.name]))
     console.print(language_report.table(runs))
+    reason = why_no_torch()
+    if reason is not None:
+        console.print(f"Without torch's AdamW and ours in its place: {escape(reason)}")
     picture = output / LANGUAGE_PICTURE
     language_report.save_picture(runs, picture)
     apart = language_report.furthest_apart(runs)
