@@ -22,6 +22,10 @@ TORCH_PYTHON = python3.11
 demo: $(VENV)/ready-demo
 	$(RUN) -m fastadam demo
 
+# Tests run in as many processes as there are cores, and threads of each that wait for work leave the cores to the others.
+test test-hosts: export OMP_WAIT_POLICY = passive
+test test-hosts: export OPENBLAS_THREAD_TIMEOUT = 4
+
 test: $(VENV)/ready-test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .

@@ -6,10 +6,10 @@ The run is docs/benchmark.json, which `fastadam bench --full --save DIR` makes; 
 `make gpu-day` makes; the arithmetic is docs/arithmetic.json, which `python -m fastadam.bench.arithmetic` makes; beside
 torch's optimizers docs/torch.json, which `python -m fastadam.bench.torch_steps` makes; over ranks docs/sharding.json,
 which `python -m fastadam.bench.sharding` makes; in stable-baselines3 docs/reinforcement.json, which `python -m
-fastadam.bench.reinforcement` makes; in Keras docs/keras.json, which `python -m fastadam.bench.keras_fit` makes, and in
-Thinc docs/thinc.json, which `python -m fastadam.bench.thinc_classifier` makes (without them there are no tables); the
-studies are what those of examples/ save with `--docs`. It prints
-what is promised about the speed and what the run has measured. The exit status is 1 if a promise is broken.
+fastadam.bench.reinforcement` makes; in Keras docs/keras.json, which `python -m fastadam.bench.keras_fit` makes; and in
+Thinc docs/thinc.json, which `python -m fastadam.bench.thinc_classifier` makes. The studies are what those of examples/
+save with `--docs`. It prints what is promised about the speed and what the run has measured. The exit status is 1 if a
+promise is broken.
 """
 
 import json
@@ -106,9 +106,7 @@ def _reinforcement():
 
 
 def _in_host(name, bench):
-    """What part of the training of a host its optimizer takes, if that has been measured."""
-    if not (DOCS / f"{name}.json").exists():
-        return ["It has not been measured yet."]
+    """What part of the training of a host its optimizer takes."""
     record = _saved(name)
     return [*markdown_table(bench.COLUMNS, bench.rows(record["seconds"])), "", source(record["machine"])]
 
