@@ -133,7 +133,7 @@ def memory_needed(contender: Contender, case: Case) -> int:
 
 def memory_reserved(case: Case) -> int:
     """Bytes to leave for a contender that is being built, or whose step makes temporaries."""
-    return 1_000_000_000 + 16 * case.workload.size
+    return 1_000_000_000 + 32 * case.workload.size
 
 
 def run_case(workers: Workers, case: Case, record: Record, progress: Callable[[], None] = lambda: None) -> None:
