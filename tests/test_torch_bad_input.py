@@ -60,8 +60,10 @@ def test_sets_are_refused_because_states_are_saved_by_position(name):  # pytorch
 @every
 def test_unknown_and_wrong_options(name):
     make_opt = getattr(fused, name)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'max_grad_nrom'"):
-        make_opt([torch.zeros(1)], max_grad_nrom=1.0)
+    for wrong, meant in (("max_grad_nrom", "max_grad_norm"), ("weight_decy", "weight_decay")):
+        message = rf"{name}\(\) got an unexpected keyword argument '{wrong}'. Did you mean '{meant}'\?"
+        with pytest.raises(TypeError, match=message):
+            make_opt([torch.zeros(1)], **{wrong: 1.0})
     with pytest.raises(ValueError, match="`max_grad_norm` must be > 0"):
         make_opt([torch.zeros(1)], max_grad_norm=0.0)
     with pytest.raises(TypeError, match="`moment_dtype` must be"):

@@ -27,7 +27,7 @@ class Fused(torch.optim.Optimizer):
 
     def _choose(self, given: Mapping[str, Any], *, differentiable: bool = False) -> None:
         """Take over the options that torch's classes do not have."""
-        self._options = options_of(self._member, given)
+        self._options = options_of(self._member, given, type(self))
         if differentiable:
             raise ValueError("`differentiable` must be False, got True: autograd knows nothing of what is launched")
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
+from inspect import signature
 from typing import Any
 
+from fastadam.settings.checks import suggestion
 from fastadam.settings.options import Options, StepKeywords
 
 
@@ -11,13 +13,16 @@ class TorchOptions(StepKeywords, total=False):
     """The further keyword arguments, for editors and type checkers; `fastadam.torch.Adam` describes them."""
 
 
-def options_of(member: str, given: Mapping[str, Any]) -> Options:
-    """`given` as the options of a member of the family, checked."""
+def options_of(member: str, given: Mapping[str, Any], made: type) -> Options:
+    """`given` as the options of a member of the family, checked; `made` is the class that got them."""
     if not given:
         return _checked(member)
     unknown = sorted(given.keys() - TorchOptions.__annotations__.keys())
     if unknown:
-        raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}")
+        known = [*signature(made).parameters, *TorchOptions.__annotations__]
+        raise TypeError(
+            f"{made.__name__}() got an unexpected keyword argument {unknown[0]!r}" + suggestion(unknown[0], known)
+        )
     try:
         return _checked(member, *given.items())
     except TypeError:  # a list of dtypes has no hash; or an option is of the wrong kind, which is said again
