@@ -90,3 +90,55 @@ def test_a_step_in_another_mode_has_the_same_bits(mode, guarded):
         else:
             opt.step()
     assert all(torch.equal(p, twin) for p, twin in zip(params, twins, strict=True))
+
+
+class Logical(torch.Tensor):
+    """A tensor that may say another dtype than that of its memory."""
+
+    @property
+    def dtype(self):
+        return getattr(self, "logical", torch.float32)
+
+
+def test_a_subclass_that_says_another_dtype_is_refused_however_often_it_was_right(guarded):
+    (params, opt), _ = optimizers()
+    for _ in range(3):
+        for p in params:
+            p.grad = torch.ones_like(p).as_subclass(Logical)
+        opt.step()
+    assert not opt._stepper.shares[0]._facts._guards
+    before = params[0].clone()
+    params[0].grad.logical = torch.float64
+    with pytest.raises(TypeError, match=r"must be torch.float32 like its parameter, got torch.float64"):
+        opt.step()
+    assert torch.equal(params[0], before)
+
+
+def test_guards_are_made_once_gradients_are_plain(guarded):
+    (params, opt), _ = optimizers()
+    for step in range(3):
+        params[0].grad, params[1].grad = values_of(step)
+        if step == 0:
+            params[0].grad.requires_grad_()
+        opt.step()
+    guards = opt._stepper.shares[0]._facts._guards
+    assert guarded == bool(guards and guards.check(*(p.grad for p in params)))
+
+
+@pytest.mark.parametrize("copied", [dict, lambda entry: entry], ids=["copied", "itself"])
+def test_states_that_change_their_owners_in_an_order_that_hides_it(copied):
+    params = [torch.ones(4), torch.ones(4)]
+    opt = fused.Adam(params, lr=0.1)
+    twins = [p.clone() for p in params]
+    other = torch.optim.Adam(twins, lr=0.1, foreach=False)
+    for step in range(5):
+        for index, (p, twin) in enumerate(zip(params, twins, strict=True)):
+            p.grad = torch.arange(4.0) * (1 + index) - step
+            twin.grad = p.grad.clone()
+        if step == 3:
+            for optimizer, (first, second) in ((opt, params), (other, twins)):
+                entries = optimizer.state.pop(first), optimizer.state.pop(second)
+                optimizer.state[second], optimizer.state[first] = map(copied, entries)
+        opt.step()
+        other.step()
+    torch.testing.assert_close(params, twins, rtol=1e-5, atol=1e-5)

@@ -36,7 +36,8 @@ class Facts:
             return True
         if not self.are_of(gradients) or any(map(_is_neg, gradients)):
             return False
-        if self._guards is None:
+        # A subclass may say other things than the guards see, and an error of its Python code would end the process.
+        if self._guards is None and all(type(each) is torch.Tensor and not each.requires_grad for each in gradients):
             self._guards = _guards_of(gradients)
         return True
 

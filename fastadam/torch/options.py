@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 from fastadam.settings.checks import suggestion
@@ -19,7 +19,8 @@ def options_of(member: str, given: Mapping[str, Any], made: type) -> Options:
         return _checked(member)
     unknown = sorted(given.keys() - TorchOptions.__annotations__.keys())
     if unknown:
-        known = [*signature(made).parameters, *TorchOptions.__annotations__]
+        of_torch = [each.name for each in signature(made).parameters.values() if each.kind != Parameter.VAR_KEYWORD]
+        known = [*of_torch, *TorchOptions.__annotations__]
         raise TypeError(
             f"{made.__name__}() got an unexpected keyword argument {unknown[0]!r}" + suggestion(unknown[0], known)
         )

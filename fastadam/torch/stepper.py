@@ -214,12 +214,14 @@ class Stepper:
 
 
 def _objects(groups, state):
-    """All tensors of parameters and states."""
+    """All tensors of parameters and states, with what has them: a state may get another owner."""
     objects = []
     for group in groups:
         objects += group["params"]
-    for entry in state.values():
-        objects += entry.values() if type(entry) is dict else (entry,)
+    for p, entry in state.items():
+        objects += (p, entry)
+        if type(entry) is dict:
+            objects += entry.values()
     return objects
 
 
