@@ -86,7 +86,7 @@ def measured(rounds: int = 3, steps: int = STEPS) -> dict[str, dict[str, list[fl
     results = {}
     for rows, width in SIZES.items():
         runs: dict[str, list[tuple[float, float]]] = {name: [] for name in optimizers()}
-        # It compiles too.
+        # This compiles, too.
         _check_alike([trained(make, rows, width, CHECKED)[2] for make in optimizers().values()])
         for _ in range(rounds):
             for name, make in optimizers().items():

@@ -27,7 +27,7 @@ from fastadam.memory.arrays import (
 from fastadam.memory.conversion import check_codes
 from fastadam.memory.formats import formats_of_arrays
 from fastadam.memory.parameters import random_place
-from fastadam.settings.checks import flag, integer, nonnegative, suggestion
+from fastadam.settings.checks import flag, integer, nonnegative, unexpected
 from fastadam.settings.groups import ParamGroup
 from fastadam.settings.options import Options
 from fastadam.settings.recipes import LR, STEP, check_eps, check_together, hyper_of, recipe_of
@@ -172,7 +172,7 @@ def _checked_settings(settings, options):
     if unknown:
         name = sorted(unknown)[0]
         known = [*_OPTIONS, *inspect.signature(adam_step).parameters]
-        raise TypeError(f"adam_step() got an unexpected keyword argument {name!r}" + suggestion(name, known))
+        raise unexpected("adam_step", name, known)
     chosen = Options("adam", **options)
     betas, eps, weight_decay, amsgrad, maximize, decoupled = settings
     numbers = {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": weight_decay}

@@ -30,7 +30,7 @@ from fastadam.params import (
 from fastadam.resumable import Resumable
 from fastadam.saved import Loading
 from fastadam.settings import recipes
-from fastadam.settings.checks import flag, suggestion
+from fastadam.settings.checks import flag, unexpected
 from fastadam.settings.groups import ParamGroup
 from fastadam.settings.options import OPTION_NAMES, Options, moment_dtypes
 from fastadam.sharding.agreement import agree, shared_failure
@@ -61,10 +61,7 @@ class Optimizer(Resumable):
         unknown = sorted(chosen.keys() - OPTION_NAMES)
         if unknown:
             known = [*OPTION_NAMES, "flat", "memory", *defaults]
-            raise TypeError(
-                f"{type(self).__name__}() got an unexpected keyword argument {unknown[0]!r}"
-                + suggestion(unknown[0], known)
-            )
+            raise unexpected(type(self).__name__, unknown[0], known)
         self._options = Options(member, **chosen)
         preset = self._options.preset
         presets = {

@@ -9,7 +9,7 @@ import torch
 from fastadam.keras.fused_pass import FusedPass, options_of
 from fastadam.keras.host import keras
 from fastadam.keras.variables import check_variables
-from fastadam.settings.checks import fraction, nonnegative, suggestion
+from fastadam.settings.checks import fraction, nonnegative, unexpected
 from fastadam.torch.tensors import arithmetic_of
 
 # Key of fastadam.torch's state -> attribute with Keras' variables for it.
@@ -48,10 +48,7 @@ class Fused(keras.optimizers.Optimizer):
         unknown = sorted(kwargs.keys() - set(known))
         if unknown:
             meant = _ALIASES.get(unknown[0])
-            raise TypeError(
-                f"{type(self).__name__}() got an unexpected keyword argument {unknown[0]!r}"
-                + (f". Did you mean {meant!r}?" if meant in known else suggestion(unknown[0], known))
-            )
+            raise unexpected(type(self).__name__, unknown[0], known, meant if meant in known else None)
         super().__init__(*args, **kwargs)
         self._check()
 

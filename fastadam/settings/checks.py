@@ -84,7 +84,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return next(iter(get_close_matches(name.lower(), known, 1, 0.75)), None)
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown `name`."""
-    found = nearest(name, known)
-    return f". Did you mean {found!r}?" if found else ""
+def unexpected(function: str, name: str, known: Iterable[str], meant: str | None = None) -> TypeError:
+    """The error for a keyword argument that a function lacks; it suggests `meant`, or the nearest of the `known`."""
+    found = meant or nearest(name, known)
+    question = f". Did you mean {found!r}?" if found else ""
+    return TypeError(f"{function}() got an unexpected keyword argument {name!r}{question}")

@@ -14,8 +14,7 @@ def scale_of(value: Any, params: Mapping[Any, Any]) -> tuple[float, Any]:
     if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
         return nonnegative(value, "grad_scale"), None
     example = as_array(next(iter(params.values())), "params")
-    scale = example if isinstance(example, np.ndarray) else as_array(value, "grad_scale")
-    if isinstance(scale, np.ndarray):  # a tensor on the host
+    if isinstance(example, np.ndarray) or isinstance(scale := as_array(value, "grad_scale"), np.ndarray):
         return nonnegative(value, "grad_scale"), None
     check_device(scale, example, "grad_scale", "params")
     if scale.dtype != np.float32 or scale.size != 1:

@@ -15,7 +15,8 @@ class Facts:
     """Dtypes, strides and sizes of parameters.
 
     Gradients as those of an earlier step are told by one call of torch, by which `torch.compile` decides whether what
-    it compiled still holds: types, dtypes, devices, sizes, strides and whether they are views of another kind.
+    it compiled still holds: types, dtypes, devices, sizes, strides, what they dispatch to (negated views differ in
+    that), and that none is there twice.
     """
 
     def __init__(self, params: Sequence[Any]):
@@ -27,14 +28,14 @@ class Facts:
         return _facts(tensors) == self._known
 
     def are_of_gradients(self, gradients: Sequence[Any]) -> bool:
-        """Whether `gradients`, one for each parameter, have the same, and say by no bit that they are negated.
+        """Whether `gradients`, one for each parameter, have the same, and none is a negated view.
 
         Raises:
             AttributeError, RuntimeError: one is None, or has no strides.
         """
         if self._guards and self._guards.check(*gradients):
             return True
-        if not self.are_of(gradients) or any(map(_is_neg, gradients)):
+        if not _lie_so(gradients, self._known):
             return False
         # A subclass may say other things than the guards see, and an error of its Python code would end the process.
         if self._guards is None and all(type(each) is torch.Tensor and not each.requires_grad for each in gradients):
@@ -42,12 +43,16 @@ class Facts:
         return True
 
     def are_of_some(self, gradients: Sequence[Any], present: Sequence[bool]) -> bool:
-        """Whether `gradients` of those parameters that are `present` have the same, and are not negated."""
-        return _facts(gradients) == list(compress(self._known, [*present] * 3)) and not any(map(_is_neg, gradients))
+        """Whether `gradients` of those parameters that are `present` have the same, and none is a negated view."""
+        return _lie_so(gradients, list(compress(self._known, [*present] * 3)))
 
 
 def _facts(tensors):
     return [*map(_dtype, tensors), *map(_stride, tensors), *map(_size, tensors)]
+
+
+def _lie_so(gradients, known):
+    return _facts(gradients) == known and not any(map(_is_neg, gradients))
 
 
 def _guards_of(tensors):

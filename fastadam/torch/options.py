@@ -5,7 +5,7 @@ from functools import lru_cache
 from inspect import Parameter, signature
 from typing import Any
 
-from fastadam.settings.checks import suggestion
+from fastadam.settings.checks import unexpected
 from fastadam.settings.options import Options, StepKeywords
 
 
@@ -21,9 +21,7 @@ def options_of(member: str, given: Mapping[str, Any], made: type) -> Options:
     if unknown:
         of_torch = [each.name for each in signature(made).parameters.values() if each.kind != Parameter.VAR_KEYWORD]
         known = [*of_torch, *TorchOptions.__annotations__]
-        raise TypeError(
-            f"{made.__name__}() got an unexpected keyword argument {unknown[0]!r}" + suggestion(unknown[0], known)
-        )
+        raise unexpected(made.__name__, unknown[0], known)
     try:
         return _checked(member, *given.items())
     except TypeError:  # a list of dtypes has no hash; or an option is of the wrong kind, which is said again
