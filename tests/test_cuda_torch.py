@@ -160,3 +160,44 @@ def test_a_captured_step_counts_what_is_replayed():
         expected.step()
     for p, other in zip(captured, plain, strict=True):
         np.testing.assert_array_equal(p.numpy(), other.numpy())
+
+
+def test_what_the_device_has_skipped_is_kept_when_parameters_are_added():
+    stream = Stream()
+    with tensors_on_device(stream):
+        opt = fastadam.torch.AdamW(tensors(), nonfinite="skip")
+        opt.step()
+        opt.param_groups[0]["params"][0].grad[7] = torch.inf
+        opt.step()
+        assert opt.skipped_steps == 1
+        opt.add_param_group({"params": tensors()})
+        opt.step()
+        assert opt.skipped_steps == 2
+
+
+def test_our_scaler_leaves_it_to_the_device_and_does_not_wait():
+    """As on the CPU, which is held against torch's."""
+
+    def run(opt, scaler):
+        params, scales = opt.param_groups[0]["params"], []
+        gradients = [p.grad.clone() for p in params]
+        for number in range(7):
+            scaler.scale(torch.zeros(1))
+            for p, gradient in zip(params, gradients, strict=True):
+                p.grad.copy_(gradient * scaler._scale)
+            if number in (0, 4):
+                params[1].grad[2, 3] = torch.nan
+            scaler.step(opt)
+            scaler.update()
+            scales.append(scaler.get_scale())
+        return [p.clone() for p in params], scales
+
+    settings = {"device": "cpu", "init_scale": 256.0, "growth_interval": 3}
+    options = {"nonfinite": "skip", "max_grad_norm": 1.0}
+    stream = Stream()
+    with tensors_on_device(stream), mock.patch.object(OnHost, "get", side_effect=AssertionError("waits")):
+        opt = fastadam.torch.AdamW(tensors(), **options)
+        params, scales = run(opt, fastadam.torch.GradScaler(**settings))
+    expected = run(fastadam.torch.AdamW(tensors(), **options), fastadam.torch.GradScaler(**settings))
+    assert scales == expected[1] == [128.0, 128.0, 128.0, 256.0, 128.0, 128.0, 128.0]
+    assert all(map(torch.equal, params, expected[0]))

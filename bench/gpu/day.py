@@ -25,6 +25,7 @@ PARTS = {
     "flat": 60,
     "counts": 60,
     "host": 60,
+    "torch_steps": 60,
     "graphs": 30,
     "adapter": 20,
     "streams": 20,
@@ -109,13 +110,13 @@ def _ended(command, folder, environment, seconds):
 
 def run_part(part: str, save: Path, *, dry: bool) -> None:
     """Run one part in this process."""
-    from fastadam.bench.gpu import checks, graphs, profile, smallest, speed
+    from fastadam.bench.gpu import checks, graphs, profile, smallest, speed, torch_steps
     from fastadam.bench.gpu.results import Results
     from fastadam.bench.gpu.rig import Rig
 
     functions = [checks.machine, checks.tests, speed.flat, speed.counts, speed.host]
     functions += [graphs.graphs, graphs.adapter, graphs.streams, graphs.memory, checks.sanitizer]
-    functions += [smallest.smallest, profile.kernels, profile.ncu]
+    functions += [smallest.smallest, torch_steps.torch_steps, profile.kernels, profile.ncu]
     run = {function.__name__: function for function in functions}[part]
     run(Rig(dry), Results(save / "gpu.json", part))
 

@@ -127,6 +127,11 @@ class Fused(torch.optim.Optimizer):
         stepper = self.__dict__.get("_stepper")
         return 0 if stepper is None else stepper.skipped_steps
 
+    def _skips_on(self, device):
+        """The same as a tensor on a device, which nothing waits for."""
+        stepper = self.__dict__.get("_stepper")
+        return torch.zeros((), device=device) if stepper is None else stepper.skips_on(device)
+
     @property
     def grad_norm(self) -> float | None:
         """The norm of all gradients of the last step, scaled and not yet clipped; on a GPU this waits for the step.

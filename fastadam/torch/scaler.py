@@ -13,9 +13,10 @@ class GradScaler(torch.amp.GradScaler):
 
     torch's own reads and writes all gradients before the step, in search of infinities; the step reads them again. An
     optimizer with `nonfinite="skip"` finds them anyhow, in the read that clipping needs too, and skips the step. With
-    one that has CPU parameters and whose gradients nobody has unscaled, this scaler leaves it to that: the step divides
-    by the scale, and `update` learns whether it was taken. All else is torch's: the scales and their growth, state
-    dictionaries, which load in both directions, and every other optimizer, device or call of `unscale_`.
+    one whose gradients nobody has unscaled, and whose parameters are on the device of the scale, this scaler leaves it
+    to that: the step divides by the scale, and `update` learns whether it was taken, on a GPU without waiting. All else
+    is torch's: the scales and their growth, state dictionaries, which load in both directions, and every other
+    optimizer or call of `unscale_`.
 
     Clipping belongs in the optimizer, `max_grad_norm`, which needs no `unscale_`.
 
@@ -43,13 +44,13 @@ class GradScaler(torch.amp.GradScaler):
         if not self._enabled or not self._leaves_it_to(optimizer) or args or kwargs:
             return super().step(optimizer, *args, **kwargs)
         scale, _ = self._check_scale_growth_tracker("step")
-        state, before = self._per_optimizer_states[id(optimizer)], optimizer.skipped_steps
+        state, before = self._per_optimizer_states[id(optimizer)], optimizer._skips_on(scale.device)
         optimizer.grad_scale = scale
         try:
             optimizer.step()
         finally:
             del optimizer.grad_scale
-        overflow = torch.full((), float(optimizer.skipped_steps > before), device=scale.device)
+        overflow = optimizer._skips_on(scale.device) - before
         state.update(stage=OptState.STEPPED, found_inf_per_device={scale.device: overflow})
         return None
 
@@ -58,7 +59,6 @@ class GradScaler(torch.amp.GradScaler):
             isinstance(optimizer, Fused)
             and optimizer._options.nonfinite == "skip"
             and self._scale is not None
-            and self._scale.device.type == "cpu"
-            and all(p.device.type == "cpu" for group in optimizer.param_groups for p in group["params"])
+            and all(p.device == self._scale.device for group in optimizer.param_groups for p in group["params"])
             and self._per_optimizer_states[id(optimizer)]["stage"] is OptState.READY
         )

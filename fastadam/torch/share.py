@@ -19,7 +19,7 @@ from fastadam.torch.facts import Facts
 from fastadam.torch.gradients import found
 from fastadam.torch.parameter import TensorParameter
 from fastadam.torch.state import carried_keys
-from fastadam.torch.tensors import array_over, is_on_device, is_sharded, on_device_of, on_stream
+from fastadam.torch.tensors import array_over, is_on_device, is_sharded, on_device_of, on_stream, tensor_over
 
 _address, _grad = torch.Tensor.data_ptr, attrgetter("grad")
 _part, _placements = attrgetter("_local_tensor"), attrgetter("placements")
@@ -230,6 +230,14 @@ class Share:
             return 0
         with on_stream(self._params[0]):
             return int(self.engine.plan.tables.record[SKIPPED])
+
+    @property
+    def skips(self) -> Any:
+        """The same as a tensor on the device, which nothing waits for; 0 if the host counts."""
+        if not self._counts_on_device:
+            return 0
+        with on_stream(self._params[0]):
+            return tensor_over(self.engine.plan.tables.record[SKIPPED : SKIPPED + 1])[0]
 
     def _recount(self):
         """Let the numbers in the state be those of the clocks, and say that all tensors may have been written."""

@@ -75,6 +75,13 @@ class Stepper:
         """How many steps have been skipped; those that a GPU has skipped are waited for."""
         return self.skipped + max((share.skipped_on_device for share in self.shares), default=0)
 
+    def skips_on(self, device: Any) -> Any:
+        """The same as a tensor on a device, which nothing waits for."""
+        skipped = torch.full((), float(self.skipped), device=device)
+        for share in self.shares:
+            skipped += share.skips
+        return skipped
+
     def skip(self, groups: Sequence[dict]) -> None:
         """Count a step that is not taken; `zero_grad` holds for it all the same."""
         self.skipped += 1
@@ -148,6 +155,7 @@ class Stepper:
                 apart.setdefault((p.device, is_sharded(p)), []).append(self._member(p, state[p], groups, *known))
             if self._options.reduces:
                 self._check_norm(apart)
+            self.skipped = self.skipped_steps
             self._of_graphs += [share for share in self.shares if share.engine.plan.graphs.steps]
             self.shares = [Share(members, settings, self._options) for members in apart.values()]
         self._amsgrad = [each["amsgrad"] for each in settings]

@@ -81,6 +81,11 @@ def array_over(tensor: Any) -> Any:
     return array.view(np.uint16) if array.dtype == np.int16 else array
 
 
+def tensor_over(array: Any) -> Any:
+    """The memory of a NumPy or CuPy array as a tensor."""
+    return torch.from_dlpack(array)
+
+
 def is_on_device(tensor: Any) -> bool:
     """Whether a tensor is on a GPU, for which the host would have to wait to read it."""
     return tensor.device.type == "cuda"
