@@ -11,7 +11,8 @@ from fastadam.bench.tables import markdown_table, number
 FLOAT32, FUSED, COPY, LARGEST, MODEL = "fastadam, float32", "torch, fused", "copy", "100,000,000", "GPT-2"
 _COPIED = 8  # bytes an element
 NOT_MEASURED = "not measured"
-TIMES = ("flat", "counts", "host")
+TIMES = ("flat", "counts", "host", "torch_steps")
+SEQUENCE = f"{MODEL}, full sequence"
 
 
 def blocks(found: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -25,6 +26,8 @@ def blocks(found: Mapping[str, Any]) -> dict[str, list[str]]:
             found.get("counts", {}), "picoseconds an element", (MODEL, "150 tensors", "1,000 tensors"), 2
         ),
         "host": [*columns(found.get("host", {}), "microseconds of the host", ("1", "148", "1,000"), 1), *note(found)],
+        "torch": torch_host(found.get("torch_steps", {})),
+        "sequence": torch_device(found.get("torch_steps", {})),
         "promises": markdown_table(("figure", "measured", "promised", ""), [each.row(found) for each in PROMISES]),
     }
 
@@ -57,6 +60,8 @@ def checks(found: Mapping[str, Any]) -> list[list[str]]:
         rows.append([text, _counted(found.get(part, {}).get(name))])
     for name, value in found.get("graphs", {}).items():
         rows.append([f"captured by `torch.cuda.graph`: {name}", _outcome(value)])
+    for name, value in found.get("adapter", {}).items():
+        rows.append([f"fastadam.torch beside itself on the CPU: {name}", _outcome(value)])
     for name, text in (
         ("side stream", "20 steps on a side stream of torch"),
         ("host ahead", "40 steps under way at once"),
@@ -149,6 +154,22 @@ def columns(cases: Mapping[str, Mapping[str, float]], title: str, wanted: tuple[
     )
 
 
+def torch_host(cases: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What a step of an optimizer of torch's parameters takes the host."""
+    return columns(cases, "microseconds of the host", ("6", "148", "1,000"), 1)
+
+
+def torch_device(cases: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What a step, and all that goes around it, takes the device, beside torch's."""
+    rows = []
+    for case in (MODEL, SEQUENCE):
+        times = cases.get(case, {})
+        what = "step" if case == MODEL else "unscale, check, clip, step, average, zero"
+        for name, value in times.items():
+            rows.append([what, name, _cell(value, 2), number(times.get(FUSED, NAN) / value)])
+    return markdown_table(("what", "by", "picoseconds an element", "times as fast"), rows)
+
+
 def _cell(value, digits):
     return "-" if value is None else f"{value:.{digits}f}"
 
@@ -190,6 +211,18 @@ PROMISES = (
         _faster(MODEL, "counts", "fastadam, 8-bit m, v, step(grads)"),
         "at least",
         1.5,
+    ),
+    Promise(
+        "times as fast as torch, fused, `fastadam.torch` for GPT-2's tensors",
+        _faster(MODEL, "torch_steps", "fastadam.torch, float32"),
+        "at least",
+        1,
+    ),
+    Promise(
+        "the same with unscaling, clipping, averaging and zeroing",
+        _faster(SEQUENCE, "torch_steps", "fastadam.torch, fastadam.torch.GradScaler"),
+        "at least",
+        1.3,
     ),
     Promise(
         "microseconds of the host, gradients written, 148 tensors",

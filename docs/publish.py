@@ -58,7 +58,7 @@ def pages(record: Record) -> dict[str, str]:
             "splits": tables.splits(record),
             "costs": tables.other(record, costs.TITLE),
             "calls": [line for kind in ("calls", "groups", "rows") for line in (*tables.calls(record, kind), "")][:-1],
-            "predictions": tables.predictions(record, arithmetic),
+            "predictions": tables.predictions(record, arithmetic, _saved("gpu")),
             "arithmetic": [*tables.second_bound(arithmetic), "", _where(arithmetic)],
         },
         "docs/scaling.md": {"sharding": _sharding()},

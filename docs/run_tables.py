@@ -121,13 +121,14 @@ MACHINES = {
 SMALLEST = "bfloat16 p, g, 8-bit m, v"
 
 
-def predictions(record: Record, arithmetic: dict) -> list[str]:
-    """The time that other machines should take, by bytes and bandwidth, below the measured time of this one."""
+def predictions(record: Record, arithmetic: dict, gpu: dict) -> list[str]:
+    """The time that other machines should take, by bytes and bandwidth, below what was measured here and on a GPU."""
     sizes = {"GPT-2, 28 bytes": 28 * GPT2.size, "GPT-2, 10 bytes": 10 * GPT2.size, "1e9 parameters, 28 bytes": 28e9}
     here = _result(record, GPT2.name, "plain", "limit, float32").gigabytes_a_second
     found = [_result(record, GPT2.name, "plain", name) for name in (OURS, f"fastadam, {SMALLEST}")]
     rows = [
         ["this machine, **measured**", "-", *(duration(result.median) for result in found), "-", "-"],
+        [f"{gpu['machine']['card']}, **measured**", "-", *_on_gpu(gpu), "-", "-"],
         ["this machine, at the limit's bandwidth", f"{here:.1f}", *_times(sizes, here), "-"],
     ]
     for name, (peak, cores) in MACHINES.items():
@@ -136,6 +137,11 @@ def predictions(record: Record, arithmetic: dict) -> list[str]:
         bandwidth = 0.8 * peak
         rows.append([f"{name}, at 0.8 of {peak:,.1f} GB/s", f"{bandwidth:,.1f}", *_times(sizes, bandwidth), second])
     return markdown_table(["", "GB/s", *sizes, "arithmetic of GPT-2, 10 bytes"], rows)
+
+
+def _on_gpu(gpu):
+    times = gpu["counts"]["GPT-2"]
+    return [duration(1e-12 * times[f"fastadam, {each}, step(grads)"] * GPT2.size) for each in ("float32", SMALLEST)]
 
 
 def _times(sizes, bandwidth):

@@ -306,9 +306,7 @@ def fake_cupy(stream):
         stream.put("copy", lambda: ctypes.memmove(target, source, size))
 
     runtime = SimpleNamespace(memcpyAsync=copy, memcpyHostToDevice=1)
-    driver = SimpleNamespace(
-        runtime=runtime, get_current_stream=lambda: stream, Event=Event, alloc_pinned_memory=bytearray
-    )
+    driver = SimpleNamespace(runtime=runtime, get_current_stream=lambda: stream, Event=Event)
     arrays = {
         "zeros": lambda shape, dtype=float: on_host(np.zeros(shape, dtype)),
         "asarray": lambda array: on_host(np.ascontiguousarray(array)),

@@ -214,6 +214,24 @@ def test_no_step_waits_for_the_device(device):
     assert not event.query()
 
 
+def test_what_is_sent_is_what_was_written_before_the_step(device):
+    """The host runs ahead, and each step has another learning rate, other gradients, and those elsewhere."""
+    runs = []
+    for place in (device, "cpu"):
+        params = parameters(place)
+        given = [gradients(params, number) for number in range(12)]
+        opt = fastadam.torch.AdamW(params, lr=0.01)
+        if place == device:
+            torch.cuda._sleep(200_000_000)
+        for number, each in enumerate(given):
+            opt.param_groups[0]["lr"] = 0.01 * (number % 3 + 1)
+            for p, gradient in zip(params, each, strict=True):
+                p.grad = gradient
+            opt.step()
+        runs.append(held(opt, params))
+    assert_equal(*runs)
+
+
 def test_a_side_stream(device):
     runs = []
     for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):

@@ -1,6 +1,8 @@
 """Tensors as kernels see them: their dtypes, the order of their elements in memory, and that memory as an array."""
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from operator import mul
 from typing import Any
 
@@ -100,10 +102,19 @@ def on_stream(tensor: Any) -> AbstractContextManager:
     """Where CuPy launches on torch's current stream of the device of `tensor`; nothing on the CPU."""
     if not tensor.is_cuda:
         return _HERE
-    import cupy
-
-    stream = torch.cuda.current_stream(tensor.device)
-    return cupy.cuda.ExternalStream(stream.cuda_stream, tensor.device.index)
+    index = tensor.device.index
+    return _stream(torch.cuda.current_stream(index).cuda_stream, index)
 
 
 _HERE = nullcontext()
+
+
+@lru_cache(maxsize=64)
+def _stream(pointer, index):
+    """A stream of torch as one of CuPy."""
+    import cupy
+
+    with warnings.catch_warnings():
+        # What is to take its place, `Stream.from_external`, does not say to which device a stream belongs.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return cupy.cuda.ExternalStream(pointer, index)
