@@ -117,16 +117,14 @@ def kernel_cache() -> str:
     """The folder in which Numba caches compiled kernels."""
     from numba import config
 
+    from fastadam.kernels.cpu.driver import fetch_far
     from fastadam.kernels.cpu.jit import jit
 
     if config.DISABLE_JIT:
         return "none: NUMBA_DISABLE_JIT is set, and steps run the NumPy reference"
-    path = getattr(jit(_nothing, "nothing")._cache, "cache_path", None)
+    # Numba caches by folders of sources: this function lies in that of the kernels, and is not compiled here.
+    path = getattr(jit(fetch_far, "fetch_far")._cache, "cache_path", None)
     return str(path) if path else "nowhere: every process compiles (no writable place for a cache)"
-
-
-def _nothing():
-    """Compiled only to find out the folder of the cache."""
 
 
 def subnormals() -> str:
