@@ -80,8 +80,10 @@ def positive(value: Any, label: str) -> float:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The one of the `known` names that `name` resembles; None if there is none."""
-    return next(iter(get_close_matches(name.lower(), known, 1, 0.75)), None)
+    """The one of the `known` names that `name` resembles, in small letters or capitals; None if there is none."""
+    lowered = {each.lower(): each for each in known}
+    found = get_close_matches(name.lower(), lowered, 1, 0.75)
+    return lowered[found[0]] if found else None
 
 
 def unexpected(function: str, name: str, known: Iterable[str], meant: str | None = None) -> TypeError:
