@@ -6,7 +6,7 @@ from math import inf
 from typing import Any
 
 from fastadam.kernels.texts.member import Member
-from fastadam.settings.checks import flag, fraction, nearest, nonnegative
+from fastadam.settings.checks import ALIASES, flag, fraction, nearest, nonnegative
 from fastadam.settings.options import OPTION_NAMES, moment_dtypes
 
 # What schedulers and frameworks write into groups.
@@ -25,29 +25,6 @@ OF_OTHERS = (
     "differentiable",
     "param_names",
 )
-# What other libraries call settings.
-ALIASES = {
-    "learning_rate": "lr",
-    "lr_scale": "lr",
-    "lr_mult": "lr",
-    "wd": "weight_decay",
-    "l2": "weight_decay",
-    "decay": "weight_decay",
-    "momentum": "betas",
-    "b1": "betas",
-    "b2": "betas",
-    "beta1": "betas",
-    "beta2": "betas",
-    "beta_1": "betas",
-    "beta_2": "betas",
-    "epsilon": "eps",
-    "ascent": "maximize",
-    "clipnorm": "max_grad_norm_per_param",
-    "grad_clip": "max_grad_norm_per_param",
-    "global_clipnorm": "max_grad_norm",
-    "clip_norm": "max_grad_norm",
-    "clipvalue": "clip_value",
-}
 
 
 def _lr(value, label):
