@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from inspect import signature
 from math import inf
 from typing import Any
 
@@ -28,7 +29,19 @@ OF_OTHERS = (
 
 
 def _lr(value, label):
-    return value if callable(value) else nonnegative(value, label)
+    if not callable(value):
+        return nonnegative(value, label)
+    try:
+        arguments = signature(value)
+    except (TypeError, ValueError):  # many functions written in C have none
+        return value
+    try:
+        arguments.bind(0)
+    except TypeError as error:
+        raise TypeError(
+            f"`{label}` must be a number or a function of the number of earlier steps, got {value!r}: {error}"
+        ) from None
+    return value
 
 
 def _unbounded(value, label):
