@@ -1,27 +1,22 @@
-"""`fastadam bench` and `fastadam info`: the suite for people."""
+"""`fastadam bench`: the suite for people."""
 
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from numba import config
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
 
-from fastadam.bench.bandwidth import bandwidth
 from fastadam.bench.compare import Change, changes
 from fastadam.bench.costs import TITLE, costs
 from fastadam.bench.layouts import KINDS
-from fastadam.bench.machine import facts, gpu, kernel_cache, subnormals
+from fastadam.bench.machine import facts
 from fastadam.bench.record import Record, RecordError, read_record
 from fastadam.bench.registry import CONTENDERS
 from fastadam.bench.report import keep, show, table, write
 from fastadam.bench.suite import Case, full_cases, quick_cases, run_case
-from fastadam.bench.tables import by_value
 from fastadam.bench.workers import Workers
 from fastadam.bench.workloads import WORKLOADS
-from fastadam.kernels.cpu.tuning import prefetch
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -173,24 +168,3 @@ def _compared(earlier, record, threshold, console):
 def _change_row(change: Change, slower: bool) -> list[str]:
     numbers = [f"{change.before:.2f}", f"{change.after:.2f}", f"{change.ratio:.2f}"]
     return [change.workload, change.kind, change.contender, *numbers, "SLOWER" if slower else ""]
-
-
-def info(console: Console) -> int:
-    """Say what would run on this machine."""
-    columns = "", Column(overflow="fold")
-    shown = Table(*columns, show_header=False, title="fastadam on this machine", title_justify="left")
-    for name, value in facts().items():
-        shown.add_row(name, str(value))
-    shown.add_row("prefetch", prefetch())
-    shown.add_row("subnormal numbers", subnormals())
-    shown.add_row("kernel cache", kernel_cache())
-    shown.add_row("GPU", gpu())
-    # Where nothing is compiled, that would take minutes.
-    measured = {} if config.DISABLE_JIT else bandwidth(rounds=5)
-    for name, value in measured.items():
-        shown.add_row(f"memory bandwidth, {name}", f"{value:.1f} GB/s")
-    on_cpu = {name: contender.missing() for name, contender in CONTENDERS.items() if contender.device == "cpu"}
-    for problem, names in by_value({name: problem for name, problem in on_cpu.items() if problem}).items():
-        shown.add_row(f"contender {', '.join(names)}", problem)
-    console.print(shown)
-    return 0

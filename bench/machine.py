@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numba
-import psutil
 
 import fastadam
 from fastadam.bench.contender import no_cuda
@@ -66,9 +65,13 @@ def versions() -> dict[str, str]:
 
 @cache
 def processor() -> str:
-    """The name of the processor, as far as the system tells it."""
-    from cpuinfo import get_cpu_info
+    """The name of the processor, as far as the system tells it; without cpuinfo, what LLVM compiles for."""
+    try:
+        from cpuinfo import get_cpu_info
+    except ModuleNotFoundError:
+        import llvmlite.binding as llvm
 
+        return f"unknown without py-cpuinfo, compiled for as {llvm.get_host_cpu_name()}"
     return get_cpu_info().get("brand_raw") or platform.processor() or platform.machine()
 
 
@@ -88,19 +91,6 @@ def _threading_layer():
     return numba.threading_layer()
 
 
-def memory_free() -> int:
-    """Bytes that can be allocated."""
-    return min(psutil.virtual_memory().available, _memory_of_container())
-
-
-def _memory_of_container():
-    """Bytes that the control group of this process may still take, if it has a limit."""
-    most, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if not most.exists() or most.read_text().strip() == "max":
-        return 1 << 62
-    return int(most.read_text()) - int(used.read_text())
-
-
 def caches() -> str:
     """Levels and sizes of the first processor's caches for data, as far as the system tells them.
 
@@ -117,16 +107,14 @@ def kernel_cache() -> str:
     """The folder in which Numba caches compiled kernels."""
     from numba import config
 
+    from fastadam.kernels.cpu.driver import fetch_far
     from fastadam.kernels.cpu.jit import jit
 
     if config.DISABLE_JIT:
         return "none: NUMBA_DISABLE_JIT is set, and steps run the NumPy reference"
-    path = getattr(jit(_nothing, "nothing")._cache, "cache_path", None)
+    # Numba caches by folders of sources: this function lies in that of the kernels, and is not compiled here.
+    path = getattr(jit(fetch_far, "fetch_far")._cache, "cache_path", None)
     return str(path) if path else "nowhere: every process compiles (no writable place for a cache)"
-
-
-def _nothing():
-    """Compiled only to find out the folder of the cache."""
 
 
 def subnormals() -> str:

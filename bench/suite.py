@@ -1,12 +1,14 @@
 """The cases that are run, each a workload, a kind of step and contenders, and the record that they fill."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
+
+import psutil
 
 from fastadam.bench.contender import Contender
 from fastadam.bench.interleave import in_turns
 from fastadam.bench.layouts import MEMORY, kept
-from fastadam.bench.machine import memory_free
 from fastadam.bench.record import Record, Result
 from fastadam.bench.registry import CONTENDERS
 from fastadam.bench.workers import SETTLE, ContenderError, Workers
@@ -177,3 +179,16 @@ def _there(case, record):
 
 def _gigabytes(count):
     return f"{max(0, count) / 1e9:.1f} GB"
+
+
+def memory_free() -> int:
+    """Bytes that can be allocated."""
+    return min(psutil.virtual_memory().available, _memory_of_container())
+
+
+def _memory_of_container():
+    """Bytes that the control group of this process may still take, if it has a limit."""
+    most, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if not most.exists() or most.read_text().strip() == "max":
+        return 1 << 62
+    return int(most.read_text()) - int(used.read_text())

@@ -17,15 +17,22 @@ _OF_EXTRAS = {
     "cpuinfo": "py-cpuinfo",
 }
 # Command -> extra; the others need `demo`.
-_EXTRA_OF = {"bench": "bench", "info": "bench", "checkpoint": "checkpoint"}
+_EXTRA_OF = {"bench": "bench", "checkpoint": "checkpoint"}
+_HELP = ("", "-h", "--help")
 
 
 def main() -> None:
     """Run the command line, and end the process with its exit status."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # an ASCII stdout gets what it cannot show as an escape
-    if sys.argv[1:] == ["--version"]:  # needs no extra
+    # These two need no extra, and so no Typer.
+    if sys.argv[1:] == ["--version"]:
         print(versions())
+        return
+    if sys.argv[1:] == ["info"]:
+        from fastadam.bench.info import info
+
+        info()
         return
     try:
         from fastadam.commands import app
@@ -37,7 +44,11 @@ def main() -> None:
             raise
         command = sys.argv[1] if sys.argv[1:] else ""
         extra = _EXTRA_OF.get(command, "demo")
-        message = f'{package} is not installed, and this command needs it: pip install "fastadam[{extra}]"'
+        needs = f'pip install "fastadam[{extra}]"'
+        if command in _HELP:
+            message = f"`info` needs no extra; `demo`, `bench` and `checkpoint` each need one of its name: {needs}"
+        else:
+            message = f"{package} is not installed, and this command needs it: {needs}"
         print(f"fastadam: {message}", file=sys.stderr)
         sys.exit(2)
 

@@ -88,9 +88,9 @@ def bench(
 @app.command()
 def info() -> None:
     """Say what would run on this machine, and how fast its memory is."""
-    from fastadam.bench.command import info as show
+    from fastadam.bench.info import info as show
 
-    raise typer.Exit(show(_console(width=10_000)))  # a path that is copied from a line must be whole
+    show()
 
 
 @app.command()
@@ -113,12 +113,12 @@ def checkpoint(
         raise _refused(error) from None
 
 
-def _console(width=120):
-    """A console. Without a terminal it is as wide as the tables need, at most `width`."""
+def _console():
+    """A console. Without a terminal it is as wide as the tables need."""
     from rich.console import Console
 
     console = Console()
-    return console if console.is_terminal else Console(width=width)
+    return console if console.is_terminal else Console(width=120)
 
 
 def _refused(error: Exception) -> typer.Exit:

@@ -86,6 +86,7 @@ def main():
     assert Path(fastadam.__file__).is_relative_to(sys.prefix), f"not what is installed here: {fastadam.__file__}"
     assert importlib.metadata.version("fastadam") == fastadam.__version__
     assert command("fastadam", "--version").startswith(f"fastadam {fastadam.__version__}, Python")
+    assert "kernel cache" in command("fastadam", "info")
     check_kernels()
     check_checkpoint()
     check_torch()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ml_dtypes import bfloat16
 from oracle import assert_same_bits
-from refusal import F4, INF, NAN, OnDevice, adam_step_refuses, read_only, refuses, table, unaligned
+from refusal import F4, INF, NAN, OnDevice, adam_step_refuses, exactly, read_only, refuses, table, unaligned
 from training import both, pmv
 
 import fastadam
@@ -76,6 +76,27 @@ def step_refuses(grads, options, error, message, flat):
 @pytest.mark.parametrize(("make", "error", "message"), table(GRADIENTS))
 def test_gradients(make, error, message, flat):
     step_refuses(make(), {}, error, message, flat)
+
+
+ONE_FOR_EACH = "`grads` must have an entry for every parameter, got none for "
+MISNAMED = {
+    "ww": (("w",), f"{ONE_FOR_EACH}'w', but one for 'ww', which is no parameter"),
+    "layer1.wieght": (
+        ("Layer1.bias", "Layer1.weight"),
+        f"{ONE_FOR_EACH}'Layer1.weight', but one for 'layer1.wieght', which is no parameter",
+    ),
+    "x": ((("a", 0), "w"), f"{ONE_FOR_EACH}('a', 0), but one for 'x', which is no parameter"),
+    ("b", 0): ((("a", 0), ("b", 1)), f"{ONE_FOR_EACH}('b', 1), but one for ('b', 0), which is no parameter"),
+    None: (("w",), f"{ONE_FOR_EACH}'w': None is that of a parameter without a gradient"),
+}
+
+
+@pytest.mark.parametrize("name", MISNAMED, ids=str)
+def test_a_name_that_is_misspelt(name):
+    names, message = MISNAMED[name]
+    opt = fastadam.Adam({"other": np.ones(3), **{each: np.ones(3) for each in names}})
+    grads = {"other": np.ones(3)} | ({} if name is None else {name: np.ones(3)})
+    refuses(lambda: opt.step(grads), ValueError, exactly(message), opt)
 
 
 @both

@@ -51,3 +51,25 @@ def test_hyperparameter_of_a_group(key, value, error, message):
 @hyperparameters
 def test_hyperparameter_of_adam_step(key, value, error, message):
     adam_step_refuses({key: value}, error, message)
+
+
+WRONG_SCHEDULES = {
+    "no argument": (lambda: 0.1, "too many positional arguments"),
+    "two arguments": (lambda step, total: 0.1, "missing a required argument: 'total'"),
+    "a keyword": (lambda *, step: 0.1, "too many positional arguments"),
+}
+
+
+@pytest.mark.parametrize(("schedule", "reason"), WRONG_SCHEDULES.values(), ids=WRONG_SCHEDULES)
+def test_schedule_that_cannot_be_called_with_a_step(schedule, reason):
+    message = f"`lr` must be a number or a function of the number of earlier steps, got <function .*>: {reason}"
+    params, opt = {"w": np.ones(4, F4)}, fastadam.Adam({"w": np.ones(4, F4)})
+    refuses(lambda: fastadam.Adam(params, lr=schedule), TypeError, message, params)
+    refuses(lambda: opt.param_groups[0].__setitem__("lr", schedule), TypeError, message, opt)
+
+
+@pytest.mark.parametrize(
+    "schedule", [lambda step: 0.5, lambda *steps: 0.5, lambda step, total=9: 0.5, max, {0: 0.5}.get]
+)
+def test_schedule_that_can_be_called_or_has_no_signature(schedule):
+    assert fastadam.Adam({"w": np.ones(4, F4)}, lr=schedule).param_groups[0]["lr"] is schedule

@@ -10,7 +10,7 @@ import pytest
 from bench_records import run
 from typer.testing import CliRunner
 
-from fastadam.bench import command, machine
+from fastadam.bench import command, info, machine
 from fastadam.bench.layouts import KINDS
 from fastadam.bench.record import read_record
 from fastadam.bench.registry import CONTENDERS
@@ -39,8 +39,8 @@ def refused(*arguments):
 @pytest.fixture
 def nothing_runs(monkeypatch):
     """A test in which nothing may be measured."""
-    for name in ("bandwidth", "Workers", "costs"):
-        monkeypatch.setattr(command, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
+    for module, name in ((info, "bandwidth"), (command, "Workers"), (command, "costs")):
+        monkeypatch.setattr(module, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
 
 
 @pytest.fixture
@@ -195,11 +195,11 @@ def test_what_was_measured_is_saved_after_each_case(monkeypatch, tmp_path):
 def test_info_says_what_is_not_there(monkeypatch):
     needs = ("numpy", "no_such_package")
     monkeypatch.setitem(CONTENDERS, "numexpr", CONTENDERS["numexpr"]._replace(needs=needs))
-    monkeypatch.setattr(command, "bandwidth", lambda **_: {"read": 12.34})
+    monkeypatch.setattr(info, "bandwidth", lambda **_: {"read": 12.34})
     monkeypatch.setattr(compilation, "jit", lambda *_: SimpleNamespace(_cache=SimpleNamespace()))
     status, output, _ = fastadam("info")
     assert status == 0
-    for text in ("contender numexpr", "no_such_package not installed", "nowhere: every process compiles", "12.3 GB/s"):
+    for text in ("numexpr: no_such_package not installed", "nowhere: every process compiles", "12.3 GB/s"):
         assert text in output
 
 

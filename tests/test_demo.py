@@ -357,6 +357,14 @@ def test_a_missing_package_of_another_command_is_named(tmp_path, command):
     check_refused(finished, tmp_path, "typer is not installed", f'pip install "fastadam[{command}]"')
 
 
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+def test_help_without_typer_says_which_command_needs_which_extra(tmp_path, arguments):
+    finished = command_line(*arguments, directory=tmp_path, blocked=["typer"])
+    texts = ("`info` needs no extra", "`demo`, `bench` and `checkpoint`", 'pip install "fastadam[demo]"')
+    check_refused(finished, tmp_path, *texts)
+    assert finished.stderr.count("\n") == 1
+
+
 def test_version(tmp_path):
     finished = command_line("--version", directory=tmp_path, blocked=["typer", "rich"])
     assert (finished.returncode, finished.stdout) == (0, f"{versions()}\n")

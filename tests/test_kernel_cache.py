@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -136,3 +137,11 @@ def test_several_processes_at_once_while_it_is_broken(filled, tmp_path):
     shutil.copytree(filled[0], folder)
     cut_off(folder)
     assert {ended(process)[0] for process in [start(folder) for _ in range(3)]} == {filled[1]}
+
+
+def test_the_folder_that_is_named_has_the_kernels(tmp_path):
+    named = "from fastadam.bench.machine import kernel_cache; print(kernel_cache())"
+    folder = Path(ended(start(tmp_path, f"{USE}\n{named}"))[0].splitlines()[-1])
+    assert folder.is_relative_to(tmp_path)
+    for kernel in ("adam", "fold", "squares", "drive_serial", "clip"):
+        assert list(folder.glob(f"*.{kernel}_*.nbi")), kernel

@@ -118,6 +118,17 @@ def test_without_sources(archive, tmp_path):
     assert message in run_from(folder, STEP, tmp_path).stderr
 
 
+def test_the_sources_of_a_clone_say_why_they_cannot_be_imported():
+    # Without `site`, no editable installation leads to the kernels; NumPy and Numba are found all the same.
+    environment = {**os.environ, "PYTHONPATH": str(Path(np.__file__).parent.parent)}
+    command = [sys.executable, "-S", "-c", "import fastadam"]
+    failed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "ModuleNotFoundError: No module named 'fastadam.kernels'" in failed.stderr
+    (said,) = [line for line in failed.stderr.splitlines() if line.startswith("ImportError: ")]
+    assert "another directory" in said
+    assert "pip install -e ." in said
+
+
 # What type checkers make of calls: a mistake that is not found is an unused comment, which is an error too.
 USE = """
 import fastadam

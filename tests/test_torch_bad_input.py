@@ -60,7 +60,8 @@ def test_sets_are_refused_because_states_are_saved_by_position(name):  # pytorch
 @every
 def test_unknown_and_wrong_options(name):
     make_opt = getattr(fused, name)
-    for wrong, meant in (("max_grad_nrom", "max_grad_norm"), ("weight_decy", "weight_decay")):
+    mistakes = {"max_grad_nrom": "max_grad_norm", "weight_decy": "weight_decay", "b1": "betas", "wd": "weight_decay"}
+    for wrong, meant in mistakes.items():
         message = rf"{name}\(\) got an unexpected keyword argument '{wrong}'. Did you mean '{meant}'\?"
         with pytest.raises(TypeError, match=message):
             make_opt([torch.zeros(1)], **{wrong: 1.0})

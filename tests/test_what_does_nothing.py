@@ -23,6 +23,7 @@ MISTAKES = {
     "decoupled_decay": "decoupled_weight_decay",
     "max_gradnorm": "max_grad_norm",
     "clip_norm": "max_grad_norm",
+    "max_norm": "max_grad_norm",
     "clipnorm": "max_grad_norm_per_param",
     "global_clipnorm": "max_grad_norm",
     "moments_dtype": "moment_dtype",
@@ -85,6 +86,31 @@ def test_methods_may_be_wrapped():
 def test_an_option_that_is_misspelt(key, nearest):
     message = exactly(f"Adam() got an unexpected keyword argument {key!r}. Did you mean {nearest!r}?")
     refuses(lambda: fastadam.Adam({"w": np.ones(3)}, **{key: 1.0}), TypeError, message)
+
+
+ALIASES = {
+    "learning_rate": "lr",
+    "epsilon": "eps",
+    "b1": "betas",
+    "beta_2": "betas",
+    "wd": "weight_decay",
+    "clip_norm": "max_grad_norm",
+    "global_clipnorm": "max_grad_norm",
+    "max_norm": "max_grad_norm",
+    "clipnorm": "max_grad_norm_per_param",
+    "grad_clip": "max_grad_norm_per_param",
+}
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_the_name_of_an_argument_in_another_library(name):
+    message = exactly(f"AdamW() got an unexpected keyword argument {name!r}. Did you mean {ALIASES[name]!r}?")
+    refuses(lambda: fastadam.AdamW([np.ones(3)], **{name: 1.0}), TypeError, message)
+
+
+def test_an_alias_of_what_a_member_lacks_is_not_suggested():
+    message = exactly("Lion() got an unexpected keyword argument 'epsilon'")
+    refuses(lambda: fastadam.Lion([np.ones(3)], epsilon=1e-8), TypeError, message)
 
 
 def test_an_argument_of_adam_step_that_is_misspelt():

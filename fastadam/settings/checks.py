@@ -8,6 +8,31 @@ from typing import Any
 
 import numpy as np
 
+# What other libraries call settings.
+ALIASES = {
+    "learning_rate": "lr",
+    "lr_scale": "lr",
+    "lr_mult": "lr",
+    "wd": "weight_decay",
+    "l2": "weight_decay",
+    "decay": "weight_decay",
+    "momentum": "betas",
+    "b1": "betas",
+    "b2": "betas",
+    "beta1": "betas",
+    "beta2": "betas",
+    "beta_1": "betas",
+    "beta_2": "betas",
+    "epsilon": "eps",
+    "ascent": "maximize",
+    "clipnorm": "max_grad_norm_per_param",
+    "grad_clip": "max_grad_norm_per_param",
+    "global_clipnorm": "max_grad_norm",
+    "clip_norm": "max_grad_norm",
+    "max_norm": "max_grad_norm",
+    "clipvalue": "clip_value",
+}
+
 
 def real(value: Any, label: str) -> float:
     """`value` as a float; raise unless it is one finite real number."""
@@ -80,12 +105,20 @@ def positive(value: Any, label: str) -> float:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The one of the `known` names that `name` resembles; None if there is none."""
-    return next(iter(get_close_matches(name.lower(), known, 1, 0.75)), None)
+    """The one of the `known` names that `name` resembles, in small letters or capitals; None if there is none."""
+    lowered = {each.lower(): each for each in known}
+    found = get_close_matches(name.lower(), lowered, 1, 0.75)
+    return lowered[found[0]] if found else None
 
 
 def unexpected(function: str, name: str, known: Iterable[str], meant: str | None = None) -> TypeError:
-    """The error for a keyword argument that a function lacks; it suggests `meant`, or the nearest of the `known`."""
-    found = meant or nearest(name, known)
+    """The error for a keyword argument that a function lacks.
+
+    It suggests `meant`, or what the argument of that name in another library is called here, or the nearest of the
+    `known` names.
+    """
+    known = set(known)
+    alias = ALIASES.get(name.lower())
+    found = meant or (alias if alias in known else nearest(name, known))
     question = f". Did you mean {found!r}?" if found else ""
     return TypeError(f"{function}() got an unexpected keyword argument {name!r}{question}")

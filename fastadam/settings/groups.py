@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from inspect import signature
 from math import inf
 from typing import Any
 
 from fastadam.kernels.texts.member import Member
-from fastadam.settings.checks import flag, fraction, nearest, nonnegative
+from fastadam.settings.checks import ALIASES, flag, fraction, nearest, nonnegative
 from fastadam.settings.options import OPTION_NAMES, moment_dtypes
 
 # What schedulers and frameworks write into groups.
@@ -25,33 +26,22 @@ OF_OTHERS = (
     "differentiable",
     "param_names",
 )
-# What other libraries call settings.
-ALIASES = {
-    "learning_rate": "lr",
-    "lr_scale": "lr",
-    "lr_mult": "lr",
-    "wd": "weight_decay",
-    "l2": "weight_decay",
-    "decay": "weight_decay",
-    "momentum": "betas",
-    "b1": "betas",
-    "b2": "betas",
-    "beta1": "betas",
-    "beta2": "betas",
-    "beta_1": "betas",
-    "beta_2": "betas",
-    "epsilon": "eps",
-    "ascent": "maximize",
-    "clipnorm": "max_grad_norm_per_param",
-    "grad_clip": "max_grad_norm_per_param",
-    "global_clipnorm": "max_grad_norm",
-    "clip_norm": "max_grad_norm",
-    "clipvalue": "clip_value",
-}
 
 
 def _lr(value, label):
-    return value if callable(value) else nonnegative(value, label)
+    if not callable(value):
+        return nonnegative(value, label)
+    try:
+        arguments = signature(value)
+    except (TypeError, ValueError):  # many functions written in C have none
+        return value
+    try:
+        arguments.bind(0)
+    except TypeError as error:
+        raise TypeError(
+            f"`{label}` must be a number or a function of the number of earlier steps, got {value!r}: {error}"
+        ) from None
+    return value
 
 
 def _unbounded(value, label):

@@ -11,6 +11,7 @@ from fastadam.memory.arrays import as_gradient, as_indices, check_flat, contiguo
 from fastadam.memory.buffers import Buffers, Views, stored_dtype
 from fastadam.memory.owners import GRADIENTS, PARAMETER, Owners, bounds, overlapping
 from fastadam.memory.parameters import Parameter, all_buffers
+from fastadam.settings.checks import nearest
 from fastadam.step.gather import Gather, Gradients
 from fastadam.step.rows import Rows, SparseRows, ordered_rows
 
@@ -97,13 +98,25 @@ class Collector:
         try:
             given = [grads[each.name] for each in self._parameters]
         except KeyError:
-            missing = next(each.name for each in self._parameters if each.name not in grads)
-            raise ValueError(f"`grads` must have an entry for every parameter, got none for {missing!r}") from None
+            raise self._misnamed(grads) from None
         if len(grads) != len(given):
-            names = {each.name for each in self._parameters}
-            unknown = [name for name in grads if name not in names]
-            raise ValueError(f"`grads` must have an entry for every parameter and no other, got {unknown}")
+            raise self._misnamed(grads)
         return given
+
+    def _misnamed(self, grads):
+        """The error for a mapping whose names are not those of the parameters."""
+        names = [each.name for each in self._parameters]
+        known = set(names)
+        missing = [name for name in names if name not in grads]
+        unknown = [name for name in grads if name not in known]
+        every = "`grads` must have an entry for every parameter"
+        if not missing:
+            return ValueError(f"{every} and no other, got {unknown}")
+        if not unknown:
+            return ValueError(f"{every}, got none for {missing[0]!r}: None is that of a parameter without a gradient")
+        by_text = {str(name): name for name in missing}
+        name = by_text[nearest(str(unknown[0]), by_text) or str(missing[0])]
+        return ValueError(f"{every}, got none for {name!r}, but one for {unknown[0]!r}, which is no parameter")
 
     def _by_position(self, grads):
         if isinstance(grads, SparseRows):
