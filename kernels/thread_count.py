@@ -19,6 +19,7 @@ def _of_openmp():
 _OPENMP = _of_openmp()
 _asked_of_process: int | None = None
 _asked_of_call = threading.local()
+_forked_beside_torch = False
 
 
 def ask(count: int | None) -> None:
@@ -42,6 +43,24 @@ def asked() -> int | None:
     """How many threads the next launch of this thread was asked to take; None if nobody has said so."""
     of_call = getattr(_asked_of_call, "count", None)
     return _asked_of_process if of_call is None else of_call
+
+
+def forked_beside_torch() -> bool:
+    """Whether this process was forked, since this was imported, from one that had imported torch.
+
+    Torch brings the GNU OpenMP on which Numba's pool runs too, if torch came first, and may have run there: nobody can
+    ask.
+    """
+    return _forked_beside_torch
+
+
+def _after_fork_in_child():
+    global _forked_beside_torch
+    _forked_beside_torch = _forked_beside_torch or "torch" in sys.modules
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def limit() -> int:

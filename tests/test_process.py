@@ -124,6 +124,24 @@ print(status)
     assert run(code) == "0"
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_that_is_forked_after_torch_has_run_steps_on():
+    pytest.importorskip("torch")
+    code = """
+import os, signal, warnings
+import torch
+torch.set_num_threads(2)
+torch.ones(1_000_000).add_(1)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    warnings.simplefilter("ignore")
+    os._exit(int(abs(step()[0] - 0.9) > 1e-6))
+print(os.waitpid(child, 0)[1])
+"""
+    assert run(LONG_STEP + code) == "0"
+
+
 @pytest.mark.parametrize("layer", ["workqueue", "default"])
 def test_python_threads_step_at_the_same_time(layer):
     code = (

@@ -87,7 +87,7 @@ def _can_be_parallel():
 
 def _start_pool():
     # Numba's OpenMP pool resets torch's thread count when it starts.
-    global _pool_started
+    global _pool_started, _forked_from_pool
     torch = sys.modules.get("torch")
     if not hasattr(torch, "set_num_threads"):  # not there, or about to be imported
         torch = None
@@ -96,12 +96,13 @@ def _start_pool():
     if torch:
         torch.set_num_threads(torch_threads)
     _pool_started = True
+    _forked_from_pool = thread_count.forked_beside_torch() and numba.threading_layer() == "omp"
 
 
 def _after_fork_in_child():
     global _one_launch, _forked_from_pool
     _one_launch = threading.RLock()
-    # GNU OpenMP kills a forked child at its first parallel launch. ValueError: the parent has not started a pool.
+    # GNU OpenMP kills a forked child at its first parallel launch, or never returns. ValueError: the parent has not started a pool.
     with contextlib.suppress(ValueError):
         _forked_from_pool = _forked_from_pool or numba.threading_layer() == "omp"
 
@@ -109,8 +110,8 @@ def _after_fork_in_child():
 @cache
 def _warn_once_that_serial():
     warnings.warn(
-        "fastadam steps on one thread in this process: it was forked from one whose OpenMP threads were running, and "
-        "GNU OpenMP would end it. Start workers with multiprocessing's 'spawn' or 'forkserver' to step on all threads.",
+        "fastadam steps on one thread in this process: it was forked from one whose OpenMP threads were running, or may "
+        "have been, and GNU OpenMP would end it or never return. Start workers with multiprocessing's 'spawn' or 'forkserver' to step on all threads.",
         RuntimeWarning,
         stacklevel=levels_to_caller(),
     )
