@@ -10,7 +10,7 @@ from fastadam.memory.advice import has_memory, tensor_problem
 from fastadam.step.gather import Gradients
 from fastadam.step.rows import Rows, ordered_rows
 from fastadam.torch.parameter import TensorParameter
-from fastadam.torch.tensors import array_over, is_sharded, laid_like, layout_of, local, placed
+from fastadam.torch.tensors import array_over, check_part, is_sharded, laid_like, layout_of, local, placed
 
 
 def found(
@@ -38,12 +38,14 @@ def found(
             held[member] = rows[member] = _rows(gradient, parameter, f"{label}.grad")
             addresses[member] = backend.address(rows[member].values) or 1
             continue
+        if placed(gradient) != placed(p):
+            check_part(gradient, local(gradient), f"{label}.grad")
+            copied.append(local(gradient))
+            gradient = gradient.redistribute(p.device_mesh, p.placements)
+        check_part(gradient, parameter.tensors["p"], f"{label}.grad")
         gradient = local(gradient)
         if not has_memory(gradient):
             raise TypeError(f"`{label}.grad` {tensor_problem(gradient)}")
-        if placed(p.grad) != placed(p):
-            copied.append(gradient)
-            gradient = local(p.grad.redistribute(p.device_mesh, p.placements))
         if gradient.is_neg():
             copied.append(gradient)
             gradient = gradient.resolve_neg()

@@ -11,7 +11,17 @@ from fastadam.memory.formats import SMALL
 from fastadam.memory.layout import Layout
 from fastadam.settings.options import Options, moment_dtypes
 from fastadam.torch.counters import new_counters
-from fastadam.torch.tensors import DTYPES, NAMES, arithmetic_of, is_sharded, laid_like, layout_of, local, placed
+from fastadam.torch.tensors import (
+    DTYPES,
+    NAMES,
+    arithmetic_of,
+    check_part,
+    is_sharded,
+    laid_like,
+    layout_of,
+    local,
+    placed,
+)
 
 
 def carried_keys(options: Options) -> dict[str, float]:
@@ -84,6 +94,7 @@ def _kept(entry, key, p, layout, label, allowed, make):
             f"`{label}` must be split like its parameter, over processes (mesh and placements) {placed(p)}, got "
             f"{placed(value)}"
         )
+    check_part(value, local(p), label)
     if value.device != p.device:
         value = value.to(p.device)
     wide = arithmetic_of(p)

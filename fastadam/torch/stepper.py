@@ -17,7 +17,7 @@ from fastadam.settings.recipes import check_together
 from fastadam.torch.parameter import TensorParameter
 from fastadam.torch.share import Member, Share
 from fastadam.torch.state import count, formats_of, kept_tensors
-from fastadam.torch.tensors import NAMES, arithmetic_of, first_element, is_sharded, layout_of, local
+from fastadam.torch.tensors import NAMES, arithmetic_of, check_part, first_element, is_sharded, layout_of, local
 
 _HYPER = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay")
 _ABSENT = {"eps": 0.0, "amsgrad": False, "decoupled_weight_decay": False}
@@ -189,6 +189,7 @@ class Stepper:
         problem = tensor_problem(part)
         if problem is not None:
             raise TypeError(f"`{label}` {problem}")
+        check_part(p, part, label)
         if p.dtype not in NAMES:
             raise TypeError(f"`{label}` must be float32, float64, bfloat16 or float16, got {p.dtype}")
         layout = layout_of(part)

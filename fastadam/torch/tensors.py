@@ -35,6 +35,22 @@ def local(tensor: Any) -> Any:
     return part.wait() if hasattr(part, "wait") else part
 
 
+def check_part(tensor: Any, like: Any, label: str) -> None:
+    """Raise unless the part of a DTensor in this process is what the whole says, in the shape of the part `like`.
+
+    Nothing holds the two together: the part is an attribute that anyone may set.
+    """
+    part, label = local(tensor), f"{label}._local_tensor"
+    if part.dtype is not tensor.dtype:
+        raise TypeError(f"`{label}` must be {tensor.dtype} like its DTensor, got {part.dtype}")
+    if part.device != tensor.device:
+        raise ValueError(f"`{label}` must be on {tensor.device} like its DTensor, got {part.device}")
+    if part.shape != like.shape:
+        raise ValueError(
+            f"`{label}` must have shape {tuple(like.shape)} like that of its parameter, got {tuple(part.shape)}"
+        )
+
+
 def placed(tensor: Any) -> Any:
     """How a DTensor is split over which processes; None for any other tensor."""
     return (tensor.device_mesh, tensor.placements) if is_sharded(tensor) else None
