@@ -165,6 +165,25 @@ def test_a_parameter_of_another_shape_than_its_state():
     refuse(opt, ValueError, message, params)
 
 
+@pytest.mark.parametrize("as_arrays", [False, True])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values[:4], "`state of param_groups[0]['params'][1]['exp_avg']` must have shape (4,)"),
+        (lambda values: values.view(torch.float64), "`state of param_groups[0]['params'][1]['exp_avg']` must have"),
+        (lambda values: values[::2], "`param_groups[0]['params'][1]` must be dense"),
+    ],
+    ids=["size", "dtype", "strides"],
+)
+def test_a_parameter_that_is_another_and_begins_where_it_began(change, message, as_arrays):
+    params = with_gradients(2, 8)
+    opt = fused.Adam(params, lr=0.1, nonfinite="raise" if as_arrays else "propagate")
+    opt.step()
+    params[1].data = change(params[1].data)
+    params[1].grad = torch.ones_like(params[1])
+    refuse(opt, ValueError, message, params)
+
+
 def test_states_that_do_not_fit():
     for key, value, message in (
         ("exp_avg", torch.zeros(5), "must have shape (3,)"),

@@ -123,7 +123,12 @@ class Share:
         gradients = list(map(_grad, self._params))
         backend = self.engine.plan.backend
         located = self._where_they_lie(gradients)
-        return located or found(self._params, self._parameters, self._labels, backend, as_arrays=self._shows_arrays)
+        if located is not None:
+            return located
+        # A parameter may be of another size or dtype, and begin where it began.
+        if not self._facts.are_of(self._parts(self._params)):
+            return None
+        return found(self._params, self._parameters, self._labels, backend, as_arrays=self._shows_arrays)
 
     def _have_params_moved(self, located_at):
         """Whether nothing but parameters has moved; their new addresses are taken over."""
