@@ -184,17 +184,55 @@ def test_a_parameter_that_is_another_and_begins_where_it_began(change, message, 
     refuse(opt, ValueError, message, params)
 
 
-def test_states_that_do_not_fit():
-    for key, value, message in (
-        ("exp_avg", torch.zeros(5), "must have shape (3,)"),
-        ("exp_avg", "zeros", "must be a tensor, got str"),
-        ("exp_avg_sq", torch.zeros(3, dtype=torch.int32), "must be one of torch.float32"),
-    ):
-        params = with_gradients(3)
+class Wrapper(torch.Tensor):
+    """A tensor without memory, of which nothing can be asked."""
+
+    @staticmethod
+    def __new__(cls, shape):
+        return torch.Tensor._make_wrapper_subclass(cls, shape)
+
+    __torch_dispatch__ = classmethod(lambda cls, *_: NotImplemented)
+
+
+@pytest.mark.parametrize(
+    ("key", "make", "message"),
+    [
+        ("exp_avg", lambda: torch.zeros(5), "must have shape (3,)"),
+        ("exp_avg", lambda: "zeros", "must be a tensor, got str"),
+        ("exp_avg_sq", lambda: torch.zeros(3, dtype=torch.int32), "must be one of torch.float32"),
+        ("exp_avg", lambda: torch.zeros(3, device="meta"), "must be in CPU or CUDA memory, got a tensor on meta"),
+        ("exp_avg", lambda: torch.zeros(3).to_sparse(), "must be a strided tensor, got torch.sparse_coo"),
+        ("exp_avg", lambda: torch._neg_view(torch.zeros(3)), "must hold its values in memory, got a negated view"),
+        ("exp_avg", lambda: torch._efficientzerotensor(3), "must be a tensor with memory of its own"),
+        ("exp_avg", lambda: Wrapper((3,)), "must be a tensor with memory of its own, got Wrapper"),
+        ("step", lambda: Wrapper(()), "must be a number or a tensor of one element in memory, got Wrapper of shape ()"),
+        ("step", lambda: torch.tensor(1.0, device="meta"), "must be a number or a tensor of one element in memory"),
+        ("step", lambda: torch.zeros(3), "must be a number or a tensor of one element in memory, got Tensor of"),
+        ("step", lambda: torch.tensor(1j), "must be a real number, got 1j"),
+        ("step", lambda: None, "must be a real number, got None"),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False], ids=["first step", "later step"])
+def test_states_that_do_not_fit(key, make, message, first):
+    params = with_gradients(2, 3)
+    opt = fused.Adam(params)
+    opt.step()
+    if first:
+        saved = opt.state_dict()["state"]
         opt = fused.Adam(params)
+        opt.state.update(zip(params, saved.values(), strict=True))
+    opt.state[params[1]][key] = make()
+    refuse(opt, TypeError if "shape (3" not in message else ValueError, f"[1]['{key}']` {message}", params)
+
+
+def test_steps_are_counted_in_whatever_has_them():
+    params = with_gradients(2, 3)
+    opt = fused.Adam(params)
+    for number in (3, 3.0, torch.tensor([3]), torch._neg_view(torch.tensor(-3.0)), torch.tensor(3.0).half()):
         opt.step()
-        opt.state[params[0]][key] = value
-        refuse(opt, (TypeError, ValueError), f"`state of param_groups[0]['params'][0]['{key}']` {message}", params)
+        opt.state[params[1]]["step"] = number
+        opt.step()
+        assert opt.state[params[1]]["step"] == 4
 
 
 def test_loading_a_state_of_other_groups():

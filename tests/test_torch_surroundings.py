@@ -3,9 +3,12 @@
 import pickle
 import threading
 import warnings
+from contextlib import contextmanager
 
 import pytest
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch_training import assert_close, every, fused, give_gradients, make, names, pair, torch, train, twins
 
 schedulers = torch.optim.lr_scheduler
@@ -433,3 +436,83 @@ def test_steps_in_inference_mode_and_without_gradients():
         other.step()
     train(opt, other, params, others, 5)
     assert_close(params, others, 1e-5)
+
+
+@contextmanager
+def default_device(device):
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class Passing(TorchDispatchMode):
+    """A mode that looks on, as one that counts does."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"moment_dtype": "float8"}, {"ema_decay": 0.9, "copy_dtype": "float16"}], ids=str
+)
+@pytest.mark.parametrize(
+    "mode",
+    [
+        lambda: torch.device("meta"),
+        lambda: default_device("meta"),
+        lambda: default_dtype(torch.bfloat16),
+        lambda: default_dtype(torch.float64),
+        Passing,
+    ],
+    ids=["meta", "default meta", "default bfloat16", "default float64", "dispatch"],
+)
+def test_states_are_real_and_on_the_device_of_their_parameter_in_any_mode(mode, options):
+    params = [torch.ones(5_000).requires_grad_(), torch.ones(2, 3).requires_grad_()]
+    others = twins(params)
+    opt, other = (fused.NAdam(each, lr=0.1, **options) for each in (params, others))
+    for step in range(3):
+        for each in (*params, *others):
+            each.grad = torch.full_like(each, 1.0 + step)
+        # In the order of its memory, and in another, which is copied.
+        params[1].grad = params[1].grad.T.contiguous().T
+        other.step()
+        with mode():
+            opt.step()
+    assert all(torch.equal(p, twin) for p, twin in zip(params, others, strict=True))
+    for p, twin in zip(params, others, strict=True):
+        assert opt.state[p].keys() == other.state[twin].keys()
+        for key, value in opt.state[p].items():
+            assert (type(value), value.device) == (torch.Tensor, p.device)
+            assert value.dtype == other.state[twin][key].dtype or key in ("step", "mu_product")
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.parametrize("allow", [False, True])
+def test_a_step_that_would_make_fake_tensors_is_refused(allow):
+    params = [torch.ones(3, 4).requires_grad_(), torch.ones(2).requires_grad_()]
+    opt = fused.AdamW(params, lr=0.1)
+    for step in range(3):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        if step != 1:  # a first step makes the state, and a later one a copy of a gradient that lies in another order
+            params[0].grad = torch.ones(4, 3).T
+            before, state = twins(params), len(opt.state)
+            message = "what torch makes in `step` must be a tensor with memory of its own, got FakeTensor"
+            with FakeTensorMode(allow_non_fake_inputs=allow), pytest.raises(TypeError, match=message):
+                opt.step()
+            assert all(torch.equal(p, value) for p, value in zip(params, before, strict=True))
+            assert len(opt.state) == state
+        opt.step()
+    assert all(type(value) is torch.Tensor for entry in opt.state.values() for value in entry.values())

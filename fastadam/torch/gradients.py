@@ -10,7 +10,16 @@ from fastadam.memory.advice import has_memory, tensor_problem
 from fastadam.step.gather import Gradients
 from fastadam.step.rows import Rows, ordered_rows
 from fastadam.torch.parameter import TensorParameter
-from fastadam.torch.tensors import array_over, check_part, is_sharded, laid_like, layout_of, local, placed
+from fastadam.torch.tensors import (
+    array_over,
+    check_new_tensors,
+    check_part,
+    is_sharded,
+    laid_like,
+    layout_of,
+    local,
+    placed,
+)
 
 
 def found(
@@ -25,6 +34,7 @@ def found(
 
     `as_arrays`: hand them over as arrays, of which an error can tell what is not finite.
     """
+    check_new_tensors()
     addresses = np.zeros(len(parameters), np.int64)
     held: list[Any] = [None] * len(parameters)
     rows: dict[int, Rows] = {}

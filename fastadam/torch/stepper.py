@@ -17,7 +17,16 @@ from fastadam.settings.recipes import check_together
 from fastadam.torch.parameter import TensorParameter
 from fastadam.torch.share import Member, Share
 from fastadam.torch.state import count, formats_of, kept_tensors
-from fastadam.torch.tensors import NAMES, arithmetic_of, check_part, first_element, is_sharded, layout_of, local
+from fastadam.torch.tensors import (
+    NAMES,
+    arithmetic_of,
+    check_new_tensors,
+    check_part,
+    first_element,
+    is_sharded,
+    layout_of,
+    local,
+)
 
 _HYPER = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay")
 _ABSENT = {"eps": 0.0, "amsgrad": False, "decoupled_weight_decay": False}
@@ -141,8 +150,9 @@ class Stepper:
         settings = self._settings(groups)
         # What is made in inference mode could not be written outside.
         with torch.inference_mode(False), torch.no_grad():
+            check_new_tensors()
             found = list(self._found(groups, state, settings))
-            count([state[p] for p, *_ in found], self._options)
+            count({label: state[p] for p, _, label, *_ in found}, self._options)
             apart: dict[Any, list[Member]] = {}
             for p, *known in found:
                 apart.setdefault((p.device, is_sharded(p)), []).append(self._member(p, state[p], groups, *known))

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastadam.memory.advice import tensor_problem
 from fastadam.memory.layout import Layout, plain
+from fastadam.settings.checks import real
 
 # Those of parameters and moments.
 NAMES = {
@@ -35,6 +37,13 @@ def local(tensor: Any) -> Any:
     return part.wait() if hasattr(part, "wait") else part
 
 
+def check_new_tensors() -> None:
+    """Raise if torch makes anything but tensors with memory here, as in FakeTensorMode."""
+    problem = tensor_problem(torch.empty(1, device="cpu"))
+    if problem is not None:
+        raise TypeError(f"what torch makes in `step` {problem}")
+
+
 def check_part(tensor: Any, like: Any, label: str) -> None:
     """Raise unless the part of a DTensor in this process is what the whole says, in the shape of the part `like`.
 
@@ -54,6 +63,17 @@ def check_part(tensor: Any, like: Any, label: str) -> None:
 def placed(tensor: Any) -> Any:
     """How a DTensor is split over which processes; None for any other tensor."""
     return (tensor.device_mesh, tensor.placements) if is_sharded(tensor) else None
+
+
+def number_of(value: Any, label: str) -> float:
+    """A number, or a tensor of one element, as a float; raise unless it is real and finite."""
+    if isinstance(value, torch.Tensor):
+        try:
+            value = value.item()
+        except (RuntimeError, TypeError) as error:  # it has more elements, or no memory
+            found = f"{type(value).__name__} of shape {tuple(value.shape)} on {value.device}"
+            raise TypeError(f"`{label}` must be a number or a tensor of one element in memory, got {found}") from error
+    return real(value, label)
 
 
 def first_element(tensor: Any) -> int:
