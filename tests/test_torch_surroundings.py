@@ -250,6 +250,54 @@ def test_scale_and_overflow_are_taken_from_attributes():
     del opt.grad_scale, opt.found_inf
 
 
+@pytest.mark.parametrize(
+    "scale",
+    [
+        *(torch.tensor(8.0, dtype=dtype) for dtype in (torch.bfloat16, torch.float16, torch.float64)),
+        torch.tensor(8.0, requires_grad=True),
+        torch.tensor([8]),
+        8,
+    ],
+    ids=["bfloat16", "float16", "float64", "requires grad", "integer", "number"],
+)
+def test_a_scale_of_any_kind(scale):
+    params = [torch.ones(3, requires_grad=True)]
+    opt = fused.AdamW(params)
+    params[0].grad = torch.full((3,), 8.0)
+    opt.grad_scale, opt.found_inf = scale, scale * 0
+    opt.step()
+    torch.testing.assert_close(opt.state[params[0]]["exp_avg"], torch.full((3,), 0.1))
+    opt.found_inf = scale
+    opt.step()
+    assert opt.skipped_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.tensor(8.0, device="meta"), r"must be a number or a tensor of one element in memory, got .* on meta"),
+        (torch.ones(2), r"must be a number or a tensor of one element in memory, got Tensor of shape \(2,\)"),
+        (torch.tensor(8j), "must be a real number, got 8j"),
+        ("8", "must be a real number, got '8'"),
+        (torch.tensor(float("nan")), "must be finite, got nan"),
+        (torch.tensor(0.0), "must not be 0, got 0"),
+    ],
+    ids=["meta", "two elements", "complex", "text", "nan", "zero"],
+)
+def test_a_scale_that_is_none_is_refused(value, message):
+    params = [torch.ones(3, requires_grad=True)]
+    opt = fused.AdamW(params)
+    params[0].grad = torch.ones(3)
+    opt.grad_scale = value
+    with pytest.raises((TypeError, ValueError), match=f"`grad_scale` {message}"):
+        opt.step()
+    if "element" in message:
+        opt.found_inf = value
+        with pytest.raises(TypeError, match=f"`found_inf` {message}"):
+            opt.step()
+    assert torch.equal(params[0], torch.ones(3))
+
+
 def test_averaged_models():
     net, twin = nets()
     averages = []

@@ -218,7 +218,8 @@ class Share:
     def _ask(self, divisor, found_inf):
         """Let the device decide by these tensors about the step that follows."""
         # Moved without waiting, and kept until other ones are asked.
-        self._asked = [None if each is None else on_device_of(each, self._params[0]) for each in (divisor, found_inf)]
+        named = (("grad_scale", divisor), ("found_inf", found_inf))
+        self._asked = [None if each is None else on_device_of(each, self._params[0], name) for name, each in named]
         places = [0 if each is None else each.data_ptr() for each in self._asked]
         self.engine.plan.ask(0, *places, held=self._asked)
         self._counts_on_device = True

@@ -1,6 +1,7 @@
 """Tensors as kernels see them: their dtypes, the order of their elements in memory, and that memory as an array."""
 
 from contextlib import AbstractContextManager, nullcontext
+from math import isfinite
 from operator import mul
 from typing import Any
 
@@ -67,13 +68,19 @@ def placed(tensor: Any) -> Any:
 
 def number_of(value: Any, label: str) -> float:
     """A number, or a tensor of one element, as a float; raise unless it is real and finite."""
-    if isinstance(value, torch.Tensor):
-        try:
-            value = value.item()
-        except (RuntimeError, TypeError) as error:  # it has more elements, or no memory
-            found = f"{type(value).__name__} of shape {tuple(value.shape)} on {value.device}"
-            raise TypeError(f"`{label}` must be a number or a tensor of one element in memory, got {found}") from error
-    return real(value, label)
+    number = item_of(value, label)
+    return number if type(number) is float and isfinite(number) else real(number, label)
+
+
+def item_of(value: Any, label: str) -> Any:
+    """The Python value of a tensor of one element; whatever is no tensor, as it is."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    try:
+        return value.item()
+    except (RuntimeError, TypeError) as error:  # it has more elements, or no memory
+        found = f"{type(value).__name__} of shape {tuple(value.shape)} on {value.device}"
+        raise TypeError(f"`{label}` must be a number or a tensor of one element in memory, got {found}") from error
 
 
 def first_element(tensor: Any) -> int:
@@ -122,8 +129,13 @@ def is_on_device(tensor: Any) -> bool:
     return tensor.device.type == "cuda"
 
 
-def on_device_of(number: Any, tensor: Any) -> Any:
+def on_device_of(number: Any, tensor: Any, label: str) -> Any:
     """A number, float32, on the device of a tensor, without waiting for either."""
+    if not isinstance(number, torch.Tensor):
+        number = torch.tensor(number_of(number, label), device="cpu")
+    if number.numel() != 1 or number.is_complex() or number.is_meta:
+        found = f"{number.dtype} of shape {tuple(number.shape)} on {number.device}"
+        raise TypeError(f"`{label}` must be a real number or a tensor of one in memory, got {found}")
     return number.detach().to(tensor.device, torch.float32, non_blocking=True)
 
 
