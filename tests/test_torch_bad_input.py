@@ -70,6 +70,19 @@ def test_unknown_and_wrong_options(name):
         make_opt([torch.zeros(1)], moment_dtype=[1, 2, 3])
 
 
+@every
+def test_a_class_of_a_user_is_answered_with_the_options_of_ours(name):
+    class Own(getattr(fused, name)):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+
+    for wrong, meant in (("weight_decy", "weight_decay"), ("max_grad_nrom", "max_grad_norm"), ("arg", None)):
+        question = f". Did you mean '{meant}'?" if meant else ""
+        message = f"Own() got an unexpected keyword argument '{wrong}'{question}"
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+            Own([torch.zeros(1)], **{wrong: 1.0})
+
+
 @pytest.mark.parametrize("name", ["Lion", "AdEMAMix"])
 def test_hyperparameters_of_classes_that_torch_lacks(name):
     make_opt, p = getattr(fused, name), [torch.zeros(1)]
