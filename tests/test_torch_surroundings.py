@@ -486,6 +486,42 @@ def test_steps_in_inference_mode_and_without_gradients():
     assert_close(params, others, 1e-5)
 
 
+TIES = {
+    "the same memory": lambda flat: [flat.view(-1), flat.view(4, -1), flat[:1_000]],
+    "a part of it": lambda flat: [flat[:70_000], flat[90_000:], flat[50_000:100_000], flat[99_000:]],
+}
+
+
+@pytest.mark.parametrize("ties", TIES)
+@pytest.mark.parametrize("later", [False, True], ids=["from the start", "later"])
+def test_parameters_that_share_memory_are_stepped_one_after_the_other(ties, later):
+    values = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    runs = []
+    for make_opt in (fused.AdamW, torch.optim.AdamW):
+        params = [p.clone() if later else p for p in TIES[ties](values.clone())]
+        runs.append((make_opt([p.requires_grad_() for p in params], lr=0.1), params))
+    for step in range(6):
+        for opt, params in runs:
+            if later and step == 3:
+                for p, view in zip(params, TIES[ties](values.clone()), strict=True):
+                    p.data = view
+            for index, p in enumerate(params):
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(10 * step + index))
+            opt.step()
+    assert_close(runs[0][1], runs[1][1], 1e-5)
+
+
+def test_clipping_does_not_go_with_parameters_that_share_memory():
+    flat = torch.ones(10)
+    params = [("a", flat[:6].requires_grad_()), ("b", flat[4:].requires_grad_())]
+    for _, p in params:
+        p.grad = torch.ones_like(p)
+    opt = fused.AdamW(params, max_grad_norm=1.0)
+    with pytest.raises(ValueError, match=r"`max_grad_norm`.* need parameters that share no memory, got `b`, which"):
+        opt.step()
+    assert torch.equal(flat, torch.ones(10))
+
+
 @contextmanager
 def default_device(device):
     torch.set_default_device(device)

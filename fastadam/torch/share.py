@@ -20,6 +20,7 @@ from fastadam.torch.gradients import found
 from fastadam.torch.parameter import TensorParameter
 from fastadam.torch.state import carried_keys
 from fastadam.torch.tensors import array_over, is_on_device, is_sharded, on_device_of, on_stream
+from fastadam.torch.turns import bytes_of, share_memory
 
 _address, _grad = torch.Tensor.data_ptr, attrgetter("grad")
 _part, _placements = attrgetter("_local_tensor"), attrgetter("placements")
@@ -59,7 +60,7 @@ class Share:
         self._located = [*self._params, *(tensor for tensors in kept for tensor in tensors)]
         self._sharded = is_sharded(self._params[0])
         self._located_at = list(map(_address, self._parts(self._located)))
-        self._device = self._params[0].device
+        self._device, self._bytes = self._params[0].device, bytes_of(self._parts(self._params))
         self._facts, self._placements = Facts(self._parts(self._params)), self._placements_of(self._params)
         self._counters = [Counters([member.entry[key] for member in members]) for key in carried_keys(options)]
         # Without the counters, which are in no graph.
@@ -137,6 +138,8 @@ class Share:
         if self._sharded or located_at[count:] != self._located_at[count:]:
             return False
         if not self._facts.are_of(params) or any(p.device != self._device for p in params):
+            return False
+        if share_memory(located_at[:count], self._bytes):
             return False
         self.engine.plan.tables.write("addresses", (slice(None), GRADIENT + 1), located_at[:count])
         self._located_at = located_at

@@ -27,6 +27,7 @@ from fastadam.torch.tensors import (
     layout_of,
     local,
 )
+from fastadam.torch.turns import turns_of
 
 _HYPER = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay")
 _ABSENT = {"eps": 0.0, "amsgrad": False, "decoupled_weight_decay": False}
@@ -153,9 +154,11 @@ class Stepper:
             check_new_tensors()
             found = list(self._found(groups, state, settings))
             count({label: state[p] for p, _, label, *_ in found}, self._options)
+            members = [self._member(p, state[p], groups, *known) for p, *known in found]
+            turns = turns_of([list(member.parameter.tensors.values()) for member in members])
             apart: dict[Any, list[Member]] = {}
-            for p, *known in found:
-                apart.setdefault((p.device, is_sharded(p)), []).append(self._member(p, state[p], groups, *known))
+            for (p, *_), member, turn in sorted(zip(found, members, turns, strict=True), key=itemgetter(2)):
+                apart.setdefault((p.device, is_sharded(p), turn), []).append(member)
             if self._options.reduces:
                 self._check_norm(apart)
             self._of_graphs += [share for share in self.shares if share.engine.plan.graphs.steps]
@@ -166,12 +169,18 @@ class Stepper:
 
     def _check_norm(self, apart):
         """Raise unless the norm of the gradients that are here is the norm of all."""
-        devices, sharded = {device for device, _ in apart}, any(sharded for _, sharded in apart)
+        devices, sharded = {device for device, *_ in apart}, any(sharded for _, sharded, _ in apart)
         if sharded or len(devices) > 1:
             got = "DTensors, of which each process has a part" if sharded else ", ".join(sorted(map(str, devices)))
             raise ValueError(
                 "`max_grad_norm`, `max_grad_norm_per_param` and `nonfinite` need whole parameters on one device, "
                 f"got {got}: clip by `torch.nn.utils.clip_grad_norm_` before the step"
+            )
+        late = next((members[0].label for (*_, turn), members in apart.items() if turn), None)
+        if late is not None:
+            raise ValueError(
+                "`max_grad_norm`, `max_grad_norm_per_param` and `nonfinite` need parameters that share no memory, got "
+                f"`{late}`, which shares some with one before: make them one tensor"
             )
 
     def _found(self, groups, state, settings):
