@@ -522,6 +522,31 @@ def test_clipping_does_not_go_with_parameters_that_share_memory():
     assert torch.equal(flat, torch.ones(10))
 
 
+@pytest.mark.parametrize("kind", ["one tensor", "a part of it", "one of parameters that share memory"])
+@pytest.mark.parametrize("options", [{}, {"nonfinite": "raise"}], ids=str)
+def test_gradients_that_share_memory_are_all_read_before_they_are_zeroed(kind, options):
+    if kind == "one of parameters that share memory" and options:
+        pytest.skip("refused")
+    runs = []
+    for make_opt, own in ((fused.AdamW, {"zero_grad": True, **options}), (torch.optim.AdamW, {})):
+        params = [torch.ones(100_000), torch.ones(100_000), torch.ones(5)]
+        if kind == "one of parameters that share memory":
+            params[1] = params[0].view(-1)
+        runs.append((make_opt([p.requires_grad_() for p in params], lr=0.1, **own), params))
+    for step in range(6):
+        for opt, params in runs:
+            flat = torch.randn(150_000, generator=torch.Generator().manual_seed(step))
+            params[0].grad = flat[:100_000]
+            # Apart in some steps.
+            params[1].grad = params[0].grad.clone() if step in (2, 3) else params[0].grad
+            if kind == "a part of it":
+                params[1].grad = flat[50_000:]
+            params[2].grad = None if step == 4 else torch.ones(5)
+            opt.step()
+        assert all(p.grad is None or not p.grad.any() for p in runs[0][1])
+    assert_close(runs[0][1], runs[1][1], 1e-5)
+
+
 @contextmanager
 def default_device(device):
     torch.set_default_device(device)

@@ -29,10 +29,11 @@ def found(
     backend: Any,
     *,
     as_arrays: bool,
+    copies: bool = False,
 ) -> Gradients:
     """The gradients of `params` as they are now, checked one by one; `labels` are their names in messages.
 
-    `as_arrays`: hand them over as arrays, of which an error can tell what is not finite.
+    `as_arrays`: hand them over as arrays, of which an error can tell what is not finite. `copies`: copy all dense ones.
     """
     check_new_tensors()
     addresses = np.zeros(len(parameters), np.int64)
@@ -59,7 +60,7 @@ def found(
         if gradient.is_neg():
             copied.append(gradient)
             gradient = gradient.resolve_neg()
-        if layout_of(gradient) != parameter.layout:
+        if copies or layout_of(gradient) != parameter.layout:
             copied.append(gradient)
             gradient = laid_like(gradient, parameter.tensors["p"])
         addresses[member] = gradient.data_ptr() or 1

@@ -49,6 +49,9 @@ class Share:
 
     What `locate` reads at each step says whether they are still what they were: the addresses of all tensors, and of
     the gradients also the dtypes, strides and sizes, which are those of the parameters.
+
+    Attributes:
+        bytes: How many each parameter takes.
     """
 
     def __init__(self, members: Sequence[Member], settings: Sequence[dict[str, Any]], options: Options):
@@ -60,7 +63,7 @@ class Share:
         self._located = [*self._params, *(tensor for tensors in kept for tensor in tensors)]
         self._sharded = is_sharded(self._params[0])
         self._located_at = list(map(_address, self._parts(self._located)))
-        self._device, self._bytes = self._params[0].device, bytes_of(self._parts(self._params))
+        self._device, self.bytes = self._params[0].device, bytes_of(self._parts(self._params))
         self._facts, self._placements = Facts(self._parts(self._params)), self._placements_of(self._params)
         self._counters = [Counters([member.entry[key] for member in members]) for key in carried_keys(options)]
         # Without the counters, which are in no graph.
@@ -121,15 +124,21 @@ class Share:
             return None
         if [each.stamp() for each in self._counters] != self._stamps:
             self._restart()
-        gradients = list(map(_grad, self._params))
-        backend = self.engine.plan.backend
-        located = self._where_they_lie(gradients)
+        located = self._where_they_lie(list(map(_grad, self._params)))
         if located is not None:
             return located
         # A parameter may be of another size or dtype, and begin where it began.
         if not self._facts.are_of(self._parts(self._params)):
             return None
-        return found(self._params, self._parameters, self._labels, backend, as_arrays=self._shows_arrays)
+        return self._found()
+
+    def copies(self) -> Gradients:
+        """The gradients as they are now, copied; with `zero_grad`, those that were given are zeroed after the step."""
+        return self._found(copies=True)
+
+    def _found(self, *, copies=False):
+        backend, as_arrays = self.engine.plan.backend, self._shows_arrays
+        return found(self._params, self._parameters, self._labels, backend, as_arrays=as_arrays, copies=copies)
 
     def _have_params_moved(self, located_at):
         """Whether nothing but parameters has moved; their new addresses are taken over."""
@@ -139,7 +148,7 @@ class Share:
             return False
         if not self._facts.are_of(params) or any(p.device != self._device for p in params):
             return False
-        if share_memory(located_at[:count], self._bytes):
+        if share_memory(located_at[:count], self.bytes):
             return False
         self.engine.plan.tables.write("addresses", (slice(None), GRADIENT + 1), located_at[:count])
         self._located_at = located_at

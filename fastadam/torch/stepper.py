@@ -6,6 +6,7 @@ from operator import is_, itemgetter
 from threading import RLock
 from typing import Any
 
+import numpy as np
 import torch
 
 from fastadam.kernels.texts.casts import CHUNK
@@ -27,7 +28,7 @@ from fastadam.torch.tensors import (
     layout_of,
     local,
 )
-from fastadam.torch.turns import turns_of
+from fastadam.torch.turns import share_memory, turns_of
 
 _HYPER = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay")
 _ABSENT = {"eps": 0.0, "amsgrad": False, "decoupled_weight_decay": False}
@@ -50,6 +51,8 @@ class Stepper:
         self.shares: list[Share] = []
         # Those that were stepped in CUDA graphs, which do not hold what replays write.
         self._of_graphs: list[Share] = []
+        # Addresses of gradients that were found to share no memory.
+        self._known_apart: list[bytes] = []
         self.skipped = 0
 
     def step(
@@ -61,6 +64,8 @@ class Stepper:
         """
         with self._one_step:
             gradients = self._located(groups, state)
+            if self._options.zero_grad:
+                gradients = self._apart(gradients)
             for share, located in zip(self.shares, gradients, strict=True):
                 if not share.step(located, grad_scale, divisor, found_inf):
                     self.skipped += 1
@@ -101,6 +106,18 @@ class Stepper:
                 return gradients
         self._look(groups, state)
         return [share.locate() for share in self.shares]
+
+    def _apart(self, gradients):
+        """The same, or copies if some share memory: one that is zeroed may not have been read for another parameter."""
+        stamp = [each.addresses.tobytes() for each in gradients]
+        if stamp == self._known_apart:
+            return gradients
+        addresses = np.concatenate([each.addresses for each in gradients])
+        sizes = np.concatenate([share.bytes for share in self.shares]) * (addresses != 0)
+        if share_memory(addresses, sizes):
+            return [share.copies() for share in self.shares]
+        self._known_apart = stamp
+        return gradients
 
     def _is_as_seen(self, groups, state):
         objects = _objects(groups, state)
@@ -163,6 +180,7 @@ class Stepper:
                 self._check_norm(apart)
             self._of_graphs += [share for share in self.shares if share.engine.plan.graphs.steps]
             self.shares = [Share(members, settings, self._options) for members in apart.values()]
+        self._known_apart = []
         self._amsgrad = [each["amsgrad"] for each in settings]
         self._note(self._read_groups(groups))
         self._objects = _objects(groups, state)
