@@ -97,6 +97,39 @@ def test_hyperparameters_of_classes_that_torch_lacks(name):
             make_opt(p, **settings)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("lr", None, "must be a real number, got None"),
+        ("lr", "0.5", "must be a real number, got '0.5'"),
+        ("lr", float("nan"), "must be finite, got nan"),
+        ("lr", torch.ones(2), "must be a number or a tensor of one element in memory, got Tensor of shape (2,) on cpu"),
+        ("lr", torch.tensor(0.1, device="meta"), "must be a number or a tensor of one element in memory, got Tensor"),
+        ("lr", torch.tensor(1j), "must be a real number, got 1j"),
+        ("eps", None, "must be a real number, got None"),
+        ("weight_decay", float("inf"), "must be finite, got inf"),
+        ("maximize", "no", "must be a real number, got 'no'"),
+        ("betas", (0.9,), "must be 2 numbers in [0, 1), got (0.9,)"),
+        ("betas", (0.9, 0.9, 0.9), "must be 2 numbers in [0, 1), got (0.9, 0.9, 0.9)"),
+        ("betas", (1.0, 0.9), "must be 2 numbers in [0, 1), got (1.0, 0.9)"),
+        ("betas", (torch.tensor(0.5), -0.5), "must be 2 numbers in [0, 1), got (0.5, -0.5)"),
+        ("betas", 0.9, "must be 2 numbers in [0, 1), got 0.9"),
+        ("betas", None, "must be a real number, got None"),
+    ],
+)
+@pytest.mark.parametrize("steps", [0, 2])
+def test_settings_that_are_edited(key, value, message, steps):
+    params = with_gradients(2, 3)
+    opt = fused.AdamW([{"params": params[:1]}, {"params": params[1:]}], lr=0.1)
+    for _ in range(steps):
+        opt.step()
+    opt.param_groups[1][key] = value
+    refuse(opt, (TypeError, ValueError), f"`param_groups[1]['{key}']` {message}", params)
+    opt.param_groups[1][key] = opt.defaults[key]
+    opt.step()
+    assert opt.state[params[1]]["step"] == steps + 1
+
+
 @names
 def test_differentiable(name):
     with pytest.raises(ValueError, match="`differentiable` must be False"):

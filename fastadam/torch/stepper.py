@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from math import isfinite
 from operator import is_, itemgetter
 from threading import RLock
 from typing import Any
@@ -27,6 +28,7 @@ from fastadam.torch.tensors import (
     is_sharded,
     layout_of,
     local,
+    number_of,
 )
 from fastadam.torch.turns import share_memory, turns_of
 
@@ -41,7 +43,7 @@ class Stepper:
         """Make one for groups with the keys of `group`."""
         self._options = options
         self._keys = [key for key in (*_HYPER, *options.family_member.hyper) if key in group]
-        self._values = itemgetter(*self._keys)
+        self._values, self._beta_count = itemgetter(*self._keys), len(options.family_member.betas)
         self._one_step = RLock()  # another thread's step would put its addresses into the tables of this one
         self._objects: list[Any] = []
         self._read: list[tuple] = []
@@ -126,7 +128,11 @@ class Stepper:
         if self._without_state and any(p.grad is not None for p in self._without_state):
             return False
         read = self._read_groups(groups)
-        return (read == self._read and not self._has_tensors) or self._refresh(groups, read)
+        try:
+            is_same = read == self._read and not self._has_tensors
+        except RuntimeError:  # a tensor that is no number, which is refused by name
+            is_same = False
+        return is_same or self._refresh(groups, read)
 
     def _read_groups(self, groups):
         return [(len(group["params"]), *self._values(group)) for group in groups]
@@ -156,10 +162,20 @@ class Stepper:
                     f"`differentiable` must be False, got True in param_groups[{index}]: autograd knows "
                     "nothing of what is launched"
                 )
-        return [
-            {**_ABSENT, **{key: _plain(value) for key, value in zip(self._keys, self._values(group), strict=True)}}
-            for group in groups
+        settings = [
+            {
+                **_ABSENT,
+                **{key: _plain(value, key, index) for key, value in zip(self._keys, self._values(group), strict=True)},
+            }
+            for index, group in enumerate(groups)
         ]
+        for index, each in enumerate(settings):
+            betas = each["betas"]
+            if type(betas) is not tuple or len(betas) != self._beta_count or not 0.0 <= min(betas) <= max(betas) < 1.0:
+                raise ValueError(
+                    f"`param_groups[{index}]['betas']` must be {self._beta_count} numbers in [0, 1), got {betas}"
+                )
+        return settings
 
     # --- everything anew
 
@@ -268,8 +284,12 @@ def _numbers(read):
         yield from value if isinstance(value, (tuple, list)) else (value,)
 
 
-def _plain(value):
+def _plain(value, key, index):
     """A setting without tensors: a learning rate may be one, and betas may be."""
+    if isinstance(value, bool):
+        return value
+    if type(value) in (float, int) and isfinite(value):
+        return float(value)
     if isinstance(value, (tuple, list)):
-        return tuple(map(_plain, value))
-    return value if isinstance(value, bool) else float(value)
+        return tuple(_plain(each, key, index) for each in value)
+    return number_of(value, f"param_groups[{index}]['{key}']")
