@@ -271,6 +271,29 @@ def test_states_that_do_not_fit(key, make, message, first):
     refuse(opt, TypeError if "shape (3" not in message else ValueError, f"[1]['{key}']` {message}", params)
 
 
+@pytest.mark.parametrize("key", ["step", "mu_product"])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("new", [True, False], ids=["new", "written"])
+def test_counters_that_count_nothing(key, value, new):
+    params = with_gradients(2, 3)
+    opt = fused.NAdam(params)
+    opt.step()
+    opt.step()
+    entry = opt.state[params[1]]
+    right = entry[key].item()
+    if new:
+        entry[key] = torch.tensor(value)
+    else:
+        entry[key].fill_(value)
+    if (key, value) != ("mu_product", -1.0):
+        for _ in range(2):
+            message = f"`state of param_groups[0]['params'][1]['{key}']` must be finite, and >= 0 if it counts steps"
+            refuse(opt, ValueError, message, params)
+    opt.state[params[1]][key].fill_(right)
+    opt.step()
+    assert entry["step"] == 3
+
+
 def test_steps_are_counted_in_whatever_has_them():
     params = with_gradients(2, 3)
     opt = fused.Adam(params)

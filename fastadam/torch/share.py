@@ -261,8 +261,16 @@ class Share:
 
     def _restart(self):
         """Let all clocks go on from the numbers in the state."""
-        self._stamps = [each.stamp() for each in self._counters]
-        carried = np.stack([each.values() for each in self._counters], axis=1).tolist()
+        stamps = [each.stamp() for each in self._counters]
+        counted = np.stack([each.values() for each in self._counters], axis=1)
+        wrong = ~np.isfinite(counted)
+        wrong[:, 0] |= counted[:, 0] < 0.0  # the steps
+        if wrong.any():
+            member, column = np.argwhere(wrong)[0]
+            label = f"state of {self._labels[member]}['{[*carried_keys(self._options)][column]}']"
+            got = counted[member, column]
+            raise ValueError(f"`{label}` must be finite, and >= 0 if it counts steps, got {got}")
+        carried, self._stamps = counted.tolist(), stamps
         plan = self.engine.plan
         for group in range(len(self._settings)):
             of_group = {index: carried[index] for index, each in enumerate(self._members) if each.group == group}
