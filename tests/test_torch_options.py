@@ -146,6 +146,20 @@ def test_sparse_gradients_are_rows():
     assert opt.state[dense]["step"] == 4
 
 
+@pytest.mark.parametrize("coalesced", [True, False])
+@pytest.mark.parametrize("nonfinite", ["propagate", "skip"])
+def test_sparse_gradients_are_zeroed(coalesced, nonfinite):
+    values = torch.ones(3, 4) if nonfinite == "propagate" else torch.full((3, 4), float("inf"))
+    gradient = torch.sparse_coo_tensor([[1, 1, 7]], values, (10, 4), check_invariants=True)
+    p, q = torch.ones(10, 4, requires_grad=True), torch.ones(10, 4, requires_grad=True)
+    opt = fused.AdamW([p, q], lr=0.1, zero_grad=True, nonfinite=nonfinite)
+    p.grad = q.grad = gradient.coalesce() if coalesced else gradient
+    opt.step()
+    assert torch.equal(p, q)  # read for both, before it was zeroed
+    assert (p[7] < 1.0).all() == (nonfinite == "propagate")
+    assert not p.grad.to_dense().any()
+
+
 def test_the_words_of_rounding_depend_on_names_and_not_on_the_order():
     def trained(named, settings):
         opt = fused.AdamW(named, lr=1e-3, **settings)

@@ -33,7 +33,7 @@ def found(
 ) -> Gradients:
     """The gradients of `params` as they are now, checked one by one; `labels` are their names in messages.
 
-    `as_arrays`: hand them over as arrays, of which an error can tell what is not finite. `copies`: copy all dense ones.
+    `as_arrays`: hand them over as arrays, of which an error can tell what is not finite. `copies`: copy all.
     """
     check_new_tensors()
     addresses = np.zeros(len(parameters), np.int64)
@@ -46,6 +46,10 @@ def found(
             continue
         _check(gradient, p, f"{label}.grad")
         if gradient.layout is not torch.strided:
+            # Coalescing copies, and a step that is not taken leaves rows as they are.
+            copied.append(gradient.detach()._values())
+            if copies:
+                gradient = gradient.clone()
             held[member] = rows[member] = _rows(gradient, parameter, f"{label}.grad")
             addresses[member] = backend.address(rows[member].values) or 1
             continue
