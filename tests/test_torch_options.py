@@ -146,6 +146,33 @@ def test_sparse_gradients_are_rows():
     assert opt.state[dense]["step"] == 4
 
 
+DENSE = {
+    "plain": lambda values: values,
+    "transposed": lambda values: values.T.contiguous().T,
+    "negated": torch._neg_view,
+    "expanded": lambda values: values[:1].expand(3, 4),
+}
+
+
+@pytest.mark.parametrize("kind", DENSE)
+@pytest.mark.parametrize("made", ["as usual", "leaf", "inference"])
+@pytest.mark.parametrize("skipped", ["taken", "by the gradient", "by the scaler"])
+def test_gradients_of_any_kind_are_zeroed(kind, made, skipped):
+    values = torch.full((3, 4), float("inf") if skipped == "by the gradient" else 1.0)
+    p, q = torch.ones(3, 4, requires_grad=True), torch.ones(5, requires_grad=True)
+    opt = fused.AdamW([p, q], lr=0.1, zero_grad=True, nonfinite="skip")
+    if skipped == "by the scaler":
+        opt.found_inf = torch.tensor(1.0)
+    with torch.inference_mode(made == "inference"):
+        gradient = DENSE[kind](values.clone()).requires_grad_(made == "leaf")
+    p.grad, q.grad = gradient, torch.ones(5)
+    opt.step()
+    assert not p.grad.any()
+    assert not q.grad.any()
+    assert opt.skipped_steps == (skipped != "taken")
+    assert torch.equal(p, torch.ones(3, 4)) == (skipped != "taken")
+
+
 @pytest.mark.parametrize("coalesced", [True, False])
 @pytest.mark.parametrize("nonfinite", ["propagate", "skip"])
 def test_sparse_gradients_are_zeroed(coalesced, nonfinite):

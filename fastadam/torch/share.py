@@ -19,7 +19,7 @@ from fastadam.torch.facts import Facts
 from fastadam.torch.gradients import found
 from fastadam.torch.parameter import TensorParameter
 from fastadam.torch.state import carried_keys
-from fastadam.torch.tensors import array_over, is_on_device, is_sharded, on_device_of, on_stream
+from fastadam.torch.tensors import array_over, is_on_device, is_sharded, on_device_of, on_stream, zero
 from fastadam.torch.turns import bytes_of, share_memory
 
 _address, _grad = torch.Tensor.data_ptr, attrgetter("grad")
@@ -42,6 +42,16 @@ class Member(NamedTuple):
     label: str
     group: int
     entry: dict[str, Any]
+
+
+class TensorEngine(Engine):
+    """An engine whose gradients are tensors."""
+
+    def _zero(self, array):
+        if isinstance(array, torch.Tensor):
+            zero(array)
+        else:
+            super()._zero(array)
 
 
 class Share:
@@ -85,7 +95,7 @@ class Share:
     def _new_engine(self):
         example = array_over(self._parts(self._params[:1])[0])
         backend, counts_here = backend_of(example, self._labels[0]), not is_on_device(self._params[0])
-        engine = Engine(self._options, backend, example[:0].copy(), host_counts=counts_here)
+        engine = TensorEngine(self._options, backend, example[:0].copy(), host_counts=counts_here)
         self._counts_on_device = engine.skips_by_itself
         groups: list[list[TensorParameter]] = [[] for _ in self._settings]
         for member in self._members:

@@ -29,6 +29,7 @@ from fastadam.torch.tensors import (
     layout_of,
     local,
     number_of,
+    zero,
 )
 from fastadam.torch.turns import share_memory, turns_of
 
@@ -98,7 +99,7 @@ class Stepper:
         if self._options.zero_grad:
             for p in chain.from_iterable(group["params"] for group in groups):
                 if p.grad is not None:
-                    p.grad.detach().zero_()
+                    zero(p.grad)
 
     def _located(self, groups, state):
         """The gradients of each share; the shares are made anew if something is no longer what it was."""

@@ -124,6 +124,15 @@ def array_over(tensor: Any) -> Any:
     return array.view(np.uint16) if array.dtype == np.int16 else array
 
 
+def zero(gradient: Any) -> None:
+    """Zero a gradient in place, also a leaf of a graph, one made in inference mode, or one that is expanded."""
+    with torch.inference_mode(gradient.is_inference()):
+        gradient = gradient.detach()
+        if gradient.layout is torch.strided and 0 in gradient.stride():
+            gradient = gradient[tuple(slice(None if stride else 1) for stride in gradient.stride())]
+        gradient.zero_()
+
+
 def is_on_device(tensor: Any) -> bool:
     """Whether a tensor is on a GPU, for which the host would have to wait to read it."""
     return tensor.device.type == "cuda"
