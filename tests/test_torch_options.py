@@ -184,7 +184,23 @@ def test_sparse_gradients_are_zeroed(coalesced, nonfinite):
     opt.step()
     assert torch.equal(p, q)  # read for both, before it was zeroed
     assert (p[7] < 1.0).all() == (nonfinite == "propagate")
-    assert not p.grad.to_dense().any()
+    assert p.grad._nnz() == 0
+    opt.found_inf, p.grad = torch.tensor(1.0), gradient.clone()
+    opt.step()
+    assert p.grad._nnz() == 0
+
+
+def test_an_embedding_is_trained_without_zeroing_it_by_hand():
+    table, other = torch.nn.Embedding(20, 4, sparse=True), torch.nn.Embedding(20, 4, sparse=True)
+    other.load_state_dict(table.state_dict())
+    opt, lazy = fused.Adam(table.parameters(), zero_grad=True), torch.optim.SparseAdam(other.parameters())
+    for step in range(5):
+        lazy.zero_grad()
+        for each in (table, other):
+            each(torch.tensor([step, step + 1, step])).square().sum().backward()
+        opt.step()
+        lazy.step()
+    torch.testing.assert_close(table.weight, other.weight, rtol=1e-5, atol=1e-6)
 
 
 def test_the_words_of_rounding_depend_on_names_and_not_on_the_order():

@@ -46,8 +46,8 @@ def found(
             continue
         _check(gradient, p, f"{label}.grad")
         if gradient.layout is not torch.strided:
-            # Coalescing copies, and a step that is not taken leaves rows as they are.
-            copied.append(gradient.detach()._values())
+            # A sparse gradient that is zeroed names no rows.
+            copied.append(gradient)
             if copies:
                 gradient = gradient.clone()
             held[member] = rows[member] = _rows(gradient, parameter, f"{label}.grad")

@@ -126,8 +126,7 @@ def array_over(tensor: Any) -> Any:
 
 def zero(gradient: Any) -> None:
     """Zero a gradient in place, also a leaf of a graph, one made in inference mode, or one that is expanded."""
-    with torch.inference_mode(gradient.is_inference()):
-        gradient = gradient.detach()
+    with torch.inference_mode(gradient.is_inference()), torch.no_grad():
         if gradient.layout is torch.strided and 0 in gradient.stride():
             gradient = gradient[tuple(slice(None if stride else 1) for stride in gradient.stride())]
         gradient.zero_()
