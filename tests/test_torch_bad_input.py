@@ -71,6 +71,19 @@ def test_unknown_and_wrong_options(name):
         make_opt([torch.zeros(1)], moment_dtype=[1, 2, 3])
 
 
+@every
+def test_a_class_of_a_user_is_answered_with_the_options_of_ours(name):
+    class Own(getattr(fused, name)):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+
+    for wrong, meant in (("weight_decy", "weight_decay"), ("max_grad_nrom", "max_grad_norm"), ("arg", None)):
+        question = f". Did you mean '{meant}'?" if meant else ""
+        message = f"Own() got an unexpected keyword argument '{wrong}'{question}"
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+            Own([torch.zeros(1)], **{wrong: 1.0})
+
+
 @pytest.mark.parametrize("name", ["Lion", "AdEMAMix"])
 def test_hyperparameters_of_classes_that_torch_lacks(name):
     make_opt, p = getattr(fused, name), [torch.zeros(1)]
@@ -83,6 +96,39 @@ def test_hyperparameters_of_classes_that_torch_lacks(name):
     ):
         with pytest.raises((TypeError, ValueError), match=re.escape(error)):
             make_opt(p, **settings)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("lr", None, "must be a real number, got None"),
+        ("lr", "0.5", "must be a real number, got '0.5'"),
+        ("lr", float("nan"), "must be finite, got nan"),
+        ("lr", torch.ones(2), "must be a number or a tensor of one element in memory, got Tensor of shape (2,) on cpu"),
+        ("lr", torch.tensor(0.1, device="meta"), "must be a number or a tensor of one element in memory, got Tensor"),
+        ("lr", torch.tensor(1j), "must be a real number, got 1j"),
+        ("eps", None, "must be a real number, got None"),
+        ("weight_decay", float("inf"), "must be finite, got inf"),
+        ("maximize", "no", "must be a real number, got 'no'"),
+        ("betas", (0.9,), "must be 2 numbers in [0, 1), got (0.9,)"),
+        ("betas", (0.9, 0.9, 0.9), "must be 2 numbers in [0, 1), got (0.9, 0.9, 0.9)"),
+        ("betas", (1.0, 0.9), "must be 2 numbers in [0, 1), got (1.0, 0.9)"),
+        ("betas", (torch.tensor(0.5), -0.5), "must be 2 numbers in [0, 1), got (0.5, -0.5)"),
+        ("betas", 0.9, "must be 2 numbers in [0, 1), got 0.9"),
+        ("betas", None, "must be a real number, got None"),
+    ],
+)
+@pytest.mark.parametrize("steps", [0, 2])
+def test_settings_that_are_edited(key, value, message, steps):
+    params = with_gradients(2, 3)
+    opt = fused.AdamW([{"params": params[:1]}, {"params": params[1:]}], lr=0.1)
+    for _ in range(steps):
+        opt.step()
+    opt.param_groups[1][key] = value
+    refuse(opt, (TypeError, ValueError), f"`param_groups[1]['{key}']` {message}", params)
+    opt.param_groups[1][key] = opt.defaults[key]
+    opt.step()
+    assert opt.state[params[1]]["step"] == steps + 1
 
 
 @names
@@ -166,17 +212,97 @@ def test_a_parameter_of_another_shape_than_its_state():
     refuse(opt, ValueError, message, params)
 
 
-def test_states_that_do_not_fit():
-    for key, value, message in (
-        ("exp_avg", torch.zeros(5), "must have shape (3,)"),
-        ("exp_avg", "zeros", "must be a tensor, got str"),
-        ("exp_avg_sq", torch.zeros(3, dtype=torch.int32), "must be one of torch.float32"),
-    ):
-        params = with_gradients(3)
+@pytest.mark.parametrize("as_arrays", [False, True])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values[:4], "`state of param_groups[0]['params'][1]['exp_avg']` must have shape (4,)"),
+        (lambda values: values.view(torch.float64), "`state of param_groups[0]['params'][1]['exp_avg']` must have"),
+        (lambda values: values[::2], "`param_groups[0]['params'][1]` must be dense"),
+    ],
+    ids=["size", "dtype", "strides"],
+)
+def test_a_parameter_that_is_another_and_begins_where_it_began(change, message, as_arrays):
+    params = with_gradients(2, 8)
+    opt = fused.Adam(params, lr=0.1, nonfinite="raise" if as_arrays else "propagate")
+    opt.step()
+    params[1].data = change(params[1].data)
+    params[1].grad = torch.ones_like(params[1])
+    refuse(opt, ValueError, message, params)
+
+
+class Wrapper(torch.Tensor):
+    """A tensor without memory, of which nothing can be asked."""
+
+    @staticmethod
+    def __new__(cls, shape):
+        return torch.Tensor._make_wrapper_subclass(cls, shape)
+
+    __torch_dispatch__ = classmethod(lambda cls, *_: NotImplemented)
+
+
+@pytest.mark.parametrize(
+    ("key", "make", "message"),
+    [
+        ("exp_avg", lambda: torch.zeros(5), "must have shape (3,)"),
+        ("exp_avg", lambda: "zeros", "must be a tensor, got str"),
+        ("exp_avg_sq", lambda: torch.zeros(3, dtype=torch.int32), "must be one of torch.float32"),
+        ("exp_avg", lambda: torch.zeros(3, device="meta"), "must be in CPU or CUDA memory, got a tensor on meta"),
+        ("exp_avg", lambda: torch.zeros(3).to_sparse(), "must be a strided tensor, got torch.sparse_coo"),
+        ("exp_avg", lambda: torch._neg_view(torch.zeros(3)), "must hold its values in memory, got a negated view"),
+        ("exp_avg", lambda: torch._efficientzerotensor(3), "must be a tensor with memory of its own"),
+        ("exp_avg", lambda: Wrapper((3,)), "must be a tensor with memory of its own, got Wrapper"),
+        ("step", lambda: Wrapper(()), "must be a number or a tensor of one element in memory, got Wrapper of shape ()"),
+        ("step", lambda: torch.tensor(1.0, device="meta"), "must be a number or a tensor of one element in memory"),
+        ("step", lambda: torch.zeros(3), "must be a number or a tensor of one element in memory, got Tensor of"),
+        ("step", lambda: torch.tensor(1j), "must be a real number, got 1j"),
+        ("step", lambda: None, "must be a real number, got None"),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False], ids=["first step", "later step"])
+def test_states_that_do_not_fit(key, make, message, first):
+    params = with_gradients(2, 3)
+    opt = fused.Adam(params)
+    opt.step()
+    if first:
+        saved = opt.state_dict()["state"]
         opt = fused.Adam(params)
+        opt.state.update(zip(params, saved.values(), strict=True))
+    opt.state[params[1]][key] = make()
+    refuse(opt, TypeError if "shape (3" not in message else ValueError, f"[1]['{key}']` {message}", params)
+
+
+@pytest.mark.parametrize("key", ["step", "mu_product"])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("new", [True, False], ids=["new", "written"])
+def test_counters_that_count_nothing(key, value, new):
+    params = with_gradients(2, 3)
+    opt = fused.NAdam(params)
+    opt.step()
+    opt.step()
+    entry = opt.state[params[1]]
+    right = entry[key].item()
+    if new:
+        entry[key] = torch.tensor(value)
+    else:
+        entry[key].fill_(value)
+    if (key, value) != ("mu_product", -1.0):
+        for _ in range(2):
+            message = f"`state of param_groups[0]['params'][1]['{key}']` must be finite, and >= 0 if it counts steps"
+            refuse(opt, ValueError, message, params)
+    opt.state[params[1]][key].fill_(right)
+    opt.step()
+    assert entry["step"] == 3
+
+
+def test_steps_are_counted_in_whatever_has_them():
+    params = with_gradients(2, 3)
+    opt = fused.Adam(params)
+    for number in (3, 3.0, torch.tensor([3]), torch._neg_view(torch.tensor(-3.0)), torch.tensor(3.0).half()):
         opt.step()
-        opt.state[params[0]][key] = value
-        refuse(opt, (TypeError, ValueError), f"`state of param_groups[0]['params'][0]['{key}']` {message}", params)
+        opt.state[params[1]]["step"] = number
+        opt.step()
+        assert opt.state[params[1]]["step"] == 4
 
 
 def test_loading_a_state_of_other_groups():

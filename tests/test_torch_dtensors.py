@@ -2,7 +2,7 @@
 
 import pytest
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch_training import fused, torch
 
 dist = torch.distributed
@@ -62,7 +62,7 @@ def test_gradients_are_brought_to_the_parts_of_their_parameters(mesh):
     p, q = split(normal(4, 4), mesh, Replicate()), torch.nn.Parameter(normal(4, 4))
     opt, twin = fused.Adam([p], lr=0.1), fused.Adam([q], lr=0.1)
     q.grad = normal(4, 4, seed=1)
-    p.grad = torch.distributed.tensor.DTensor.from_local(q.grad.clone(), mesh, [Partial()])
+    p.grad = DTensor.from_local(q.grad.clone(), mesh, [Partial()])
     opt.step()
     twin.step()
     assert torch.equal(p.to_local(), q)
@@ -90,6 +90,36 @@ def test_states_and_gradients_of_another_kind_are_refused(mesh):
     with pytest.raises(ValueError, match=r"exp_avg.*must be split like its parameter"):
         opt.step()
     assert torch.equal(p.to_local(), before)
+
+
+CHANGES = {
+    "dtype": (torch.Tensor.bfloat16, r"_local_tensor` must be torch.float32 like its DTensor, got torch.bfloat16"),
+    "size": (lambda part: part[:2].clone(), r"_local_tensor` must have shape \(.*\) like that of its parameter, got"),
+    "device": (lambda part: part.to("meta"), "must be (on cpu like its DTensor|in CPU or CUDA memory), got .*meta"),
+}
+
+
+@pytest.mark.parametrize("step", [0, 2])
+@pytest.mark.parametrize("fact", CHANGES)
+@pytest.mark.parametrize("whose", ["parameter", "gradient", "partial gradient", "state"])
+def test_a_part_that_is_not_what_its_dtensor_says_is_refused(mesh, whose, fact, step):
+    change, message = CHANGES[fact]
+    first = split(normal(5), mesh)
+    p = split(normal(8, 3), mesh, Replicate() if whose == "partial gradient" else Shard(0))
+    opt = fused.Adam([first, p], lr=0.1)
+    opt.state[p]["exp_avg"] = torch.zeros_like(p)
+    for number in range(step + 1):
+        first.grad, p.grad = torch.ones_like(first), torch.ones_like(p)
+        if whose == "partial gradient":
+            p.grad = DTensor.from_local(torch.ones(8, 3), mesh, [Partial()])
+        if number < step:
+            opt.step()
+    before = first.to_local().clone()
+    whole = {"parameter": p, "state": opt.state[p]["exp_avg"]}.get(whose, p.grad)
+    whole._local_tensor = change(whole._local_tensor)
+    with pytest.raises((TypeError, ValueError), match=message):
+        opt.step()
+    assert torch.equal(first.to_local(), before)
 
 
 class Wrapper(torch.Tensor):

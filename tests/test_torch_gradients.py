@@ -92,6 +92,50 @@ def test_a_step_in_another_mode_has_the_same_bits(mode, guarded):
     assert all(torch.equal(p, twin) for p, twin in zip(params, twins, strict=True))
 
 
+@pytest.mark.parametrize(
+    "mode",
+    [
+        torch.inference_mode,
+        lambda: torch.autocast("cpu"),
+        lambda: torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.Conjugate)),
+    ],
+    ids=["inference", "autocast", "excluded key"],
+)
+@pytest.mark.parametrize("made_inside", [False, True])
+def test_guards_follow_the_mode(mode, made_inside, guarded):
+    (params, opt), _ = optimizers()
+
+    def step(number):
+        params[0].grad, params[1].grad = values_of(number)
+        opt.step()
+
+    def know():
+        guards = opt._stepper.shares[0]._facts._guards
+        return bool(guards and guards.check(params[0].grad, params[1].grad))
+
+    for number in range(6):
+        if number in (0, 1, 4):
+            if not made_inside:
+                params[0].grad, params[1].grad = values_of(number)
+            with mode():
+                step(number) if made_inside else opt.step()
+                assert know() == guarded
+        else:
+            step(number)
+            assert know() == guarded
+
+
+def test_gradients_that_two_parameters_share_make_guards_once(monkeypatch):
+    make, made = torch._C._dynamo.guards.TensorGuards, []
+    monkeypatch.setattr(torch._C._dynamo.guards, "TensorGuards", lambda *a, **k: made.append(a) or make(*a, **k))
+    params = [torch.ones(3), torch.ones(3)]
+    opt = fused.Adam(params)
+    for _ in range(4):
+        params[0].grad = params[1].grad = torch.ones(3)
+        opt.step()
+    assert len(made) == 1
+
+
 class Logical(torch.Tensor):
     """A tensor that may say another dtype than that of its memory."""
 

@@ -146,6 +146,63 @@ def test_sparse_gradients_are_rows():
     assert opt.state[dense]["step"] == 4
 
 
+DENSE = {
+    "plain": lambda values: values,
+    "transposed": lambda values: values.T.contiguous().T,
+    "negated": torch._neg_view,
+    "expanded": lambda values: values[:1].expand(3, 4),
+}
+
+
+@pytest.mark.parametrize("kind", DENSE)
+@pytest.mark.parametrize("made", ["as usual", "leaf", "inference"])
+@pytest.mark.parametrize("skipped", ["taken", "by the gradient", "by the scaler"])
+def test_gradients_of_any_kind_are_zeroed(kind, made, skipped):
+    values = torch.full((3, 4), float("inf") if skipped == "by the gradient" else 1.0)
+    p, q = torch.ones(3, 4, requires_grad=True), torch.ones(5, requires_grad=True)
+    opt = fused.AdamW([p, q], lr=0.1, zero_grad=True, nonfinite="skip")
+    if skipped == "by the scaler":
+        opt.found_inf = torch.tensor(1.0)
+    with torch.inference_mode(made == "inference"):
+        gradient = DENSE[kind](values.clone()).requires_grad_(made == "leaf")
+    p.grad, q.grad = gradient, torch.ones(5)
+    opt.step()
+    assert not p.grad.any()
+    assert not q.grad.any()
+    assert opt.skipped_steps == (skipped != "taken")
+    assert torch.equal(p, torch.ones(3, 4)) == (skipped != "taken")
+
+
+@pytest.mark.parametrize("coalesced", [True, False])
+@pytest.mark.parametrize("nonfinite", ["propagate", "skip"])
+def test_sparse_gradients_are_zeroed(coalesced, nonfinite):
+    values = torch.ones(3, 4) if nonfinite == "propagate" else torch.full((3, 4), float("inf"))
+    gradient = torch.sparse_coo_tensor([[1, 1, 7]], values, (10, 4), check_invariants=True)
+    p, q = torch.ones(10, 4, requires_grad=True), torch.ones(10, 4, requires_grad=True)
+    opt = fused.AdamW([p, q], lr=0.1, zero_grad=True, nonfinite=nonfinite)
+    p.grad = q.grad = gradient.coalesce() if coalesced else gradient
+    opt.step()
+    assert torch.equal(p, q)  # read for both, before it was zeroed
+    assert (p[7] < 1.0).all() == (nonfinite == "propagate")
+    assert p.grad._nnz() == 0
+    opt.found_inf, p.grad = torch.tensor(1.0), gradient.clone()
+    opt.step()
+    assert p.grad._nnz() == 0
+
+
+def test_an_embedding_is_trained_without_zeroing_it_by_hand():
+    table, other = torch.nn.Embedding(20, 4, sparse=True), torch.nn.Embedding(20, 4, sparse=True)
+    other.load_state_dict(table.state_dict())
+    opt, lazy = fused.Adam(table.parameters(), zero_grad=True), torch.optim.SparseAdam(other.parameters())
+    for step in range(5):
+        lazy.zero_grad()
+        for each in (table, other):
+            each(torch.tensor([step, step + 1, step])).square().sum().backward()
+        opt.step()
+        lazy.step()
+    torch.testing.assert_close(table.weight, other.weight, rtol=1e-5, atol=1e-6)
+
+
 def test_the_words_of_rounding_depend_on_names_and_not_on_the_order():
     def trained(named, settings):
         opt = fused.AdamW(named, lr=1e-3, **settings)

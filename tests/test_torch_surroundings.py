@@ -3,9 +3,12 @@
 import pickle
 import threading
 import warnings
+from contextlib import contextmanager
 
 import pytest
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch_training import assert_close, every, fused, give_gradients, make, names, pair, torch, train, twins
 
 schedulers = torch.optim.lr_scheduler
@@ -247,6 +250,54 @@ def test_scale_and_overflow_are_taken_from_attributes():
     del opt.grad_scale, opt.found_inf
 
 
+@pytest.mark.parametrize(
+    "scale",
+    [
+        *(torch.tensor(8.0, dtype=dtype) for dtype in (torch.bfloat16, torch.float16, torch.float64)),
+        torch.tensor(8.0, requires_grad=True),
+        torch.tensor([8]),
+        8,
+    ],
+    ids=["bfloat16", "float16", "float64", "requires grad", "integer", "number"],
+)
+def test_a_scale_of_any_kind(scale):
+    params = [torch.ones(3, requires_grad=True)]
+    opt = fused.AdamW(params)
+    params[0].grad = torch.full((3,), 8.0)
+    opt.grad_scale, opt.found_inf = scale, scale * 0
+    opt.step()
+    torch.testing.assert_close(opt.state[params[0]]["exp_avg"], torch.full((3,), 0.1))
+    opt.found_inf = scale
+    opt.step()
+    assert opt.skipped_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.tensor(8.0, device="meta"), r"must be a number or a tensor of one element in memory, got .* on meta"),
+        (torch.ones(2), r"must be a number or a tensor of one element in memory, got Tensor of shape \(2,\)"),
+        (torch.tensor(8j), "must be a real number, got 8j"),
+        ("8", "must be a real number, got '8'"),
+        (torch.tensor(float("nan")), "must be finite, got nan"),
+        (torch.tensor(0.0), "must not be 0, got 0"),
+    ],
+    ids=["meta", "two elements", "complex", "text", "nan", "zero"],
+)
+def test_a_scale_that_is_none_is_refused(value, message):
+    params = [torch.ones(3, requires_grad=True)]
+    opt = fused.AdamW(params)
+    params[0].grad = torch.ones(3)
+    opt.grad_scale = value
+    with pytest.raises((TypeError, ValueError), match=f"`grad_scale` {message}"):
+        opt.step()
+    if "element" in message:
+        opt.found_inf = value
+        with pytest.raises(TypeError, match=f"`found_inf` {message}"):
+            opt.step()
+    assert torch.equal(params[0], torch.ones(3))
+
+
 def test_averaged_models():
     net, twin = nets()
     averages = []
@@ -433,3 +484,144 @@ def test_steps_in_inference_mode_and_without_gradients():
         other.step()
     train(opt, other, params, others, 5)
     assert_close(params, others, 1e-5)
+
+
+TIES = {
+    "the same memory": lambda flat: [flat.view(-1), flat.view(4, -1), flat[:1_000]],
+    "a part of it": lambda flat: [flat[:70_000], flat[90_000:], flat[50_000:100_000], flat[99_000:]],
+}
+
+
+@pytest.mark.parametrize("ties", TIES)
+@pytest.mark.parametrize("later", [False, True], ids=["from the start", "later"])
+def test_parameters_that_share_memory_are_stepped_one_after_the_other(ties, later):
+    values = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    runs = []
+    for make_opt in (fused.AdamW, torch.optim.AdamW):
+        params = [p.clone() if later else p for p in TIES[ties](values.clone())]
+        runs.append((make_opt([p.requires_grad_() for p in params], lr=0.1), params))
+    for step in range(6):
+        for opt, params in runs:
+            if later and step == 3:
+                for p, view in zip(params, TIES[ties](values.clone()), strict=True):
+                    p.data = view
+            for index, p in enumerate(params):
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(10 * step + index))
+            opt.step()
+    assert_close(runs[0][1], runs[1][1], 1e-5)
+
+
+def test_clipping_does_not_go_with_parameters_that_share_memory():
+    flat = torch.ones(10)
+    params = [("a", flat[:6].requires_grad_()), ("b", flat[4:].requires_grad_())]
+    for _, p in params:
+        p.grad = torch.ones_like(p)
+    opt = fused.AdamW(params, max_grad_norm=1.0)
+    with pytest.raises(ValueError, match=r"`max_grad_norm`.* need parameters that share no memory, got `b`, which"):
+        opt.step()
+    assert torch.equal(flat, torch.ones(10))
+
+
+@pytest.mark.parametrize("kind", ["one tensor", "a part of it", "one of parameters that share memory"])
+@pytest.mark.parametrize("options", [{}, {"nonfinite": "raise"}], ids=str)
+def test_gradients_that_share_memory_are_all_read_before_they_are_zeroed(kind, options):
+    if kind == "one of parameters that share memory" and options:
+        pytest.skip("refused")
+    runs = []
+    for make_opt, own in ((fused.AdamW, {"zero_grad": True, **options}), (torch.optim.AdamW, {})):
+        params = [torch.ones(100_000), torch.ones(100_000), torch.ones(5)]
+        if kind == "one of parameters that share memory":
+            params[1] = params[0].view(-1)
+        runs.append((make_opt([p.requires_grad_() for p in params], lr=0.1, **own), params))
+    for step in range(6):
+        for opt, params in runs:
+            flat = torch.randn(150_000, generator=torch.Generator().manual_seed(step))
+            params[0].grad = flat[:100_000]
+            # Apart in some steps.
+            params[1].grad = params[0].grad.clone() if step in (2, 3) else params[0].grad
+            if kind == "a part of it":
+                params[1].grad = flat[50_000:]
+            params[2].grad = None if step == 4 else torch.ones(5)
+            opt.step()
+        assert all(p.grad is None or not p.grad.any() for p in runs[0][1])
+    assert_close(runs[0][1], runs[1][1], 1e-5)
+
+
+@contextmanager
+def default_device(device):
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class Passing(TorchDispatchMode):
+    """A mode that looks on, as one that counts does."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"moment_dtype": "float8"}, {"ema_decay": 0.9, "copy_dtype": "float16"}], ids=str
+)
+@pytest.mark.parametrize(
+    "mode",
+    [
+        lambda: torch.device("meta"),
+        lambda: default_device("meta"),
+        lambda: default_dtype(torch.bfloat16),
+        lambda: default_dtype(torch.float64),
+        Passing,
+    ],
+    ids=["meta", "default meta", "default bfloat16", "default float64", "dispatch"],
+)
+def test_states_are_real_and_on_the_device_of_their_parameter_in_any_mode(mode, options):
+    params = [torch.ones(5_000).requires_grad_(), torch.ones(2, 3).requires_grad_()]
+    others = twins(params)
+    opt, other = (fused.NAdam(each, lr=0.1, **options) for each in (params, others))
+    for step in range(3):
+        for each in (*params, *others):
+            each.grad = torch.full_like(each, 1.0 + step)
+        # In the order of its memory, and in another, which is copied.
+        params[1].grad = params[1].grad.T.contiguous().T
+        other.step()
+        with mode():
+            opt.step()
+    assert all(torch.equal(p, twin) for p, twin in zip(params, others, strict=True))
+    for p, twin in zip(params, others, strict=True):
+        assert opt.state[p].keys() == other.state[twin].keys()
+        for key, value in opt.state[p].items():
+            assert (type(value), value.device) == (torch.Tensor, p.device)
+            assert value.dtype == other.state[twin][key].dtype or key in ("step", "mu_product")
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.parametrize("allow", [False, True])
+def test_a_step_that_would_make_fake_tensors_is_refused(allow):
+    params = [torch.ones(3, 4).requires_grad_(), torch.ones(2).requires_grad_()]
+    opt = fused.AdamW(params, lr=0.1)
+    for step in range(3):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        if step != 1:  # a first step makes the state, and a later one a copy of a gradient that lies in another order
+            params[0].grad = torch.ones(4, 3).T
+            before, state = twins(params), len(opt.state)
+            message = "what torch makes in `step` must be a tensor with memory of its own, got FakeTensor"
+            with FakeTensorMode(allow_non_fake_inputs=allow), pytest.raises(TypeError, match=message):
+                opt.step()
+            assert all(torch.equal(p, value) for p, value in zip(params, before, strict=True))
+            assert len(opt.state) == state
+        opt.step()
+    assert all(type(value) is torch.Tensor for entry in opt.state.values() for value in entry.values())

@@ -172,11 +172,15 @@ class Engine:
         if self._options.zero_grad:
             for array in unread:
                 if array is not None and not isinstance(array, Rows):
-                    self.plan.zero(array)
+                    self._zero(array)
         if self.reduction is not None:
             self.reduction.commit()
         self._skipped_in_row = skipped_in_row
         self.plan.asked = asked
+
+    def _zero(self, array):
+        """Zero a gradient, which may be of any kind that the front end hands over."""
+        self.plan.zero(array)
 
     def _is_refused(self, reduction, gradients):
         """Whether this step is not taken, for a gradient that is not finite; raise if that is the policy."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 _dtype, _stride, _size = attrgetter("dtype"), torch.Tensor.stride, torch.Tensor.numel
-_is_neg = torch.Tensor.is_neg
+_is_neg, _is_inference = torch.Tensor.is_neg, torch.Tensor.is_inference
 
 
 class Facts:
@@ -22,6 +22,7 @@ class Facts:
     def __init__(self, params: Sequence[Any]):
         self._known = _facts(params)
         self._guards: Any = None
+        self._made_in: Any = None
 
     def are_of(self, tensors: Sequence[Any]) -> bool:
         """Whether `tensors`, one for each parameter, have the same."""
@@ -38,8 +39,12 @@ class Facts:
         if not _lie_so(gradients, self._known):
             return False
         # A subclass may say other things than the guards see, and an error of its Python code would end the process.
-        if self._guards is None and all(type(each) is torch.Tensor and not each.requires_grad for each in gradients):
-            self._guards = _guards_of(gradients)
+        if self._guards is not False and all(
+            type(each) is torch.Tensor and not each.requires_grad for each in gradients
+        ):
+            modes = _modes(gradients)
+            if modes != self._made_in:
+                self._guards, self._made_in = _guards_of(gradients), modes
         return True
 
     def are_of_some(self, gradients: Sequence[Any], present: Sequence[bool]) -> bool:
@@ -53,6 +58,18 @@ def _facts(tensors):
 
 def _lie_so(gradients, known):
     return _facts(gradients) == known and not any(map(_is_neg, gradients))
+
+
+def _modes(tensors):
+    """What says how tensors dispatch here, as in inference mode or autocast: guards hold only where they were made.
+
+    None where torch, of which it is no public part, does not say it.
+    """
+    try:
+        here = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+        return [*(keys.raw_repr() for keys in here), *map(_is_inference, tensors)]
+    except AttributeError:
+        return None
 
 
 def _guards_of(tensors):

@@ -10,7 +10,16 @@ from fastadam.memory.advice import has_memory, tensor_problem
 from fastadam.step.gather import Gradients
 from fastadam.step.rows import Rows, ordered_rows
 from fastadam.torch.parameter import TensorParameter
-from fastadam.torch.tensors import array_over, is_sharded, laid_like, layout_of, local, placed
+from fastadam.torch.tensors import (
+    array_over,
+    check_new_tensors,
+    check_part,
+    is_sharded,
+    laid_like,
+    layout_of,
+    local,
+    placed,
+)
 
 
 def found(
@@ -20,11 +29,13 @@ def found(
     backend: Any,
     *,
     as_arrays: bool,
+    copies: bool = False,
 ) -> Gradients:
     """The gradients of `params` as they are now, checked one by one; `labels` are their names in messages.
 
-    `as_arrays`: hand them over as arrays, of which an error can tell what is not finite.
+    `as_arrays`: hand them over as arrays, of which an error can tell what is not finite. `copies`: copy all.
     """
+    check_new_tensors()
     addresses = np.zeros(len(parameters), np.int64)
     held: list[Any] = [None] * len(parameters)
     rows: dict[int, Rows] = {}
@@ -35,19 +46,25 @@ def found(
             continue
         _check(gradient, p, f"{label}.grad")
         if gradient.layout is not torch.strided:
+            # A sparse gradient that is zeroed names no rows.
+            copied.append(gradient)
+            if copies:
+                gradient = gradient.clone()
             held[member] = rows[member] = _rows(gradient, parameter, f"{label}.grad")
             addresses[member] = backend.address(rows[member].values) or 1
             continue
+        if placed(gradient) != placed(p):
+            check_part(gradient, local(gradient), f"{label}.grad")
+            copied.append(local(gradient))
+            gradient = gradient.redistribute(p.device_mesh, p.placements)
+        check_part(gradient, parameter.tensors["p"], f"{label}.grad")
         gradient = local(gradient)
         if not has_memory(gradient):
             raise TypeError(f"`{label}.grad` {tensor_problem(gradient)}")
-        if placed(p.grad) != placed(p):
-            copied.append(gradient)
-            gradient = local(p.grad.redistribute(p.device_mesh, p.placements))
         if gradient.is_neg():
             copied.append(gradient)
             gradient = gradient.resolve_neg()
-        if layout_of(gradient) != parameter.layout:
+        if copies or layout_of(gradient) != parameter.layout:
             copied.append(gradient)
             gradient = laid_like(gradient, parameter.tensors["p"])
         addresses[member] = gradient.data_ptr() or 1

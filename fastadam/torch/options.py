@@ -19,7 +19,9 @@ def options_of(member: str, given: Mapping[str, Any], made: type) -> Options:
         return _checked(member)
     unknown = sorted(given.keys() - TorchOptions.__annotations__.keys())
     if unknown:
-        of_torch = [each.name for each in signature(made).parameters.values() if each.kind != Parameter.VAR_KEYWORD]
+        # A class of a user may take whatever it passes on.
+        ours = next(each for each in made.__mro__ if each.__module__.startswith("fastadam."))
+        of_torch = [each.name for each in signature(ours).parameters.values() if each.kind != Parameter.VAR_KEYWORD]
         known = [*of_torch, *TorchOptions.__annotations__]
         raise unexpected(made.__name__, unknown[0], known)
     try:

@@ -19,7 +19,8 @@ from fastadam.torch.facts import Facts
 from fastadam.torch.gradients import found
 from fastadam.torch.parameter import TensorParameter
 from fastadam.torch.state import carried_keys
-from fastadam.torch.tensors import array_over, is_on_device, is_sharded, on_device_of, on_stream, tensor_over
+from fastadam.torch.tensors import array_over, is_on_device, is_sharded, on_device_of, on_stream, tensor_over, zero
+from fastadam.torch.turns import bytes_of, share_memory
 
 _address, _grad = torch.Tensor.data_ptr, attrgetter("grad")
 _part, _placements = attrgetter("_local_tensor"), attrgetter("placements")
@@ -43,11 +44,24 @@ class Member(NamedTuple):
     entry: dict[str, Any]
 
 
+class TensorEngine(Engine):
+    """An engine whose gradients are tensors."""
+
+    def _zero(self, array):
+        if isinstance(array, torch.Tensor):
+            zero(array)
+        else:
+            super()._zero(array)
+
+
 class Share:
     """The parameters on one device that have a state, all DTensors or none, with all that a launch needs.
 
     What `locate` reads at each step says whether they are still what they were: the addresses of all tensors, and of
     the gradients also the dtypes, strides and sizes, which are those of the parameters.
+
+    Attributes:
+        bytes: How many each parameter takes.
     """
 
     def __init__(self, members: Sequence[Member], settings: Sequence[dict[str, Any]], options: Options):
@@ -59,7 +73,7 @@ class Share:
         self._located = [*self._params, *(tensor for tensors in kept for tensor in tensors)]
         self._sharded = is_sharded(self._params[0])
         self._located_at = list(map(_address, self._parts(self._located)))
-        self._device = self._params[0].device
+        self._device, self.bytes = self._params[0].device, bytes_of(self._parts(self._params))
         self._facts, self._placements = Facts(self._parts(self._params)), self._placements_of(self._params)
         self._counters = [Counters([member.entry[key] for member in members]) for key in carried_keys(options)]
         # Without the counters, which are in no graph.
@@ -81,7 +95,7 @@ class Share:
     def _new_engine(self):
         example = array_over(self._parts(self._params[:1])[0])
         backend, counts_here = backend_of(example, self._labels[0]), not is_on_device(self._params[0])
-        engine = Engine(self._options, backend, example[:0].copy(), host_counts=counts_here)
+        engine = TensorEngine(self._options, backend, example[:0].copy(), host_counts=counts_here)
         self._counts_on_device = engine.skips_by_itself
         groups: list[list[TensorParameter]] = [[] for _ in self._settings]
         for member in self._members:
@@ -120,10 +134,21 @@ class Share:
             return None
         if [each.stamp() for each in self._counters] != self._stamps:
             self._restart()
-        gradients = list(map(_grad, self._params))
-        backend = self.engine.plan.backend
-        located = self._where_they_lie(gradients)
-        return located or found(self._params, self._parameters, self._labels, backend, as_arrays=self._shows_arrays)
+        located = self._where_they_lie(list(map(_grad, self._params)))
+        if located is not None:
+            return located
+        # A parameter may be of another size or dtype, and begin where it began.
+        if not self._facts.are_of(self._parts(self._params)):
+            return None
+        return self._found()
+
+    def copies(self) -> Gradients:
+        """The gradients as they are now, copied; with `zero_grad`, those that were given are zeroed after the step."""
+        return self._found(copies=True)
+
+    def _found(self, *, copies=False):
+        backend, as_arrays = self.engine.plan.backend, self._shows_arrays
+        return found(self._params, self._parameters, self._labels, backend, as_arrays=as_arrays, copies=copies)
 
     def _have_params_moved(self, located_at):
         """Whether nothing but parameters has moved; their new addresses are taken over."""
@@ -132,6 +157,8 @@ class Share:
         if self._sharded or located_at[count:] != self._located_at[count:]:
             return False
         if not self._facts.are_of(params) or any(p.device != self._device for p in params):
+            return False
+        if share_memory(located_at[:count], self.bytes):
             return False
         self.engine.plan.tables.write("addresses", (slice(None), GRADIENT + 1), located_at[:count])
         self._located_at = located_at
@@ -213,7 +240,8 @@ class Share:
     def _ask(self, divisor, found_inf):
         """Let the device decide by these tensors about the step that follows."""
         # Moved without waiting, and kept until other ones are asked.
-        self._asked = [None if each is None else on_device_of(each, self._params[0]) for each in (divisor, found_inf)]
+        named = (("grad_scale", divisor), ("found_inf", found_inf))
+        self._asked = [None if each is None else on_device_of(each, self._params[0], name) for name, each in named]
         places = [0 if each is None else each.data_ptr() for each in self._asked]
         self.engine.plan.ask(0, *places, held=self._asked)
         self._counts_on_device = True
@@ -251,8 +279,16 @@ class Share:
 
     def _restart(self):
         """Let all clocks go on from the numbers in the state."""
-        self._stamps = [each.stamp() for each in self._counters]
-        carried = np.stack([each.values() for each in self._counters], axis=1).tolist()
+        stamps = [each.stamp() for each in self._counters]
+        counted = np.stack([each.values() for each in self._counters], axis=1)
+        wrong = ~np.isfinite(counted)
+        wrong[:, 0] |= counted[:, 0] < 0.0  # the steps
+        if wrong.any():
+            member, column = np.argwhere(wrong)[0]
+            label = f"state of {self._labels[member]}['{[*carried_keys(self._options)][column]}']"
+            got = counted[member, column]
+            raise ValueError(f"`{label}` must be finite, and >= 0 if it counts steps, got {got}")
+        carried, self._stamps = counted.tolist(), stamps
         plan = self.engine.plan
         for group in range(len(self._settings)):
             of_group = {index: carried[index] for index, each in enumerate(self._members) if each.group == group}

@@ -6,12 +6,24 @@ from typing import Any
 import torch
 
 from fastadam.kernels.texts.formats import Formats
+from fastadam.memory.advice import tensor_problem
 from fastadam.memory.conversion import groups_of
 from fastadam.memory.formats import SMALL
 from fastadam.memory.layout import Layout
 from fastadam.settings.options import Options, moment_dtypes
 from fastadam.torch.counters import new_counters
-from fastadam.torch.tensors import DTYPES, NAMES, arithmetic_of, is_sharded, laid_like, layout_of, local, placed
+from fastadam.torch.tensors import (
+    DTYPES,
+    NAMES,
+    arithmetic_of,
+    check_part,
+    is_sharded,
+    laid_like,
+    layout_of,
+    local,
+    number_of,
+    placed,
+)
 
 
 def carried_keys(options: Options) -> dict[str, float]:
@@ -77,6 +89,9 @@ def _kept(entry, key, p, layout, label, allowed, make):
     label = f"state of {label}['{key}']"
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"`{label}` must be a tensor, got {type(value).__name__}")
+    problem = tensor_problem(local(value))
+    if problem is not None:
+        raise TypeError(f"`{label}` {problem}")
     if value.shape != p.shape:
         raise ValueError(f"`{label}` must have shape {tuple(p.shape)} like its parameter, got {tuple(value.shape)}")
     if placed(value) != placed(p):
@@ -84,6 +99,7 @@ def _kept(entry, key, p, layout, label, allowed, make):
             f"`{label}` must be split like its parameter, over processes (mesh and placements) {placed(p)}, got "
             f"{placed(value)}"
         )
+    check_part(value, local(p), label)
     if value.device != p.device:
         value = value.to(p.device)
     wide = arithmetic_of(p)
@@ -110,6 +126,9 @@ def _exponents(entry, key, p, label):
     if not isinstance(value, torch.Tensor) or value.dtype is not torch.uint8 or tuple(value.shape) != shape:
         found = f"{value.dtype}, {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
         raise ValueError(f"`state of {label}['{key}']` must be uint8 of shape {shape} beside its codes, got {found}")
+    problem = tensor_problem(value)
+    if problem is not None:
+        raise TypeError(f"`state of {label}['{key}']` {problem}")
     if value.device != p.device or not value.is_contiguous():
         entry[key] = value = value.to(p.device).contiguous()
     return value
@@ -133,19 +152,24 @@ def formats_of(tensors: Mapping[str, Any], options: Options) -> Formats:
     return Formats(**named)
 
 
-def count(entries: list[dict[str, Any]], options: Options) -> None:
-    """Give `entries` the numbers that they lack, in one array for each; those on a device, or that are none, follow."""
+def count(entries: dict[str, dict[str, Any]], options: Options) -> None:
+    """Give `entries`, by the labels of their parameters, the numbers that they lack, in one array for each.
+
+    Those on a device, or that are no plain tensors, follow.
+    """
     for key, first in carried_keys(options).items():
-        others = [entry for entry in entries if not _is_counter(entry.get(key))]
-        for entry, tensor in zip(others, new_counters([float(entry.get(key, first)) for entry in others]), strict=True):
+        others = {label: entry for label, entry in entries.items() if not _is_counter(entry.get(key))}
+        numbers = [number_of(entry.get(key, first), f"state of {label}['{key}']") for label, entry in others.items()]
+        for entry, tensor in zip(others.values(), new_counters(numbers), strict=True):
             entry[key] = tensor
 
 
 def _is_counter(value):
     """Whether a value is a tensor that is counted where it lies."""
     return (
-        isinstance(value, torch.Tensor)
+        type(value) is torch.Tensor
         and value.numel() == 1
         and value.device.type == "cpu"
         and value.dtype in (torch.float32, torch.float64)
+        and tensor_problem(value) is None
     )

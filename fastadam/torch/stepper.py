@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from math import isfinite
 from operator import is_, itemgetter
 from threading import RLock
 from typing import Any
 
+import numpy as np
 import torch
 
 from fastadam.kernels.texts.casts import CHUNK
@@ -17,7 +19,19 @@ from fastadam.settings.recipes import check_together
 from fastadam.torch.parameter import TensorParameter
 from fastadam.torch.share import Member, Share
 from fastadam.torch.state import count, formats_of, kept_tensors
-from fastadam.torch.tensors import NAMES, arithmetic_of, first_element, is_sharded, layout_of, local
+from fastadam.torch.tensors import (
+    NAMES,
+    arithmetic_of,
+    check_new_tensors,
+    check_part,
+    first_element,
+    is_sharded,
+    layout_of,
+    local,
+    number_of,
+    zero,
+)
+from fastadam.torch.turns import share_memory, turns_of
 
 _HYPER = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay")
 _ABSENT = {"eps": 0.0, "amsgrad": False, "decoupled_weight_decay": False}
@@ -30,7 +44,7 @@ class Stepper:
         """Make one for groups with the keys of `group`."""
         self._options = options
         self._keys = [key for key in (*_HYPER, *options.family_member.hyper) if key in group]
-        self._values = itemgetter(*self._keys)
+        self._values, self._beta_count = itemgetter(*self._keys), len(options.family_member.betas)
         self._one_step = RLock()  # another thread's step would put its addresses into the tables of this one
         self._objects: list[Any] = []
         self._read: list[tuple] = []
@@ -40,6 +54,8 @@ class Stepper:
         self.shares: list[Share] = []
         # Those that were stepped in CUDA graphs, which do not hold what replays write.
         self._of_graphs: list[Share] = []
+        # Addresses of gradients that were found to share no memory.
+        self._known_apart: list[bytes] = []
         self.skipped = 0
 
     def step(
@@ -51,6 +67,8 @@ class Stepper:
         """
         with self._one_step:
             gradients = self._located(groups, state)
+            if self._options.zero_grad:
+                gradients = self._apart(gradients)
             for share, located in zip(self.shares, gradients, strict=True):
                 if not share.step(located, grad_scale, divisor, found_inf):
                     self.skipped += 1
@@ -88,7 +106,7 @@ class Stepper:
         if self._options.zero_grad:
             for p in chain.from_iterable(group["params"] for group in groups):
                 if p.grad is not None:
-                    p.grad.detach().zero_()
+                    zero(p.grad)
 
     def _located(self, groups, state):
         """The gradients of each share; the shares are made anew if something is no longer what it was."""
@@ -99,6 +117,18 @@ class Stepper:
         self._look(groups, state)
         return [share.locate() for share in self.shares]
 
+    def _apart(self, gradients):
+        """The same, or copies if some share memory: one that is zeroed may not have been read for another parameter."""
+        stamp = [each.addresses.tobytes() for each in gradients]
+        if stamp == self._known_apart:
+            return gradients
+        addresses = np.concatenate([each.addresses for each in gradients])
+        sizes = np.concatenate([share.bytes for share in self.shares]) * (addresses != 0)
+        if share_memory(addresses, sizes):
+            return [share.copies() for share in self.shares]
+        self._known_apart = stamp
+        return gradients
+
     def _is_as_seen(self, groups, state):
         objects = _objects(groups, state)
         if len(objects) != len(self._objects) or not all(map(is_, objects, self._objects)):
@@ -106,7 +136,11 @@ class Stepper:
         if self._without_state and any(p.grad is not None for p in self._without_state):
             return False
         read = self._read_groups(groups)
-        return (read == self._read and not self._has_tensors) or self._refresh(groups, read)
+        try:
+            is_same = read == self._read and not self._has_tensors
+        except RuntimeError:  # a tensor that is no number, which is refused by name
+            is_same = False
+        return is_same or self._refresh(groups, read)
 
     def _read_groups(self, groups):
         return [(len(group["params"]), *self._values(group)) for group in groups]
@@ -136,10 +170,20 @@ class Stepper:
                     f"`differentiable` must be False, got True in param_groups[{index}]: autograd knows "
                     "nothing of what is launched"
                 )
-        return [
-            {**_ABSENT, **{key: _plain(value) for key, value in zip(self._keys, self._values(group), strict=True)}}
-            for group in groups
+        settings = [
+            {
+                **_ABSENT,
+                **{key: _plain(value, key, index) for key, value in zip(self._keys, self._values(group), strict=True)},
+            }
+            for index, group in enumerate(groups)
         ]
+        for index, each in enumerate(settings):
+            betas = each["betas"]
+            if type(betas) is not tuple or len(betas) != self._beta_count or not 0.0 <= min(betas) <= max(betas) < 1.0:
+                raise ValueError(
+                    f"`param_groups[{index}]['betas']` must be {self._beta_count} numbers in [0, 1), got {betas}"
+                )
+        return settings
 
     # --- everything anew
 
@@ -148,28 +192,38 @@ class Stepper:
         settings = self._settings(groups)
         # What is made in inference mode could not be written outside.
         with torch.inference_mode(False), torch.no_grad():
+            check_new_tensors()
             found = list(self._found(groups, state, settings))
-            count([state[p] for p, *_ in found], self._options)
+            count({label: state[p] for p, _, label, *_ in found}, self._options)
+            members = [self._member(p, state[p], groups, *known) for p, *known in found]
+            turns = turns_of([list(member.parameter.tensors.values()) for member in members])
             apart: dict[Any, list[Member]] = {}
-            for p, *known in found:
-                apart.setdefault((p.device, is_sharded(p)), []).append(self._member(p, state[p], groups, *known))
+            for (p, *_), member, turn in sorted(zip(found, members, turns, strict=True), key=itemgetter(2)):
+                apart.setdefault((p.device, is_sharded(p), turn), []).append(member)
             if self._options.reduces:
                 self._check_norm(apart)
             self.skipped = self.skipped_steps
             self._of_graphs += [share for share in self.shares if share.engine.plan.graphs.steps]
             self.shares = [Share(members, settings, self._options) for members in apart.values()]
+        self._known_apart = []
         self._amsgrad = [each["amsgrad"] for each in settings]
         self._note(self._read_groups(groups))
         self._objects = _objects(groups, state)
 
     def _check_norm(self, apart):
         """Raise unless the norm of the gradients that are here is the norm of all."""
-        devices, sharded = {device for device, _ in apart}, any(sharded for _, sharded in apart)
+        devices, sharded = {device for device, *_ in apart}, any(sharded for _, sharded, _ in apart)
         if sharded or len(devices) > 1:
             got = "DTensors, of which each process has a part" if sharded else ", ".join(sorted(map(str, devices)))
             raise ValueError(
                 "`max_grad_norm`, `max_grad_norm_per_param` and `nonfinite` need whole parameters on one device, "
                 f"got {got}: clip by `torch.nn.utils.clip_grad_norm_` before the step"
+            )
+        late = next((members[0].label for (*_, turn), members in apart.items() if turn), None)
+        if late is not None:
+            raise ValueError(
+                "`max_grad_norm`, `max_grad_norm_per_param` and `nonfinite` need parameters that share no memory, got "
+                f"`{late}`, which shares some with one before: make them one tensor"
             )
 
     def _found(self, groups, state, settings):
@@ -197,6 +251,7 @@ class Stepper:
         problem = tensor_problem(part)
         if problem is not None:
             raise TypeError(f"`{label}` {problem}")
+        check_part(p, part, label)
         if p.dtype not in NAMES:
             raise TypeError(f"`{label}` must be float32, float64, bfloat16 or float16, got {p.dtype}")
         layout = layout_of(part)
@@ -238,8 +293,12 @@ def _numbers(read):
         yield from value if isinstance(value, (tuple, list)) else (value,)
 
 
-def _plain(value):
+def _plain(value, key, index):
     """A setting without tensors: a learning rate may be one, and betas may be."""
+    if isinstance(value, bool):
+        return value
+    if type(value) in (float, int) and isfinite(value):
+        return float(value)
     if isinstance(value, (tuple, list)):
-        return tuple(map(_plain, value))
-    return value if isinstance(value, bool) else float(value)
+        return tuple(_plain(each, key, index) for each in value)
+    return number_of(value, f"param_groups[{index}]['{key}']")

@@ -3,13 +3,16 @@
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from math import isfinite
 from operator import mul
 from typing import Any
 
 import numpy as np
 import torch
 
+from fastadam.memory.advice import tensor_problem
 from fastadam.memory.layout import Layout, plain
+from fastadam.settings.checks import real
 
 # Those of parameters and moments.
 NAMES = {
@@ -37,9 +40,49 @@ def local(tensor: Any) -> Any:
     return part.wait() if hasattr(part, "wait") else part
 
 
+def check_new_tensors() -> None:
+    """Raise if torch makes anything but tensors with memory here, as in FakeTensorMode."""
+    problem = tensor_problem(torch.empty(1, device="cpu"))
+    if problem is not None:
+        raise TypeError(f"what torch makes in `step` {problem}")
+
+
+def check_part(tensor: Any, like: Any, label: str) -> None:
+    """Raise unless the part of a DTensor in this process is what the whole says, in the shape of the part `like`.
+
+    Nothing holds the two together: the part is an attribute that anyone may set.
+    """
+    part, label = local(tensor), f"{label}._local_tensor"
+    if part.dtype is not tensor.dtype:
+        raise TypeError(f"`{label}` must be {tensor.dtype} like its DTensor, got {part.dtype}")
+    if part.device != tensor.device:
+        raise ValueError(f"`{label}` must be on {tensor.device} like its DTensor, got {part.device}")
+    if part.shape != like.shape:
+        raise ValueError(
+            f"`{label}` must have shape {tuple(like.shape)} like that of its parameter, got {tuple(part.shape)}"
+        )
+
+
 def placed(tensor: Any) -> Any:
     """How a DTensor is split over which processes; None for any other tensor."""
     return (tensor.device_mesh, tensor.placements) if is_sharded(tensor) else None
+
+
+def number_of(value: Any, label: str) -> float:
+    """A number, or a tensor of one element, as a float; raise unless it is real and finite."""
+    number = item_of(value, label)
+    return number if type(number) is float and isfinite(number) else real(number, label)
+
+
+def item_of(value: Any, label: str) -> Any:
+    """The Python value of a tensor of one element; whatever is no tensor, as it is."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    try:
+        return value.item()
+    except (RuntimeError, TypeError) as error:  # it has more elements, or no memory
+        found = f"{type(value).__name__} of shape {tuple(value.shape)} on {value.device}"
+        raise TypeError(f"`{label}` must be a number or a tensor of one element in memory, got {found}") from error
 
 
 def first_element(tensor: Any) -> int:
@@ -88,13 +131,26 @@ def tensor_over(array: Any) -> Any:
     return torch.from_dlpack(array)
 
 
+def zero(gradient: Any) -> None:
+    """Zero a gradient in place, also a leaf of a graph, one made in inference mode, or one that is expanded."""
+    with torch.inference_mode(gradient.is_inference()), torch.no_grad():
+        if gradient.layout is torch.strided and 0 in gradient.stride():
+            gradient = gradient[tuple(slice(None if stride else 1) for stride in gradient.stride())]
+        gradient.zero_()
+
+
 def is_on_device(tensor: Any) -> bool:
     """Whether a tensor is on a GPU, for which the host would have to wait to read it."""
     return tensor.device.type == "cuda"
 
 
-def on_device_of(number: Any, tensor: Any) -> Any:
+def on_device_of(number: Any, tensor: Any, label: str) -> Any:
     """A number, float32, on the device of a tensor, without waiting for either."""
+    if not isinstance(number, torch.Tensor):
+        number = torch.tensor(number_of(number, label), device="cpu")
+    if number.numel() != 1 or number.is_complex() or number.is_meta:
+        found = f"{number.dtype} of shape {tuple(number.shape)} on {number.device}"
+        raise TypeError(f"`{label}` must be a real number or a tensor of one in memory, got {found}")
     return number.detach().to(tensor.device, torch.float32, non_blocking=True)
 
 

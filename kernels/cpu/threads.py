@@ -102,7 +102,8 @@ def _start_pool():
 def _after_fork_in_child():
     global _one_launch, _forked_from_pool
     _one_launch = threading.RLock()
-    # GNU OpenMP kills a forked child at its first parallel launch, or never returns. ValueError: the parent has not started a pool.
+    # GNU OpenMP kills a forked child at its first parallel launch, or never returns from it. ValueError: the parent has
+    # not started a pool.
     with contextlib.suppress(ValueError):
         _forked_from_pool = _forked_from_pool or numba.threading_layer() == "omp"
 
@@ -111,7 +112,8 @@ def _after_fork_in_child():
 def _warn_once_that_serial():
     warnings.warn(
         "fastadam steps on one thread in this process: it was forked from one whose OpenMP threads were running, or may "
-        "have been, and GNU OpenMP would end it or never return. Start workers with multiprocessing's 'spawn' or 'forkserver' to step on all threads.",
+        "have been, and GNU OpenMP would end it or never return. Start workers with multiprocessing's 'spawn' or "
+        "'forkserver' to step on all threads.",
         RuntimeWarning,
         stacklevel=levels_to_caller(),
     )
