@@ -111,8 +111,8 @@ def _after_fork_in_child():
 @cache
 def _warn_once_that_serial():
     warnings.warn(
-        "fastadam steps on one thread in this process: it was forked from one whose OpenMP threads were running, or may "
-        "have been, and GNU OpenMP would end it or never return. Start workers with multiprocessing's 'spawn' or "
+        "fastadam steps on one thread in this process: it was forked from one whose OpenMP threads ran, or may have "
+        "run, and GNU OpenMP would end it or never return. Start workers with multiprocessing's 'spawn' or "
         "'forkserver' to step on all threads.",
         RuntimeWarning,
         stacklevel=levels_to_caller(),
