@@ -7,6 +7,7 @@ from typing import Any
 from fastadam.bench.gpu.results import Results
 from fastadam.bench.gpu.rig import FORMATS, Rig, Shapes
 from fastadam.bench.workloads import GPT2
+from fastadam.torch import AdamW, GradScaler
 
 FUSED, OURS = "torch, fused", "fastadam.torch"
 SETTINGS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.01}
@@ -25,7 +26,9 @@ def torch_steps(rig: Rig, results: Results) -> None:
 
 
 def _host(rig, shapes, calls):
-    steps = {name: optimizer.step for name, (optimizer, _) in _optimizers(rig, shapes, ours={OURS: {}}).items()}
+    steps = {
+        name: optimizer.step for name, (optimizer, _) in _optimizers(rig, shapes, {OURS: FORMATS["float32"]}).items()
+    }
     clipped, _ = _ours(rig, shapes, max_grad_norm=MAX_NORM)
     steps["fastadam.torch, clipped"] = clipped.step
     fused, params = _fused(rig, shapes)
@@ -46,16 +49,14 @@ def _device(rig, shapes, steps_of):
 
 
 def _steps(rig, shapes):
-    options = {stored: options for stored, (_, options) in FORMATS.items()}
-    optimizers = _optimizers(rig, shapes, {f"fastadam.torch, {stored}": options[stored] for stored in FORMATS})
+    optimizers = _optimizers(rig, shapes, {f"{OURS}, {stored}": stored_as for stored, stored_as in FORMATS.items()})
     return {name: optimizer.step for name, (optimizer, _) in optimizers.items()}
 
 
 def _optimizers(rig, shapes, ours):
     """Torch's and ours, which have been held against torch's in float32."""
     made = {FUSED: _fused(rig, shapes)}
-    for name, options in ours.items():
-        dtype = "bfloat16" if "bfloat16 p" in name else "float32"
+    for name, (dtype, options) in ours.items():
         made[name] = _ours(rig, shapes, dtype, **options)
     _assert_alike(rig, {name: each for name, each in made.items() if name in (FUSED, OURS, f"{OURS}, float32")})
     return made
@@ -86,8 +87,6 @@ def _fused(rig, shapes):
 
 
 def _ours(rig, shapes, dtype="float32", **options):
-    from fastadam.torch import AdamW
-
     params = _parameters(rig, shapes, dtype)
     return AdamW(params, **SETTINGS, **options), params
 
@@ -100,7 +99,7 @@ def _sequences(rig, shapes):
     made = {
         FUSED: _with_torch(rig, shapes),
         "fastadam.torch, torch's GradScaler": _with_ours(rig, shapes, rig.torch.amp.GradScaler, fused=True),
-        "fastadam.torch, fastadam.torch.GradScaler": _with_ours(rig, shapes, _scaler_of_ours(), nonfinite="skip"),
+        "fastadam.torch, fastadam.torch.GradScaler": _with_ours(rig, shapes, GradScaler, nonfinite="skip"),
     }
     for params, iteration in made.values():
         for p in params:
@@ -111,12 +110,6 @@ def _sequences(rig, shapes):
         for p, q in zip(first, params, strict=True):
             rig.torch.testing.assert_close(q, p, rtol=1e-5, atol=1e-6)
     return {name: iteration for name, (_, iteration) in made.items()}
-
-
-def _scaler_of_ours():
-    from fastadam.torch import GradScaler
-
-    return GradScaler
 
 
 def _scaler(rig, kind):

@@ -25,10 +25,10 @@ class CudaTables:
     """What :class:`Tables <fastadam.kernels.Tables>` describes.
 
     The host folds, and `push` makes one copy for a step, without waiting for it, in the order of the current stream: of
-    rows, of where the gradients lie, and of hyperparameters. Once something on the device
-    decides about a step, or a graph has been captured, the device folds (`to_device`): its rows are the ones that
-    count, for good, and the host only sends what it has changed. So steps on several streams must be put in order by
-    whoever makes them, as for the parameters themselves.
+    rows, of where the gradients lie, and of hyperparameters. Once something on the device decides about a step, or a
+    graph has been captured, the device folds (`to_device`): its rows are the ones that count, for good, and the host
+    only sends what it has changed. So steps on several streams must be put in order by whoever makes them, as for the
+    parameters themselves.
 
     Where the gradients of a step lie, and what is asked of it, is its request. That of a captured step stays as it is
     for its replays: steps after it, with another request, have it elsewhere.
