@@ -15,10 +15,16 @@ def _of_openmp():
     return max(1, int(first)) if first.isdecimal() else UNLIMITED
 
 
+class _Asked(threading.local):
+    """What calls that are under way in a thread have asked for."""
+
+    count: int | None = None
+
+
 # Read once, as OpenMP does.
 _OPENMP = _of_openmp()
 _asked_of_process: int | None = None
-_asked_of_call = threading.local()
+_asked_of_call = _Asked()
 _forked_beside_torch = False
 
 
@@ -31,7 +37,7 @@ def ask(count: int | None) -> None:
 @contextlib.contextmanager
 def asking(count: int | None) -> Iterator[None]:
     """Let launches of this thread take so many threads inside of the context; None: as many as outside of it."""
-    before = getattr(_asked_of_call, "count", None)
+    before = _asked_of_call.count
     _asked_of_call.count = before if count is None else count
     try:
         yield
@@ -39,10 +45,17 @@ def asking(count: int | None) -> Iterator[None]:
         _asked_of_call.count = before
 
 
-def asked() -> int | None:
-    """How many threads the next launch of this thread was asked to take; None if nobody has said so."""
-    of_call = getattr(_asked_of_call, "count", None)
-    return _asked_of_process if of_call is None else of_call
+def bounds() -> tuple[int, int]:
+    """The fewest and the most threads that the next launch of this thread may take.
+
+    They are the same if someone has asked for a number. If nobody has, there are at most as many as torch takes, or
+    OpenMP, and Numba's mask of the thread may say fewer.
+    """
+    asked = _asked_of_call.count or _asked_of_process
+    if asked is not None:
+        return asked, asked
+    of_torch = getattr(sys.modules.get("torch"), "get_num_threads", None)  # None while torch is being imported
+    return 1, _OPENMP if of_torch is None else of_torch()
 
 
 def forked_beside_torch() -> bool:
@@ -61,9 +74,3 @@ def _after_fork_in_child():
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def limit() -> int:
-    """How many threads a launch should take at most if nobody has asked: torch's number, or that of OpenMP."""
-    count = getattr(sys.modules.get("torch"), "get_num_threads", None)  # None while torch is being imported
-    return _OPENMP if count is None else count()

@@ -2,30 +2,31 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numba
 import numpy as np
 import pytest
+from launched import launched
 from new_process import run
 from oracle import random_state
 from refusal import exactly
 
 import fastadam
 from fastadam.kernels import cpu, kernel_cache, thread_count
-from fastadam.kernels.cpu import jit, threads
+from fastadam.kernels.cpu import jit
 
 # Processes of their own, one at a time.
 pytestmark = pytest.mark.xdist_group("processes")
 
 MOST = numba.config.NUMBA_NUM_THREADS
 several = pytest.mark.skipif(MOST < 2, reason="needs two threads")
-# `launched()`: whether a launch is parallel, and how many threads it takes. `step()` makes one.
-LAUNCH = """
+# `step()` makes a launch, and so does `launched()`, which returns how many threads it takes.
+LAUNCH = f"""
+import sys
+sys.path.append({str(Path(__file__).parent)!r})
 import fastadam, numpy as np
-def launched():
-    import numba
-    from fastadam.kernels.cpu import jit, threads
-    return threads.on_threads(lambda parallel: lambda: numba.get_num_threads() if parallel else 1)()
+from launched import launched
 def step(size=100_000):
     arrays = np.ones((4, size), np.float32)
     fastadam.adam_step(*arrays, step=1)
@@ -37,11 +38,6 @@ def step(size=100_000):
 def as_before():
     yield
     fastadam.set_num_threads(None)
-
-
-def launched():
-    """How many threads a launch takes that is made now."""
-    return threads.on_threads(lambda parallel: lambda: numba.get_num_threads() if parallel else 1)()
 
 
 @pytest.mark.parametrize("n", range(1, MOST + 1))
@@ -70,19 +66,6 @@ def test_numbas_own_mask_is_heard_and_left_as_it_was():
         assert numba.get_num_threads() == 1
     finally:
         numba.set_num_threads(before)
-
-
-def test_the_mask_is_restored_when_a_launch_fails():
-    def fail():
-        raise OSError
-
-    before = numba.get_num_threads()
-    launch = threads.on_threads(lambda parallel: fail)
-    for n in range(1, MOST + 1):
-        fastadam.set_num_threads(n)
-        with pytest.raises(OSError):  # noqa: PT011
-            launch()
-        assert numba.get_num_threads() == before
 
 
 def test_a_call_may_ask_for_itself():

@@ -18,6 +18,7 @@ from fastadam.kernels import ADDRESSES, CARRIED, CLOCK, FIRST, GRADIENT, HYPER, 
 from fastadam.kernels.blocks import BLOCK
 from fastadam.kernels.cpu import threads
 from fastadam.kernels.cpu.jit import jit, leaf
+from fastadam.kernels.cpu.mask import set_between, set_mask
 from fastadam.kernels.cpu.pointers import call, count, integer_at
 from fastadam.kernels.cpu.prefetch import fetch_line
 from fastadam.kernels.switches import flush, restore
@@ -83,13 +84,16 @@ def launch_of(blocks: np.ndarray, held: Any, **job: int) -> Launch:
 
 
 @cache
-def driver(*, parallel: bool, nogil: bool = False) -> Callable[[int], None]:
+def driver(*, parallel: bool, nogil: bool = False) -> Callable[..., None]:
     """The machine code of the driver, for the address of a job; other Python threads run meanwhile if `nogil`.
+
+    That which is `parallel` takes the bounds of `on_threads` first.
 
     A call of it skips Numba's look at the types of the arguments, which takes half the time of a short one.
     """
     function, name = (_drive_threads, "drive_parallel") if parallel else (_drive, "drive_serial")
-    return jit(function, f"{name}_nogil" if nogil else name, parallel=parallel, nogil=nogil).compile((int64,))
+    signature = (int64,) * function.__code__.co_argcount
+    return jit(function, f"{name}_nogil" if nogil else name, parallel=parallel, nogil=nogil).compile(signature)
 
 
 # Few functions, and integers alone: each function takes Numba 0.05 s to compile, and a view of an array more.
@@ -103,7 +107,8 @@ def _drive(job):
     count(job, RUNS)
 
 
-def _drive_threads(job):
+def _drive_threads(least, most, job):
+    mask = set_between(least, most)
     mode = flush()
     for index in range(integer_at(job, FOLDED)):
         _fold(job, index)
@@ -114,6 +119,7 @@ def _drive_threads(job):
         for index in range(part * together, min((part + 1) * together, blocks)):
             _step(job, np.int64(index))
         restore(mode_of_thread)
+    set_mask(mask)
     count(job, RUNS)
 
 

@@ -11,6 +11,7 @@ from fastadam.kernels import GRADIENT, Launch
 from fastadam.kernels.cpu.driver import COLUMNS, ITEMSIZES, LEAF, LEAVES, launch_of
 from fastadam.kernels.cpu.jit import jit, leaf
 from fastadam.kernels.cpu.loop import repeated_loop_of
+from fastadam.kernels.cpu.mask import set_between, set_mask
 from fastadam.kernels.cpu.threads import on_threads
 from fastadam.kernels.texts import catch_up as catching_up
 from fastadam.kernels.texts.catch_up import CATCH_UP, close_run, gap, nodes
@@ -66,12 +67,23 @@ def catch_up_table(lasts, now, history, totals, dtype):
 @cache
 def _nodes_kernel(parallel):
     integers, doubles = types.Array(types.int64, 1, "C"), types.Array(types.float64, 2, "C")
-    kernel = jit(_all_nodes, f"nodes_{'parallel' if parallel else 'serial'}", parallel=parallel)
+    function, name, bounds = _nodes, "nodes_serial", ()
+    if parallel:
+        function, name, bounds = _nodes_on_threads, "nodes_parallel", (types.int64, types.int64)
     number = types.float64
-    return kernel.compile((integers, types.int64, doubles, doubles, number, number, doubles, integers, integers))
+    signature = *bounds, integers, types.int64, doubles, doubles, number, number, doubles, integers, integers
+    return jit(function, name, parallel=parallel).compile(signature)
 
 
-def _all_nodes(lasts, now, history, totals, tolerance, cutoff, table, starts, counts):
+def _nodes_on_threads(least, most, lasts, now, history, totals, tolerance, cutoff, table, starts, counts):
+    mask = set_between(least, most)
     for slot in prange(lasts.size):
+        rows = table[starts[slot] : starts[slot + 1]]
+        counts[slot] = nodes(lasts[slot], now, history, totals, tolerance, cutoff, rows)
+    set_mask(mask)
+
+
+def _nodes(lasts, now, history, totals, tolerance, cutoff, table, starts, counts):
+    for slot in range(lasts.size):
         rows = table[starts[slot] : starts[slot + 1]]
         counts[slot] = nodes(lasts[slot], now, history, totals, tolerance, cutoff, rows)

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from functools import cache
 
 import numba
@@ -20,39 +21,41 @@ PARALLEL_FROM = 32_768
 # One launch at a time: the workqueue layer aborts the process when two Python threads enter parallel kernels, and on
 # the other layers two launches only compete for the same cores.
 _one_launch = threading.RLock()
+_ALONE = 1, 1
 _pool_started = False
 _forked_from_pool = False
 
 
-def on_threads(kernel):
-    """`kernel(parallel)`, compiled now, and launched on as many threads as `count` says."""
+def on_threads(kernel: Callable[[bool], Callable]) -> Callable:
+    """A launch on as many threads as `count` says.
+
+    Of `kernel`, the one that is wanted now is compiled now: `kernel(False)` is called with what the launch is called
+    with, and `kernel(True)` with two numbers before that, between which Numba's mask decides how many threads it takes.
+    """
+    kernel = cache(kernel)
     with _one_launch:
-        kernel(_count() > 1)
+        kernel(_bounds()[1] > 1)
 
     def launch(*arguments):
         with _one_launch:
-            threads = _count()
-            if threads > 1:
-                with _masked(threads):
-                    return kernel(True)(*arguments)
+            least, most = _bounds()
+            if most > 1:
+                return kernel(True)(least, most, *arguments)
         return kernel(False)(*arguments)
 
     return launch
 
 
-def count():
+def count() -> int:
     """How many threads a launch of the calling thread takes."""
     with _one_launch:
-        return _count()
+        least, most = _bounds()
+        return least if least == most else max(least, min(_mask(), most))
 
 
-def _count():
-    asked = thread_count.asked()
-    most = thread_count.limit() if asked is None else asked
-    if most == 1 or not _can_be_parallel():
-        return 1
-    # Whoever has set a mask for this thread by `numba.set_num_threads` is heard unless we were asked ourselves.
-    return min(most, _mask()) if asked is None else asked
+def _bounds():
+    bounds = thread_count.bounds()
+    return bounds if bounds[1] == 1 or _can_be_parallel() else _ALONE
 
 
 def _mask():
@@ -62,19 +65,6 @@ def _mask():
     may leave that locked: other Python threads would wait for ever.
     """
     return getattr(parallel, "_get_num_threads", numba.get_num_threads)()
-
-
-@contextlib.contextmanager
-def _masked(threads):
-    """Numba's mask, which belongs to the calling thread, lets through so many threads."""
-    before = _mask()
-    if threads != before:
-        numba.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        if threads != before:
-            numba.set_num_threads(before)
 
 
 def _can_be_parallel():
