@@ -66,13 +66,11 @@ def catch_up_table(lasts, now, history, totals, dtype):
 
 @cache
 def _nodes_kernel(parallel):
-    integers, doubles = types.Array(types.int64, 1, "C"), types.Array(types.float64, 2, "C")
-    function, name, bounds = _nodes, "nodes_serial", ()
+    number, integers, doubles = types.float64, types.Array(types.int64, 1, "C"), types.Array(types.float64, 2, "C")
+    signature = integers, types.int64, doubles, doubles, number, number, doubles, integers, integers
     if parallel:
-        function, name, bounds = _nodes_on_threads, "nodes_parallel", (types.int64, types.int64)
-    number = types.float64
-    signature = *bounds, integers, types.int64, doubles, doubles, number, number, doubles, integers, integers
-    return jit(function, name, parallel=parallel).compile(signature)
+        return jit(_nodes_on_threads, "nodes_parallel", parallel=True).compile((types.int64, types.int64, *signature))
+    return jit(_nodes, "nodes_serial").compile(signature)
 
 
 def _nodes_on_threads(least, most, lasts, now, history, totals, tolerance, cutoff, table, starts, counts):
