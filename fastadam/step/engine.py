@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastadam.kernels import Backend
+from fastadam.kernels.callers import levels_to_caller
 from fastadam.kernels.subnormals import leave
 from fastadam.memory.parameters import Parameter
 from fastadam.settings.options import Options
@@ -130,31 +131,28 @@ class Engine:
             FloatingPointError: a gradient is not finite, with `nonfinite="raise"` or after `max_skipped_steps`. Nothing
                 has been written then.
         """
+        plan, history, reduction = self.plan, self._history, self.reduction
         try:
-            return self._take_step(gradients, rates, grad_scale)
+            # What can fail comes first: what is compiled, and what the launches need of memory.
+            gradients, prepared = self._prepared(gradients, rates, grad_scale)
+            if reduction is None:
+                plan.use(grad_scale)
+            else:
+                reduction.clip(prepared, grad_scale)
+                if self._is_refused(reduction, gradients):
+                    return False
+            for group, lr in rates:
+                plan.set_lr(group, lr)
+            counts: dict[int, int] = {}
+            if history is not None:
+                history.begin(plan, prepared.rows)
+                for member, rows in history.read_by(plan, prepared.rows, prepared.clocks):
+                    self._catch_up(history, member, rows)
+                counts = history.counts(prepared.clocks)
+            self.journal.run(prepared.launch, self._finish, plan.asked + 1, gradients.copied, 0, prepared, counts)
         except BaseException:
             leave()
             raise
-
-    def _take_step(self, gradients, rates, grad_scale):
-        plan, history, reduction = self.plan, self._history, self.reduction
-        # What can fail comes first: what is compiled, and what the launches need of memory.
-        gradients, prepared = self._prepared(gradients, rates, grad_scale)
-        if reduction is None:
-            plan.use(grad_scale)
-        else:
-            reduction.clip(prepared, grad_scale)
-            if self._is_refused(reduction, gradients):
-                return False
-        for group, lr in rates:
-            plan.set_lr(group, lr)
-        counts: dict[int, int] = {}
-        if history is not None:
-            history.begin(plan, prepared.rows)
-            for member, rows in history.read_by(plan, prepared.rows, prepared.clocks):
-                self._catch_up(history, member, rows)
-            counts = history.counts(prepared.clocks)
-        self.journal.run(prepared.launch, self._finish, plan.asked + 1, gradients.copied, 0, prepared, counts)
         return True
 
     def _prepared(self, gradients, rates, grad_scale):
@@ -200,7 +198,7 @@ class Engine:
                 f"{in_row} steps in a row were skipped because of gradients that are not finite: nothing is being "
                 "trained. Look for NaN in the parameters or the loss; `max_skipped_steps` makes this an error",
                 RuntimeWarning,
-                stacklevel=5,
+                stacklevel=levels_to_caller(),
             )
         return True
 
