@@ -15,7 +15,7 @@ from cuda_host import HAS_COMPILER, OnHost, Stream, cuda_on_host, on_host  # noq
 import fastadam.torch  # noqa: E402
 from fastadam.kernels import cuda, reference  # noqa: E402
 from fastadam.step import engine  # noqa: E402
-from fastadam.torch import optimizer, share  # noqa: E402
+from fastadam.torch import device_share, optimizer, share, stepper  # noqa: E402
 from fastadam.torch.tensors import array_over  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="needs g++")
@@ -29,8 +29,8 @@ def tensors_on_device(stream):
     replaced = {
         (share, "backend_of"): lambda array, label: backend,
         (share, "array_over"): lambda tensor: on_host(array_over(tensor)),
-        (share, "on_stream"): lambda tensor: contextlib.nullcontext(entered.append(tensor)),
-        (share, "is_on_device"): lambda tensor: True,
+        (device_share, "on_stream"): lambda tensor: contextlib.nullcontext(entered.append(tensor)),
+        (stepper, "is_on_device"): lambda tensor: True,
         (optimizer, "is_on_device"): lambda tensor: True,
         (engine, "np"): SimpleNamespace(ndarray=int),
     }
@@ -68,6 +68,16 @@ def test_the_device_reads_found_inf_and_the_scale_and_counts(name, overflow_at):
     # Making, reading and each step.
     assert len(entered) >= 5
     expected = trained(getattr(fastadam.torch, name)(tensors()), overflow_at=overflow_at)
+    for array, other in zip(found[0], expected[0], strict=True):
+        np.testing.assert_array_equal(array, other)
+    assert found[1:] == expected[1:] == ({5.0 - len(overflow_at)}, len(overflow_at))
+
+
+@pytest.mark.parametrize("overflow_at", [(), (0, 3)])
+def test_the_host_reads_them_where_it_has_parameters(overflow_at):
+    with mock.patch.object(optimizer, "is_on_device", return_value=True):
+        found = trained(fastadam.torch.AdamW(tensors()), overflow_at=overflow_at)
+    expected = trained(fastadam.torch.AdamW(tensors()), overflow_at=overflow_at)
     for array, other in zip(found[0], expected[0], strict=True):
         np.testing.assert_array_equal(array, other)
     assert found[1:] == expected[1:] == ({5.0 - len(overflow_at)}, len(overflow_at))

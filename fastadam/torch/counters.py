@@ -1,6 +1,7 @@
 """The `step` tensors of parameters, and other numbers of which each parameter has one, as few arrays."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from struct import calcsize, pack, unpack
 from typing import Any
 
 import numpy as np
@@ -10,26 +11,28 @@ import torch
 class Counters:
     """Tensors of one number each, in CPU memory, written and read together where they lie one after the other.
 
-    Whoever put them there may write them between steps: `stamp` tells.
+    Whoever put them there may write them between steps: `are_others` tells.
     """
 
     def __init__(self, tensors: Sequence[Any]):
         self.tensors = tensors
-        self._runs: list[tuple[slice, np.ndarray, np.ndarray]] = []
+        self._runs: list[tuple[slice, np.ndarray, memoryview]] = []
         arrays = [tensor.detach().numpy().reshape(1) for tensor in tensors]
         first = 0
         for stop in range(1, len(arrays) + 1):
             if stop == len(arrays) or not _follows(tensors[stop - 1], tensors[stop]):
                 run = _joined(arrays[first:stop])
-                # An addition of one array to another is the quickest that NumPy has.
-                self._runs.append((slice(first, stop), run, np.ones_like(run)))
+                self._runs.append((slice(first, stop), run, memoryview(run).cast("B")))
                 first = stop
+        self._kept: list[bytes] = []
 
-    def stamp(self) -> bytes:
-        """The bytes of all numbers."""
-        if len(self._runs) == 1:
-            return self._runs[0][1].tobytes()
-        return b"".join(run.tobytes() for _, run, _ in self._runs)
+    def are_others(self) -> bool:
+        """Whether the numbers are others than those that were kept, or written here since."""
+        return [memory.tobytes() for _, _, memory in self._runs] != self._kept
+
+    def keep(self) -> None:
+        """Keep the numbers as they are now."""
+        self._kept = [memory.tobytes() for _, _, memory in self._runs]
 
     def values(self) -> np.ndarray:
         """All numbers, float64."""
@@ -37,13 +40,29 @@ class Counters:
 
     def advance(self, going: np.ndarray | None = None) -> None:
         """Add one to each number, or to those for which `going`, a bool for each, is true."""
-        for where, run, ones in self._runs:
-            np.add(run, ones if going is None else going[where], run)
+        for where, run, memory in self._runs:
+            following = None if going is not None else _following(run.dtype.char, memory.tobytes())
+            if following is None:
+                run += 1.0 if going is None else going[where]
+            else:
+                memory[:] = following
+        self.keep()
 
     def assign(self, values: np.ndarray) -> None:
         """Set all numbers."""
         for where, run, _ in self._runs:
             run[...] = values[where]
+        self.keep()
+
+
+def _following(kind, numbers):
+    """The bytes of numbers that are one more, if all are the same.
+
+    Where caches are cold, as after backward, these few bytes take 10 us, and NumPy's addition 25.
+    """
+    size = calcsize(kind)
+    count, first = len(numbers) // size, numbers[:size]
+    return pack(kind, unpack(kind, first)[0] + 1.0) * count if numbers == first * count else None
 
 
 def _follows(before, after):

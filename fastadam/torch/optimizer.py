@@ -12,7 +12,7 @@ from fastadam.torch.hooks import hooked
 from fastadam.torch.options import options_of
 from fastadam.torch.state import carried_keys
 from fastadam.torch.stepper import Stepper
-from fastadam.torch.tensors import is_on_device, item_of, number_of
+from fastadam.torch.tensors import inverse, is_on_device, item_of
 
 
 class Fused(torch.optim.Optimizer):
@@ -62,7 +62,7 @@ class Fused(torch.optim.Optimizer):
         elif overflow is not None and item_of(overflow, "found_inf"):
             stepper.skip(self.param_groups)
         else:
-            stepper.step(self.param_groups, self.state, 1.0 if scale is None else _inverse(scale))
+            stepper.step(self.param_groups, self.state, inverse(scale))
         return loss
 
     def send_settings(self) -> None:
@@ -141,13 +141,6 @@ class Fused(torch.optim.Optimizer):
         stepper = self.__dict__.get("_stepper")
         reductions = [] if stepper is None else [share.engine.reduction for share in stepper.shares]
         return reductions[0].norm if reductions and reductions[0] is not None else None
-
-
-def _inverse(scale):
-    number = number_of(scale, "grad_scale")
-    if number == 0.0:
-        raise ValueError("`grad_scale` must not be 0, got 0: gradients are divided by it")
-    return 1.0 / number
 
 
 class _Saved:

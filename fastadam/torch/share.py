@@ -1,4 +1,4 @@
-"""The parameters of an optimizer that lie alike: found anew at each step, and stepped in one launch."""
+"""Parameters of an optimizer, found anew at each step, and stepped in one launch."""
 
 from collections.abc import Mapping, Sequence
 from itertools import compress
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fastadam.kernels import GRADIENT, SKIPPED
+from fastadam.kernels import GRADIENT
 from fastadam.memory.advice import has_memory
 from fastadam.memory.arrays import backend_of, on_host
 from fastadam.settings.options import Options
@@ -19,7 +19,7 @@ from fastadam.torch.facts import Facts
 from fastadam.torch.gradients import found
 from fastadam.torch.parameter import TensorParameter
 from fastadam.torch.state import carried_keys
-from fastadam.torch.tensors import array_over, is_on_device, is_sharded, on_device_of, on_stream, tensor_over, zero
+from fastadam.torch.tensors import array_over, is_sharded, zero
 from fastadam.torch.turns import bytes_of, share_memory
 
 _address, _grad = torch.Tensor.data_ptr, attrgetter("grad")
@@ -64,6 +64,8 @@ class Share:
         bytes: How many each parameter takes.
     """
 
+    is_on_device = False
+
     def __init__(self, members: Sequence[Member], settings: Sequence[dict[str, Any]], options: Options):
         self._options, self._settings, self._members = options, [dict(each) for each in settings], members
         self._parameters = [member.parameter for member in members]
@@ -85,18 +87,15 @@ class Share:
         # Of what is not finite an error tells the place, and NumPy has no bfloat16.
         may_raise = options.nonfinite == "raise" or options.max_skipped_steps is not None
         self._shows_arrays = may_raise and any(p.dtype is torch.bfloat16 for p in self._params)
-        self._asked: list[Any] = []
-        with on_stream(self._params[0]):
-            self.engine = self._new_engine()
+        self.engine = self._new_engine()
         # What is written into the column is read by the launch that follows.
         self._column = self.engine.plan.tables.addresses[:, GRADIENT]
         self._restart()
 
     def _new_engine(self):
         example = array_over(self._parts(self._params[:1])[0])
-        backend, counts_here = backend_of(example, self._labels[0]), not is_on_device(self._params[0])
-        engine = TensorEngine(self._options, backend, example[:0].copy(), host_counts=counts_here)
-        self._counts_on_device = engine.skips_by_itself
+        backend = backend_of(example, self._labels[0])
+        engine = TensorEngine(self._options, backend, example[:0].copy(), host_counts=not self.is_on_device)
         groups: list[list[TensorParameter]] = [[] for _ in self._settings]
         for member in self._members:
             groups[member.group].append(member.parameter)
@@ -109,11 +108,10 @@ class Share:
         for index, (kept, values) in enumerate(zip(self._settings, settings, strict=True)):
             changed = {key for key in kept if kept[key] != values[key]}
             kept.update(values)
-            with on_stream(self._params[0]):
-                if changed == {"lr"}:
-                    plan.set_lr(index, kept["lr"])
-                elif changed:
-                    plan.refresh(index)
+            if changed == {"lr"}:
+                plan.set_lr(index, kept["lr"])
+            elif changed:
+                plan.refresh(index)
 
     def _parts(self, tensors):
         """The tensors that have the memory of `tensors`: of DTensors the parts in this process."""
@@ -132,7 +130,7 @@ class Share:
         located_at = list(map(_address, self._parts(self._located)))
         if located_at != self._located_at and not self._have_params_moved(located_at):
             return None
-        if [each.stamp() for each in self._counters] != self._stamps:
+        if any(map(Counters.are_others, self._counters)):
             self._restart()
         located = self._where_they_lie(list(map(_grad, self._params)))
         if located is not None:
@@ -202,17 +200,11 @@ class Share:
     def step(self, gradients: Gradients, grad_scale: float, divisor: Any = None, found_inf: Any = None) -> bool:
         """Step the parameters that have one of `gradients`; return whether the step was taken, as far as is known.
 
-        `divisor` and `found_inf` are tensors on a GPU, which decides by them.
+        `divisor` and `found_inf` are tensors by which a GPU decides: None on the host.
         """
-        plan = self.engine.plan
         try:
-            with on_stream(self._params[0]):
-                if divisor is not None or found_inf is not None or self._asked:
-                    self._ask(divisor, found_inf)
-                is_captured = plan.is_captured
-                self._counts_on_device |= is_captured
-                taken = self.engine.take_step(gradients, (), grad_scale)
-            if taken and not is_captured:
+            taken = self.engine.take_step(gradients, (), grad_scale)
+            if taken:
                 self._count(gradients)
         except BaseException:  # Ctrl-C, say, when the launch has run
             self._recount()
@@ -227,59 +219,42 @@ class Share:
         if gradients.addresses is not self._column:
             going = gradients.addresses != 0
             written = [tensor for tensors in compress(self._written, going) for tensor in tensors]
-        steps, *others = self._counters
-        steps.advance(going)
-        if others and not self._counts_on_device:
+        self._counters[0].advance(going)
+        self._count_others()
+        torch.autograd.graph.increment_version(written)
+
+    def _count_others(self):
+        """Let numbers other than counts be those of the clocks."""
+        others = self._counters[1:]
+        if others:
             plan = self.engine.plan
             carried = on_host(plan.tables.carried)[plan.clock_of]
             for column, each in enumerate(others, 1):
                 each.assign(carried[:, column])
-        self._stamps = [each.stamp() for each in self._counters]
-        torch.autograd.graph.increment_version(written)
-
-    def _ask(self, divisor, found_inf):
-        """Let the device decide by these tensors about the step that follows."""
-        # Moved without waiting, and kept until other ones are asked.
-        named = (("grad_scale", divisor), ("found_inf", found_inf))
-        self._asked = [None if each is None else on_device_of(each, self._params[0], name) for name, each in named]
-        places = [0 if each is None else each.data_ptr() for each in self._asked]
-        self.engine.plan.ask(0, *places, held=self._asked)
-        self._counts_on_device = True
 
     def recount(self) -> None:
         """Let the numbers in the state be those that the device has counted, if it counts."""
-        if self._counts_on_device:
-            self._recount()
 
     @property
     def skipped_on_device(self) -> int:
-        """How many steps the device has skipped."""
-        if not self._counts_on_device:
-            return 0
-        with on_stream(self._params[0]):
-            return int(self.engine.plan.tables.record[SKIPPED])
+        """How many steps the device has skipped; this waits for it."""
+        return 0
 
     @property
     def skips(self) -> Any:
         """The same as a tensor on the device, which nothing waits for; 0 if the host counts."""
-        if not self._counts_on_device:
-            return 0
-        with on_stream(self._params[0]):
-            return tensor_over(self.engine.plan.tables.record[SKIPPED : SKIPPED + 1])[0]
+        return 0
 
     def _recount(self):
         """Let the numbers in the state be those of the clocks, and say that all tensors may have been written."""
         plan = self.engine.plan
-        with on_stream(self._params[0]):
-            carried = on_host(plan.tables.carried)[plan.clock_of]
+        carried = on_host(plan.tables.carried)[plan.clock_of]
         for column, each in enumerate(self._counters):
             each.assign(carried[:, column])
-        self._stamps = [each.stamp() for each in self._counters]
         torch.autograd.graph.increment_version(self._all_written)
 
     def _restart(self):
         """Let all clocks go on from the numbers in the state."""
-        stamps = [each.stamp() for each in self._counters]
         counted = np.stack([each.values() for each in self._counters], axis=1)
         wrong = ~np.isfinite(counted)
         wrong[:, 0] |= counted[:, 0] < 0.0  # the steps
@@ -288,10 +263,11 @@ class Share:
             label = f"state of {self._labels[member]}['{[*carried_keys(self._options)][column]}']"
             got = counted[member, column]
             raise ValueError(f"`{label}` must be finite, and >= 0 if it counts steps, got {got}")
-        carried, self._stamps = counted.tolist(), stamps
+        carried = counted.tolist()
         plan = self.engine.plan
         for group in range(len(self._settings)):
             of_group = {index: carried[index] for index, each in enumerate(self._members) if each.group == group}
             if of_group:
-                with on_stream(self._params[0]):
-                    plan.set_clocks(group, of_group)
+                plan.set_clocks(group, of_group)
+        for each in self._counters:
+            each.keep()

@@ -16,6 +16,7 @@ from fastadam.memory.formats import formats_of as formats_by_default
 from fastadam.memory.parameters import random_place
 from fastadam.settings.options import Options, moment_dtypes
 from fastadam.settings.recipes import check_together
+from fastadam.torch.device_share import DeviceShare
 from fastadam.torch.parameter import TensorParameter
 from fastadam.torch.share import Member, Share
 from fastadam.torch.state import count, formats_of, kept_tensors
@@ -25,7 +26,10 @@ from fastadam.torch.tensors import (
     check_new_tensors,
     check_part,
     first_element,
+    inverse,
+    is_on_device,
     is_sharded,
+    item_of,
     layout_of,
     local,
     number_of,
@@ -63,10 +67,18 @@ class Stepper:
     ) -> None:
         """Step all parameters that have a gradient.
 
-        Tensors of one element on a GPU: what gradients are divided by, and what is not 0 where a step is not taken.
+        `divisor` and `found_inf` are tensors of one element on a GPU: what gradients are divided by, and what is not 0
+        where a step is not taken.
         """
         with self._one_step:
             gradients = self._located(groups, state)
+            told = divisor is not None or found_inf is not None
+            if told and not all(share.is_on_device for share in self.shares):
+                # Where something is on the host, that decides, and waits for both.
+                if found_inf is not None and item_of(found_inf, "found_inf"):
+                    self.skip(groups)
+                    return
+                grad_scale, divisor, found_inf = inverse(divisor), None, None
             if self._options.zero_grad:
                 gradients = self._apart(gradients)
             for share, located in zip(self.shares, gradients, strict=True):
@@ -204,11 +216,15 @@ class Stepper:
                 self._check_norm(apart)
             self.skipped = self.skipped_steps
             self._of_graphs += [share for share in self.shares if share.engine.plan.graphs.steps]
-            self.shares = [Share(members, settings, self._options) for members in apart.values()]
+            self.shares = [self._share(members, settings) for members in apart.values()]
         self._known_apart = []
         self._amsgrad = [each["amsgrad"] for each in settings]
         self._note(self._read_groups(groups))
         self._objects = _objects(groups, state)
+
+    def _share(self, members, settings):
+        kind = DeviceShare if is_on_device(members[0].tensors["p"]) else Share
+        return kind(members, settings, self._options)
 
     def _check_norm(self, apart):
         """Raise unless the norm of the gradients that are here is the norm of all."""
@@ -281,11 +297,13 @@ def _objects(groups, state):
     objects = []
     for group in groups:
         objects += group["params"]
-    for p, entry in state.items():
-        objects += (p, entry)
-        if type(entry) is dict:
-            objects += entry.values()
-    return objects
+    objects += state
+    entries = [*state.values()]
+    objects += entries
+    try:
+        return objects + list(chain.from_iterable(map(dict.values, entries)))
+    except TypeError:  # something else is kept among them
+        return objects + [value for entry in entries if isinstance(entry, dict) for value in entry.values()]
 
 
 def _numbers(read):
