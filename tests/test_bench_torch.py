@@ -1,7 +1,9 @@
 """The measurement of docs/torch.md, run small, and its table."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,6 +28,15 @@ def test_another_result_is_not_timed(monkeypatch):
     )
     with pytest.raises(AssertionError, match="not close"):
         torch_steps.measured(["MLP"], rounds=1)
+
+
+def test_other_libraries_that_are_missing_are_not_timed(monkeypatch, capsys):
+    for name in ("torchao", "torchao.optim", "bitsandbytes", "bitsandbytes.optim"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(torch_steps, "GPT2", SimpleNamespace(shapes={"w": (64, 256)}))
+    (seconds,) = torch_steps.measured(["8-bit"], rounds=1).values()
+    assert seconds.keys() == {torch_steps.FUSED, "fastadam.torch, bfloat16, 8-bit moments"}
+    assert "torchao, AdamW8bit does not run here" in capsys.readouterr().err
 
 
 def test_the_page_says_what_was_measured():
