@@ -1,7 +1,7 @@
 """The `step` tensors of parameters, and other numbers of which each parameter has one, as few arrays."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from struct import calcsize, pack, unpack
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -16,53 +16,74 @@ class Counters:
 
     def __init__(self, tensors: Sequence[Any]):
         self.tensors = tensors
-        self._runs: list[tuple[slice, np.ndarray, memoryview]] = []
+        self._runs: list[_Run] = []
         arrays = [tensor.detach().numpy().reshape(1) for tensor in tensors]
         first = 0
         for stop in range(1, len(arrays) + 1):
             if stop == len(arrays) or not _follows(tensors[stop - 1], tensors[stop]):
-                run = _joined(arrays[first:stop])
-                self._runs.append((slice(first, stop), run, memoryview(run).cast("B")))
+                self._runs.append(_Run(slice(first, stop), _joined(arrays[first:stop])))
                 first = stop
-        self._kept: list[bytes] = []
 
     def are_others(self) -> bool:
         """Whether the numbers are others than those that were kept, or written here since."""
-        return [memory.tobytes() for _, _, memory in self._runs] != self._kept
+        return any(run.bytes.tobytes() != run.kept for run in self._runs)
 
     def keep(self) -> None:
         """Keep the numbers as they are now."""
-        self._kept = [memory.tobytes() for _, _, memory in self._runs]
+        for run in self._runs:
+            run.keep()
 
     def values(self) -> np.ndarray:
         """All numbers, float64."""
-        return np.concatenate([np.zeros(0), *(run for _, run, _ in self._runs)])
+        return np.concatenate([np.zeros(0), *(run.numbers for run in self._runs)])
 
     def advance(self, going: np.ndarray | None = None) -> None:
         """Add one to each number, or to those for which `going`, a bool for each, is true."""
-        for where, run, memory in self._runs:
-            following = None if going is not None else _following(run.dtype.char, memory.tobytes())
-            if following is None:
-                run += 1.0 if going is None else going[where]
+        for run in self._runs:
+            if going is None and run.number is not None:
+                run.set_all(run.number + 1.0)
             else:
-                memory[:] = following
-        self.keep()
+                run.numbers += 1.0 if going is None else going[run.where]
+                run.keep()
 
     def assign(self, values: np.ndarray) -> None:
         """Set all numbers."""
-        for where, run, _ in self._runs:
-            run[...] = values[where]
-        self.keep()
+        for run in self._runs:
+            run.numbers[...] = values[run.where]
+            run.keep()
 
 
-def _following(kind, numbers):
-    """The bytes of numbers that are one more, if all are the same.
+class _Run:
+    """Numbers that lie one after the other.
 
-    Where caches are cold, as after backward, these few bytes take 10 us, and NumPy's addition 25.
+    Attributes:
+        where: Which of all they are.
+        numbers: Them.
+        bytes: Their memory.
+        kept: The bytes that were kept, or written here since.
+        number: What all of them were then, if they were the same.
     """
-    size = calcsize(kind)
-    count, first = len(numbers) // size, numbers[:size]
-    return pack(kind, unpack(kind, first)[0] + 1.0) * count if numbers == first * count else None
+
+    __slots__ = "_pack", "bytes", "kept", "number", "numbers", "where"
+
+    def __init__(self, where: slice, numbers: np.ndarray):
+        self.where, self.numbers, self.bytes = where, numbers, numbers.data.cast("B")
+        self._pack = Struct(numbers.dtype.char).pack
+        self.kept = b""
+        self.number: float | None = None
+
+    def keep(self) -> None:
+        """Keep the numbers as they are now."""
+        first = float(self.numbers[0])
+        self.kept, self.number = self.bytes.tobytes(), first if (self.numbers == first).all() else None
+
+    def set_all(self, number: float) -> None:
+        """Let all be `number`.
+
+        Where caches are cold, as after backward, NumPy's addition takes several times as long.
+        """
+        self.bytes[:] = self.kept = self._pack(number) * len(self.numbers)
+        self.number = number
 
 
 def _follows(before, after):

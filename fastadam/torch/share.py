@@ -220,17 +220,16 @@ class Share:
             going = gradients.addresses != 0
             written = [tensor for tensors in compress(self._written, going) for tensor in tensors]
         self._counters[0].advance(going)
-        self._count_others()
+        if len(self._counters) > 1:
+            self._count_others()
         torch.autograd.graph.increment_version(written)
 
     def _count_others(self):
         """Let numbers other than counts be those of the clocks."""
-        others = self._counters[1:]
-        if others:
-            plan = self.engine.plan
-            carried = on_host(plan.tables.carried)[plan.clock_of]
-            for column, each in enumerate(others, 1):
-                each.assign(carried[:, column])
+        plan = self.engine.plan
+        carried = on_host(plan.tables.carried)[plan.clock_of]
+        for column, each in enumerate(self._counters[1:], 1):
+            each.assign(carried[:, column])
 
     def recount(self) -> None:
         """Let the numbers in the state be those that the device has counted, if it counts."""

@@ -297,13 +297,11 @@ def _objects(groups, state):
     objects = []
     for group in groups:
         objects += group["params"]
-    objects += state
-    entries = [*state.values()]
-    objects += entries
-    try:
-        return objects + list(chain.from_iterable(map(dict.values, entries)))
-    except TypeError:  # something else is kept among them
-        return objects + [value for entry in entries if isinstance(entry, dict) for value in entry.values()]
+    for p, entry in state.items():
+        objects += (p, entry)
+        if isinstance(entry, dict):
+            objects += entry.values()
+    return objects
 
 
 def _numbers(read):
