@@ -11,7 +11,7 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
-from numba import int64, prange
+from numba import config, int64, prange
 from numba.extending import register_jitable
 
 from fastadam.kernels import ADDRESSES, CARRIED, CLOCK, FIRST, GRADIENT, HYPER, PARAMETER, START, STOP, Launch
@@ -33,15 +33,19 @@ AHEAD, FETCHED, NEAR = 4, 64, 64
 LEAF, FOLD, COLUMNS, ITEMSIZES = range(4)
 LEAVES = ITEMSIZES + ADDRESSES
 
-# A job is int64 numbers, in this order. Blocks are int64 (COUNT, 5), of which a thread takes TOGETHER at a time; TABLE
-# has rows of scalars, one for each clock; ADDRESSES rows of int64, one for each parameter; CLOCKS are int64 (FOLDED,),
-# those to fold. What ends in _BYTES is the size of a row; LEAF_BYTES is 0 where one row of leaves is for all clocks.
-# FETCH is the address of `fetch_far`, or 0 where there are few blocks: a process that has no more does not compile it.
-# The driver itself counts in RUNS how often all of the job was done.
+# What a block costs beside its elements, in elements: about 0.15 us.
+COST = 256
+
+# A job is int64 numbers, in this order. Blocks are int64 (COUNT, 5). PARTS, int64 (PART_COUNT + 1,), say where those
+# begin that a thread takes at a time. TABLE has rows of scalars, one for each clock; ADDRESSES rows of int64, one for
+# each parameter; CLOCKS are int64 (FOLDED,), those to fold. What ends in _BYTES is the size of a row; LEAF_BYTES is 0
+# where one row of leaves is for all clocks. FETCH is the address of `fetch_far`, or 0 where there are few blocks: a
+# process that has no more does not compile it. The driver itself counts in RUNS how often all of the job was done.
 JOB = (
     "blocks",
     "count",
-    "together",
+    "parts",
+    "part_count",
     "leaves",
     "leaf_bytes",
     "table",
@@ -56,8 +60,8 @@ JOB = (
     "fetch",
     "runs",
 )
-BLOCKS, COUNT, TOGETHER, LEAVES_AT, LEAF_BYTES, TABLE, TABLE_BYTES, ADDRESSES_AT, ADDRESS_BYTES = range(9)
-CLOCKS, FOLDED, HYPER_AT, CARRIED_AT, RECORD, FETCH, RUNS = range(9, 16)
+BLOCKS, COUNT, PARTS, PART_COUNT, LEAVES_AT, LEAF_BYTES, TABLE, TABLE_BYTES, ADDRESSES_AT, ADDRESS_BYTES = range(10)
+CLOCKS, FOLDED, HYPER_AT, CARRIED_AT, RECORD, FETCH, RUNS = range(10, 17)
 
 
 def launch_of(blocks: np.ndarray, held: Any, **job: int) -> Launch:
@@ -66,10 +70,10 @@ def launch_of(blocks: np.ndarray, held: Any, **job: int) -> Launch:
     What is not said of the job is zero.
     """
     blocks = np.ascontiguousarray(blocks, np.int64)
-    total = int((blocks[:, STOP] - blocks[:, START]).sum())
+    sizes = blocks[:, STOP] - blocks[:, START]
+    total, parts = int(sizes.sum()), parts_of(sizes)
     numbers = {**dict.fromkeys(JOB, 0), "blocks": blocks.ctypes.data, "count": len(blocks), **job}
-    # About BLOCK elements, so that the mode is not set around each row of a table.
-    numbers["together"] = max(1, len(blocks) * BLOCK // max(1, total))
+    numbers["parts"], numbers["part_count"] = parts.ctypes.data, len(parts) - 1
     numbers["fetch"] = leaf(fetch_far).address if len(blocks) > AHEAD else 0
     told = np.array([numbers[name] for name in JOB], np.int64)
     launch: Any
@@ -77,10 +81,23 @@ def launch_of(blocks: np.ndarray, held: Any, **job: int) -> Launch:
         launch = partial(driver(parallel=False), told.ctypes.data)
     else:
         launch = partial(threads.on_threads(lambda parallel: driver(parallel=parallel, nogil=True)), told.ctypes.data)
-    launch.held = told, blocks, held
+    launch.held = told, blocks, parts, held
     # One call of machine code: an exception from outside comes before it has begun, or after it has ended.
     launch.begun = launch.ended = told.data[RUNS:]
     return launch
+
+
+def parts_of(sizes: np.ndarray) -> np.ndarray:
+    """Where the blocks, of these `sizes`, begin that a thread takes at a time, and where the last of them end.
+
+    Parts cost the same, about that of BLOCK elements, and each of all threads can take as many of them.
+    """
+    costs = sizes + COST
+    ends, most = np.cumsum(costs), config.NUMBA_NUM_THREADS
+    count = most * max(1, round(int(ends[-1]) / (BLOCK * most))) if len(sizes) else 0
+    # A block belongs to the part that has its middle.
+    shares = np.arange(count + 1) / max(1, count)
+    return np.searchsorted(ends - costs / 2, shares * costs.sum()).astype(np.int64)
 
 
 @cache
@@ -113,10 +130,10 @@ def _drive_threads(least, most, job):
     for index in range(integer_at(job, FOLDED)):
         _fold(job, index)
     restore(mode)
-    blocks, together = integer_at(job, COUNT), integer_at(job, TOGETHER)
-    for part in prange((blocks + together - 1) // together):
+    parts = integer_at(job, PARTS)
+    for part in prange(integer_at(job, PART_COUNT)):
         mode_of_thread = flush()
-        for index in range(part * together, min((part + 1) * together, blocks)):
+        for index in range(integer_at(parts, part), integer_at(parts, part + 1)):
             _step(job, np.int64(index))
         restore(mode_of_thread)
     set_mask(mask)
