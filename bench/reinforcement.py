@@ -1,6 +1,6 @@
 """What part of stable-baselines3's training steps take on one thread, with torch's Adam and with ours.
 
-    python -m fastadam.bench.reinforcement docs/reinforcement.json
+    python -m fastadam.bench.reinforcement docs/reinforcement-intel.json
 
 saves it for docs/publish.py. It needs stable-baselines3, which `make test-hosts` installs into .venv-hosts.
 """

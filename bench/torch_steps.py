@@ -1,6 +1,6 @@
 """What `fastadam.torch` takes in the place of torch's own optimizers.
 
-    python -m fastadam.bench.torch_steps docs/torch.json
+    python -m fastadam.bench.torch_steps docs/torch-intel.json
 
 saves it for docs/publish.py. What is timed has first been held against torch's own optimizer.
 """

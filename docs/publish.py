@@ -4,12 +4,12 @@
 
 The run is docs/benchmark.json, which `fastadam bench --full --save DIR` makes; that on a GPU is docs/gpu.json, which
 `make gpu-day` makes; the arithmetic is docs/arithmetic.json, which `python -m fastadam.bench.arithmetic` makes; beside
-torch's optimizers docs/torch.json, which `python -m fastadam.bench.torch_steps` makes; over ranks docs/sharding.json,
-which `python -m fastadam.bench.sharding` makes; in stable-baselines3 docs/reinforcement.json, which `python -m
-fastadam.bench.reinforcement` makes; in Keras docs/keras.json, which `python -m fastadam.bench.keras_fit` makes; and in
-Thinc docs/thinc.json, which `python -m fastadam.bench.thinc_classifier` makes. The studies are what those of examples/
-save with `--docs`. It prints what is promised about the speed and what the run has measured. The exit status is 1 if a
-promise is broken.
+torch's optimizers docs/torch-*.json, one for each processor, which `python -m fastadam.bench.torch_steps` makes; over
+ranks docs/sharding.json, which `python -m fastadam.bench.sharding` makes; in stable-baselines3
+docs/reinforcement-*.json, which `python -m fastadam.bench.reinforcement` makes; in Keras docs/keras.json, which `python
+-m fastadam.bench.keras_fit` makes; and in Thinc docs/thinc.json, which `python -m fastadam.bench.thinc_classifier`
+makes. The studies are what those of examples/ save with `--docs`. It prints what is promised about the speed and what
+the run has measured. The exit status is 1 if a promise is broken.
 """
 
 import json
@@ -92,17 +92,26 @@ def _sharding():
 
 def _torch():
     """What steps of fastadam.torch take, and where it was measured."""
-    record = _saved("torch")
-    return [*markdown_table(torch_steps.COLUMNS, torch_steps.rows(record["seconds"])), "", source(record["machine"])]
+    return _on_processors("torch", torch_steps, source)
 
 
 def _reinforcement():
     """What part of stable-baselines3's training steps take, and where it was measured."""
-    record = _saved("reinforcement")
-    facts = record["machine"]
+    return _on_processors("reinforcement", reinforcement, _where_agents_ran)
+
+
+def _where_agents_ran(facts):
     measured = f"Medians, both in turns, one thread, {facts['date']}"
-    where = f"{measured}: {facts['processor']}; {versions_in_one_line(facts)}."
-    return [*markdown_table(reinforcement.COLUMNS, reinforcement.rows(record["seconds"])), "", where]
+    return f"{measured}: {facts['processor']}; {versions_in_one_line(facts)}."
+
+
+def _on_processors(name, bench, where):
+    """A table for each processor on which something was measured, the newest first."""
+    records = [_saved(path.stem) for path in sorted(DOCS.glob(f"{name}-*.json"))]
+    lines = []
+    for record in sorted(records, key=lambda each: each["machine"]["date"], reverse=True):
+        lines += [*markdown_table(bench.COLUMNS, bench.rows(record["seconds"])), "", where(record["machine"]), ""]
+    return lines[:-1]
 
 
 def _in_host(name, bench):
