@@ -163,6 +163,24 @@ def test_torch_keeps_its_thread_count():
     assert run(code) == "7"
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
+def test_steps_run_on_the_threads_of_torch():
+    pytest.importorskip("torch")
+    code = """
+import torch
+torch.set_num_threads(2)
+torch.ones(1_000_000).exp()
+import os, numpy as np, fastadam
+def threads_after_step(size):
+    fastadam.adam_step(*np.ones((4, size), np.float32), step=1)
+    return len(os.listdir("/proc/self/task"))
+serial = threads_after_step(100)
+print(threads_after_step(1_000_000) - serial)
+"""
+    assert run(code, NUMBA_NUM_THREADS="2", NUMBA_THREADING_LAYER="omp") == "0"
+
+
 def test_updates_that_are_loaded_from_the_cache_do_not_meet_each_others_code(tmp_path):
     # Numba links by name: the second process loads machine code that several processes compiled, each on its own.
     code = f"""
