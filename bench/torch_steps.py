@@ -18,47 +18,15 @@ from typing import Any
 
 import torch
 
-import fastadam.torch
 from fastadam.bench.interleave import Turn, interleave, timed
 from fastadam.bench.machine import facts
 from fastadam.bench.tables import duration
+from fastadam.bench.torch_training import FUSED, OURS, SETTINGS, assert_alike, ours, parameters, sequences, torch_fused
 from fastadam.bench.workloads import GPT2, MLP, RESNET50
-from fastadam.torch import GradScaler
 from fastadam.torch.tensors import local
 
-FUSED, OURS = "torch, fused", "fastadam.torch"
 TINY = [(8,)] * 150
-SETTINGS: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.01}
-
-
-def torch_fused(params: Any) -> Any:
-    """torch's fastest AdamW."""
-    return torch.optim.AdamW(params, **SETTINGS, fused=True)
-
-
-def ours(params: Any, **options: Any) -> Any:
-    """Ours."""
-    return fastadam.torch.AdamW(params, **SETTINGS, **options)
-
-
 MAKERS: dict[str, Callable[[Any], Any]] = {FUSED: torch_fused, OURS: ours}
-
-
-def parameters(shapes: Sequence[tuple[int, ...]], dtype: Any = torch.float32) -> list[Any]:
-    """Parameters with gradients, the same ones at each call."""
-    generator = torch.Generator().manual_seed(0)
-    made = [torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
-    for p in made:
-        p.grad = 0.01 * torch.randn(p.shape, generator=generator).to(dtype)
-    return made
-
-
-def assert_alike(trained: Mapping[str, Sequence[Any]], tolerance: float = 1e-5) -> None:
-    """Raise unless all have trained to the same parameters, of which the first are right."""
-    first, *others = trained.values()
-    for other in others:
-        for p, q in zip(first, other, strict=True):
-            torch.testing.assert_close(q.detach().float(), p.detach().float(), rtol=tolerance, atol=tolerance)
 
 
 # --- the step alone
@@ -177,26 +145,15 @@ def iteration() -> dict[str, Turn]:
 
 # --- all that a training loop does around a step
 
-MAX_NORM, EMA_DECAY, SCALE = 1.0, 0.999, 1_024.0
-
 
 def full_sequence() -> dict[str, Turn]:
-    """Unscale, check, clip, step, average, zero: by torch, by us beside its scaler, and by us with ours."""
-    shapes = list(GPT2.shapes.values())
+    """All that a training loop does around a step."""
     turns, trained = {}, {}
-    for name, make in (
-        ("torch, fused", _with_torch),
-        ("fastadam.torch, torch's GradScaler", _beside_a_scaler),
-        ("fastadam.torch", _in_the_step),
-    ):
-        params = parameters(shapes)
-        gradients = [SCALE * p.grad for p in params]
-        restore = partial(_restore, params, gradients)
-        step = make(params)
-        restore()
-        step()
+    for name, (params, iteration) in sequences(partial(parameters, list(GPT2.shapes.values()))).items():
+        restore = partial(_restore, params, [p.grad.clone() for p in params])
+        iteration()
         trained[name] = [p.detach().clone() for p in params]
-        turns[name] = timed(step, restore)
+        turns[name] = timed(iteration, restore)
     assert_alike(trained)
     return {name: partial(_at_most_one, turn) for name, turn in turns.items()}
 
@@ -209,54 +166,7 @@ def _at_most_one(turn, count):
 @torch.no_grad()
 def _restore(params, gradients):
     for p, gradient in zip(params, gradients, strict=True):
-        if p.grad is None:
-            p.grad = gradient.clone()
-        else:
-            p.grad.copy_(gradient)
-
-
-def _scaler(kind=torch.amp.GradScaler):
-    return kind("cpu", init_scale=SCALE, growth_interval=1_000_000)
-
-
-def _with_torch(params):
-    optimizer, scaler = torch_fused(params), _scaler()
-    averages = [p.detach().clone() for p in params]
-    scaler.scale(torch.zeros(1))
-
-    def step():
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(params, MAX_NORM)
-        scaler.step(optimizer)
-        scaler.update()
-        torch._foreach_lerp_(averages, [p.detach() for p in params], 1 - EMA_DECAY)
-        optimizer.zero_grad(set_to_none=False)
-
-    return step
-
-
-def _beside_a_scaler(params):
-    optimizer = ours(params, max_grad_norm=MAX_NORM, ema_decay=EMA_DECAY, zero_grad=True, fused=True)
-    scaler = _scaler()
-    scaler.scale(torch.zeros(1))
-
-    def step():
-        scaler.step(optimizer)
-        scaler.update()
-
-    return step
-
-
-def _in_the_step(params):
-    optimizer = ours(params, max_grad_norm=MAX_NORM, ema_decay=EMA_DECAY, zero_grad=True, nonfinite="skip")
-    scaler = _scaler(GradScaler)
-    scaler.scale(torch.zeros(1))
-
-    def step():
-        scaler.step(optimizer)
-        scaler.update()
-
-    return step
+        p.grad.copy_(gradient)
 
 
 # --- fewer bytes
