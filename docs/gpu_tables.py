@@ -28,8 +28,13 @@ def blocks(found: Mapping[str, Any]) -> dict[str, list[str]]:
         "host": [*columns(found.get("host", {}), "microseconds of the host", ("1", "148", "1,000"), 1), *note(found)],
         "torch": torch_host(found.get("torch_steps", {})),
         "sequence": torch_device(found.get("torch_steps", {})),
-        "promises": markdown_table(("figure", "measured", "promised", ""), [each.row(found) for each in PROMISES]),
+        "promises": promised(found),
     }
+
+
+def promised(found: Mapping[str, Any]) -> list[str]:
+    """What is promised, and what a day has measured."""
+    return markdown_table(("figure", "measured", "promised", ""), [each.row(found) for each in PROMISES])
 
 
 def without_errors(cases: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
     python docs/publish.py
 
-The run is docs/benchmark.json, which `fastadam bench --full --save DIR` makes; that on a GPU is docs/gpu.json, which
-`make gpu-day` makes; the arithmetic is docs/arithmetic.json, which `python -m fastadam.bench.arithmetic` makes; beside
-torch's optimizers docs/torch-*.json, one for each processor, which `python -m fastadam.bench.torch_steps` makes; over
-ranks docs/sharding.json, which `python -m fastadam.bench.sharding` makes; in stable-baselines3
-docs/reinforcement-*.json, which `python -m fastadam.bench.reinforcement` makes; in Keras docs/keras.json, which `python
--m fastadam.bench.keras_fit` makes; and in Thinc docs/thinc.json, which `python -m fastadam.bench.thinc_classifier`
-makes. The studies are what those of examples/ save with `--docs`. It prints what is promised about the speed and what
-the run has measured. The exit status is 1 if a promise is broken.
+The run is docs/benchmark.json, which `fastadam bench --full --save DIR` makes; those on GPUs are docs/gpu.json and
+docs/gpu-h100.json, which `make gpu-day` makes; the arithmetic is docs/arithmetic.json, which `python -m
+fastadam.bench.arithmetic` makes; beside torch's optimizers docs/torch-*.json, one for each processor, which `python -m
+fastadam.bench.torch_steps` makes; over ranks docs/sharding.json, which `python -m fastadam.bench.sharding` makes; in
+stable-baselines3 docs/reinforcement-*.json, which `python -m fastadam.bench.reinforcement` makes; in Keras
+docs/keras.json, which `python -m fastadam.bench.keras_fit` makes; and in Thinc docs/thinc.json, which `python -m
+fastadam.bench.thinc_classifier` makes. The studies are what those of examples/ save with `--docs`. It prints what is
+promised about the speed and what the run has measured. The exit status is 1 if a promise is broken.
 """
 
 import json
@@ -65,7 +65,7 @@ def pages(record: Record) -> dict[str, str]:
         "docs/torch.md": {"torch": _torch(), "reinforcement": _reinforcement()},
         "docs/keras.md": {"keras": _in_host("keras", keras_fit)},
         "docs/spacy.md": {"thinc": _in_host("thinc", thinc_classifier)},
-        "docs/gpu.md": gpu_tables.blocks(_saved("gpu")),
+        "docs/gpu.md": {**gpu_tables.blocks(_saved("gpu")), "h100": _on_h100()},
     }
     texts = {}
     for name, of_page in blocks.items():
@@ -112,6 +112,12 @@ def _on_processors(name, bench, where):
     for record in sorted(records, key=lambda each: each["machine"]["date"], reverse=True):
         lines += [*markdown_table(bench.COLUMNS, bench.rows(record["seconds"])), "", where(record["machine"]), ""]
     return lines[:-1]
+
+
+def _on_h100():
+    """What was measured of the promises on another card, and how."""
+    record = _saved("gpu-h100")
+    return [*gpu_tables.promised(record), "", gpu_tables.machine(record)]
 
 
 def _in_host(name, bench):

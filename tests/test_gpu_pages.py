@@ -92,8 +92,9 @@ def test_a_dry_day_becomes_tables(tmp_path):
     assert results["20 steps on a side stream of torch"] == "equal"
 
 
-def test_what_the_device_was_promised_was_kept_on_the_saved_day():
-    saved = json.loads((publish.DOCS / "gpu.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", ["gpu", "gpu-h100"])
+def test_what_the_device_was_promised_was_kept_on_the_saved_days(name):
+    saved = json.loads((publish.DOCS / f"{name}.json").read_text(encoding="utf-8"))
     of_device = [each for each in gpu_tables.PROMISES if "host" not in each.text]
     assert {promise.row(saved)[-1] for promise in of_device} == {"kept"}
     assert saved["tests"]["gpu"]["passed"] == saved["tests"]["gpu"]["tests"]
