@@ -106,10 +106,10 @@ def _where_agents_ran(facts):
 
 
 def _on_processors(name, bench, where):
-    """A table for each processor on which something was measured, the newest first."""
-    records = [_saved(path.stem) for path in sorted(DOCS.glob(f"{name}-*.json"))]
-    lines = []
-    for record in sorted(records, key=lambda each: each["machine"]["date"], reverse=True):
+    """A table for each processor on which something was measured."""
+    lines: list[str] = []
+    for processor in ("intel", "amd"):
+        record = _saved(f"{name}-{processor}")
         lines += [*markdown_table(bench.COLUMNS, bench.rows(record["seconds"])), "", where(record["machine"]), ""]
     return lines[:-1]
 

@@ -29,7 +29,7 @@ _forked_beside_torch = False
 
 
 def ask(count: int | None) -> None:
-    """Let launches of the process take so many threads; None: what `limit` says."""
+    """Let launches of the process take so many threads; None: what `bounds` says."""
     global _asked_of_process
     _asked_of_process = count
 

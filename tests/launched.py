@@ -7,7 +7,7 @@ import numpy as np
 from numba import int64, prange
 
 from fastadam.kernels.cpu import threads
-from fastadam.kernels.cpu.mask import set_between, set_mask
+from fastadam.kernels.cpu.mask import set_mask, swap_mask
 
 MOST = numba.config.NUMBA_NUM_THREADS
 
@@ -19,11 +19,11 @@ def launched() -> int:
 
 @cache
 def _kernel(parallel):
-    return numba.njit((int64, int64), parallel=True)(_threads_seen) if parallel else lambda: 1
+    return numba.njit((int64,), parallel=True)(_threads_seen) if parallel else lambda: 1
 
 
-def _threads_seen(least, most):
-    mask, seen = set_between(least, most), np.zeros(MOST, np.int64)
+def _threads_seen(threads):
+    mask, seen = swap_mask(threads), np.zeros(MOST, np.int64)
     for _ in prange(10_000):
         seen[numba.get_thread_id()] = 1
     set_mask(mask)

@@ -83,6 +83,29 @@ def test_the_host_reads_them_where_it_has_parameters(overflow_at):
     assert found[1:] == expected[1:] == ({5.0 - len(overflow_at)}, len(overflow_at))
 
 
+@pytest.mark.parametrize("overflow_at", [(), (0, 3)])
+def test_the_host_reads_them_where_it_has_some_of_the_parameters(overflow_at):
+    def trained_in_turn(opt, added):
+        first = trained(opt, overflow_at=overflow_at)
+        opt.add_param_group({"params": added})
+        second = trained(opt, overflow_at=overflow_at)
+        return first[0], [float(entry["step"]) for entry in opt.state.values()], second[0], second[2]
+
+    def is_large(tensor):
+        return tensor.numel() > 100
+
+    with tensors_on_device(Stream()), mock.patch.object(stepper, "is_on_device", is_large):
+        large, small = tensors()
+        found = trained_in_turn(fastadam.torch.AdamW([large]), [small])
+    large, small = tensors()
+    expected = trained_in_turn(fastadam.torch.AdamW([large]), [small])
+    for arrays, others in ((found[0], expected[0]), (found[2], expected[2])):
+        for array, other in zip(arrays, others, strict=True):
+            np.testing.assert_array_equal(array, other)
+    assert found[1] == expected[1] == [10.0 - 2 * len(overflow_at), 5.0 - len(overflow_at)]
+    assert found[3] == expected[3] == 2 * len(overflow_at)
+
+
 def test_no_step_waits_for_the_device():
     stream = Stream(lazy=True)
     with tensors_on_device(stream), mock.patch.object(OnHost, "get", side_effect=AssertionError("waits")):

@@ -15,6 +15,7 @@ from refusal import exactly
 import fastadam
 from fastadam.kernels import cpu, kernel_cache, thread_count
 from fastadam.kernels.cpu import jit
+from fastadam.kernels.cpu.rows import catch_up_table
 
 # Processes of their own, one at a time.
 pytestmark = pytest.mark.xdist_group("processes")
@@ -32,6 +33,10 @@ def step(size=100_000):
     fastadam.adam_step(*arrays, step=1)
     return arrays[0]
 """
+
+
+def step(size):
+    fastadam.adam_step(*np.ones((4, size), np.float32), step=1)
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +68,42 @@ def test_numbas_own_mask_is_heard_and_left_as_it_was():
         assert fastadam.get_num_threads() == launched() == 1
         fastadam.set_num_threads(MOST)
         assert fastadam.get_num_threads() == launched() == MOST
+        step(100_000)
+        assert numba.get_num_threads() == 1
+        count = 100
+        catch_up_table(np.arange(count), count, np.ones((count + 1, 3)), np.ones((count + 1, 3)), np.dtype(np.float32))
         assert numba.get_num_threads() == 1
     finally:
         numba.set_num_threads(before)
+
+
+@several
+def test_a_launch_that_takes_one_thread_is_serial():
+    # On this layer two parallel launches at a time end the process, and Numba's users may have launches of their own.
+    code = (
+        LAUNCH
+        + """
+import threading, numba
+@numba.njit(parallel=True, nogil=True)
+def work(array):
+    for index in numba.prange(array.size):
+        array[index] = np.sqrt(array[index] + 1.0)
+def step_on_one():
+    numba.set_num_threads(1)
+    while not stop.is_set():
+        step()
+step()
+stop, array = threading.Event(), np.ones(1_000_000)
+thread = threading.Thread(target=step_on_one)
+thread.start()
+for _ in range(300):
+    work(array)
+stop.set()
+thread.join()
+print(numba.threading_layer())
+"""
+    )
+    assert run(code, NUMBA_THREADING_LAYER="workqueue", NUMBA_NUM_THREADS="2") == "workqueue"
 
 
 def test_a_call_may_ask_for_itself():

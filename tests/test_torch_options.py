@@ -104,6 +104,17 @@ def test_what_is_not_finite_is_skipped_or_raised(dtype):
         assert not torch.equal(tensors[1], before[1])
 
 
+def test_many_skipped_steps_in_a_row_are_said():
+    (p,) = params = [torch.ones(3, requires_grad=True)]
+    opt = fused.Adam(params, nonfinite="skip")
+    p.grad = torch.full((3,), float("nan"))
+    for _ in range(99):
+        opt.step()
+    with pytest.warns(RuntimeWarning, match="100 steps in a row were skipped") as found:
+        opt.step()
+    assert found[0].filename == __file__
+
+
 def test_averages_and_copies_are_in_the_state():
     params = make()
     opt = fused.Adam(params, lr=0.01, ema_decay=0.9, copy_dtype="bfloat16")

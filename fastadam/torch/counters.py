@@ -15,7 +15,6 @@ class Counters:
     """
 
     def __init__(self, tensors: Sequence[Any]):
-        self.tensors = tensors
         self._runs: list[_Run] = []
         arrays = [tensor.detach().numpy().reshape(1) for tensor in tensors]
         first = 0
@@ -61,7 +60,7 @@ class _Run:
         numbers: Them.
         bytes: Their memory.
         kept: The bytes that were kept, or written here since.
-        number: What all of them were then, if they were the same.
+        number: What all of them were then, if they were the same; not rounded to their dtype.
     """
 
     __slots__ = "_pack", "bytes", "kept", "number", "numbers", "where"
@@ -92,7 +91,7 @@ def _follows(before, after):
 
 def _joined(arrays):
     """Arrays of one element, which lie one after the other, as one array."""
-    return np.lib.stride_tricks.as_strided(arrays[0], (len(arrays),), arrays[0].strides)
+    return np.lib.stride_tricks.as_strided(arrays[0], (len(arrays),), (arrays[0].itemsize,))
 
 
 def new_counters(values: Iterable[float]) -> list[Any]:

@@ -57,7 +57,7 @@ class Fused(torch.optim.Optimizer):
         scale, overflow = own.get("grad_scale"), own.get("found_inf")
         told = scale if overflow is None else overflow
         if isinstance(told, torch.Tensor) and is_on_device(told) and not self._waits:
-            # Nothing waits for the device, which reads both.
+            # The device reads both, if it has all parameters, and nothing waits for it.
             stepper.step(self.param_groups, self.state, 1.0, scale, overflow)
         elif overflow is not None and item_of(overflow, "found_inf"):
             stepper.skip(self.param_groups)

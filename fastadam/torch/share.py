@@ -62,6 +62,8 @@ class Share:
 
     Attributes:
         bytes: How many each parameter takes.
+        engine: What steps them.
+        is_on_device: Whether they are on a GPU, which may decide about steps by itself.
     """
 
     is_on_device = False

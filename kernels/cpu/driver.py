@@ -18,7 +18,7 @@ from fastadam.kernels import ADDRESSES, CARRIED, CLOCK, FIRST, GRADIENT, HYPER, 
 from fastadam.kernels.blocks import BLOCK
 from fastadam.kernels.cpu import threads
 from fastadam.kernels.cpu.jit import jit, leaf
-from fastadam.kernels.cpu.mask import set_between, set_mask
+from fastadam.kernels.cpu.mask import set_mask, swap_mask
 from fastadam.kernels.cpu.pointers import call, count, integer_at
 from fastadam.kernels.cpu.prefetch import fetch_line
 from fastadam.kernels.switches import flush, restore
@@ -33,8 +33,8 @@ AHEAD, FETCHED, NEAR = 4, 64, 64
 LEAF, FOLD, COLUMNS, ITEMSIZES = range(4)
 LEAVES = ITEMSIZES + ADDRESSES
 
-# What a block costs beside its elements, in elements: about 0.15 us.
-COST = 256
+# What a block costs beside its elements, in elements: about 0.15 us. And the fewest parts for a thread.
+COST, LEAST_PARTS = 256, 8
 
 # A job is int64 numbers, in this order. Blocks are int64 (COUNT, 5). PARTS, int64 (PART_COUNT + 1,), say where those
 # begin that a thread takes at a time. TABLE has rows of scalars, one for each clock; ADDRESSES rows of int64, one for
@@ -64,6 +64,9 @@ BLOCKS, COUNT, PARTS, PART_COUNT, LEAVES_AT, LEAF_BYTES, TABLE, TABLE_BYTES, ADD
 CLOCKS, FOLDED, HYPER_AT, CARRIED_AT, RECORD, FETCH, RUNS = range(10, 17)
 
 
+_NO_PARTS = np.zeros(1, np.int64)
+
+
 def launch_of(blocks: np.ndarray, held: Any, **job: int) -> Launch:
     """The launch of a job over `blocks`; whatever the job's addresses point into is `held`.
 
@@ -71,13 +74,14 @@ def launch_of(blocks: np.ndarray, held: Any, **job: int) -> Launch:
     """
     blocks = np.ascontiguousarray(blocks, np.int64)
     sizes = blocks[:, STOP] - blocks[:, START]
-    total, parts = int(sizes.sum()), parts_of(sizes)
+    is_serial = sizes.sum() < threads.PARALLEL_FROM
+    parts = _NO_PARTS if is_serial else parts_of(sizes)
     numbers = {**dict.fromkeys(JOB, 0), "blocks": blocks.ctypes.data, "count": len(blocks), **job}
     numbers["parts"], numbers["part_count"] = parts.ctypes.data, len(parts) - 1
     numbers["fetch"] = leaf(fetch_far).address if len(blocks) > AHEAD else 0
     told = np.array([numbers[name] for name in JOB], np.int64)
     launch: Any
-    if total < threads.PARALLEL_FROM:
+    if is_serial:
         launch = partial(driver(parallel=False), told.ctypes.data)
     else:
         launch = partial(threads.on_threads(lambda parallel: driver(parallel=parallel, nogil=True)), told.ctypes.data)
@@ -90,11 +94,12 @@ def launch_of(blocks: np.ndarray, held: Any, **job: int) -> Launch:
 def parts_of(sizes: np.ndarray) -> np.ndarray:
     """Where the blocks, of these `sizes`, begin that a thread takes at a time, and where the last of them end.
 
-    Parts cost the same, about that of BLOCK elements, and each of all threads can take as many of them.
+    Parts cost the same, that of BLOCK elements or less, and there are several for each of all threads: fewer threads,
+    which take as many parts each, one after the other, share them about evenly too.
     """
     costs = sizes + COST
     ends, most = np.cumsum(costs), config.NUMBA_NUM_THREADS
-    count = most * max(1, round(int(ends[-1]) / (BLOCK * most))) if len(sizes) else 0
+    count = most * max(LEAST_PARTS, round(int(ends[-1]) / (BLOCK * most))) if len(sizes) else 0
     # A block belongs to the part that has its middle.
     shares = np.arange(count + 1) / max(1, count)
     return np.searchsorted(ends - costs / 2, shares * costs.sum()).astype(np.int64)
@@ -104,7 +109,7 @@ def parts_of(sizes: np.ndarray) -> np.ndarray:
 def driver(*, parallel: bool, nogil: bool = False) -> Callable[..., None]:
     """The machine code of the driver, for the address of a job; other Python threads run meanwhile if `nogil`.
 
-    That which is `parallel` takes the bounds of `on_threads` first.
+    That which is `parallel` takes the number of threads first.
 
     A call of it skips Numba's look at the types of the arguments, which takes half the time of a short one.
     """
@@ -124,8 +129,8 @@ def _drive(job):
     count(job, RUNS)
 
 
-def _drive_threads(least, most, job):
-    mask = set_between(least, most)
+def _drive_threads(threads, job):
+    mask = swap_mask(threads)
     mode = flush()
     for index in range(integer_at(job, FOLDED)):
         _fold(job, index)

@@ -1,4 +1,4 @@
-"""Numba's mask of a thread: how many threads its next parallel loop takes. Machine code reads and writes it.
+"""Numba's mask of a thread: how many threads its next parallel loop takes. Machine code writes it, and writes it back.
 
 From Python, an exception from outside, such as Ctrl-C, could come before the mask is as it was again.
 """
@@ -12,17 +12,15 @@ _NUMBER = ir.IntType(32)
 
 
 @register_jitable
-def set_between(least, most):
-    """Let the next parallel loop take as many threads as the mask says, but from `least` to `most`.
-
-    Returns the mask that was there, for `set_mask`.
-    """
+def swap_mask(threads):
+    """Let the next parallel loop of this thread take so many threads; returns the mask that was there."""
     before = _mask()
-    set_mask(max(least, min(before, most)))
+    set_mask(threads)
     return before
 
 
-# Whoever compiles these has started Numba's pool, which says what the names mean.
+# Whoever compiles these has started Numba's pool, which says what the names mean. `_mask` cannot stand in a function
+# with a parallel loop itself: Numba declares the same name there with another type.
 @intrinsic
 def _mask(_):
     def generate(context, builder, signature, arguments):
@@ -34,8 +32,8 @@ def _mask(_):
 
 
 @intrinsic
-def set_mask(_, number):
-    """Let the next parallel loop of this thread take `number` threads."""
+def set_mask(_, threads):
+    """Let the next parallel loop of this thread take so many threads."""
 
     def generate(context, builder, signature, arguments):
         kind = ir.FunctionType(ir.VoidType(), [_NUMBER])

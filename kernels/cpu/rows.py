@@ -11,7 +11,7 @@ from fastadam.kernels import GRADIENT, Launch
 from fastadam.kernels.cpu.driver import COLUMNS, ITEMSIZES, LEAF, LEAVES, launch_of
 from fastadam.kernels.cpu.jit import jit, leaf
 from fastadam.kernels.cpu.loop import repeated_loop_of
-from fastadam.kernels.cpu.mask import set_between, set_mask
+from fastadam.kernels.cpu.mask import set_mask, swap_mask
 from fastadam.kernels.cpu.threads import on_threads
 from fastadam.kernels.texts import catch_up as catching_up
 from fastadam.kernels.texts.catch_up import CATCH_UP, close_run, gap, nodes
@@ -69,12 +69,12 @@ def _nodes_kernel(parallel):
     number, integers, doubles = types.float64, types.Array(types.int64, 1, "C"), types.Array(types.float64, 2, "C")
     signature = integers, types.int64, doubles, doubles, number, number, doubles, integers, integers
     if parallel:
-        return jit(_nodes_on_threads, "nodes_parallel", parallel=True).compile((types.int64, types.int64, *signature))
+        return jit(_nodes_on_threads, "nodes_parallel", parallel=True).compile((types.int64, *signature))
     return jit(_nodes, "nodes_serial").compile(signature)
 
 
-def _nodes_on_threads(least, most, lasts, now, history, totals, tolerance, cutoff, table, starts, counts):
-    mask = set_between(least, most)
+def _nodes_on_threads(threads, lasts, now, history, totals, tolerance, cutoff, table, starts, counts):
+    mask = swap_mask(threads)
     for slot in prange(lasts.size):
         rows = table[starts[slot] : starts[slot + 1]]
         counts[slot] = nodes(lasts[slot], now, history, totals, tolerance, cutoff, rows)

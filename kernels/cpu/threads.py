@@ -21,7 +21,6 @@ PARALLEL_FROM = 32_768
 # One launch at a time: the workqueue layer aborts the process when two Python threads enter parallel kernels, and on
 # the other layers two launches only compete for the same cores.
 _one_launch = threading.RLock()
-_ALONE = 1, 1
 _pool_started = False
 _forked_from_pool = False
 
@@ -30,17 +29,17 @@ def on_threads(kernel: Callable[[bool], Callable]) -> Callable:
     """A launch on as many threads as `count` says.
 
     Of `kernel`, the one that is wanted now is compiled now: `kernel(False)` is called with what the launch is called
-    with, and `kernel(True)` with two numbers before that, between which Numba's mask decides how many threads it takes.
+    with, and `kernel(True)` with the number of threads before that.
     """
     kernel = cache(kernel)
     with _one_launch:
-        kernel(_bounds()[1] > 1)
+        kernel(_count() > 1)
 
     def launch(*arguments):
         with _one_launch:
-            least, most = _bounds()
-            if most > 1:
-                return kernel(True)(least, most, *arguments)
+            threads = _count()
+            if threads > 1:
+                return kernel(True)(threads, *arguments)
         return kernel(False)(*arguments)
 
     return launch
@@ -49,13 +48,14 @@ def on_threads(kernel: Callable[[bool], Callable]) -> Callable:
 def count() -> int:
     """How many threads a launch of the calling thread takes."""
     with _one_launch:
-        least, most = _bounds()
-        return least if least == most else max(least, min(_mask(), most))
+        return _count()
 
 
-def _bounds():
-    bounds = thread_count.bounds()
-    return bounds if bounds[1] == 1 or _can_be_parallel() else _ALONE
+def _count():
+    least, most = thread_count.bounds()
+    if most > 1 and not _can_be_parallel():
+        return 1
+    return most if least == most else min(most, _mask())
 
 
 def _mask():
