@@ -263,6 +263,15 @@ def measured(names: Sequence[str] = (), rounds: int = 31) -> dict[str, dict[str,
     return results
 
 
+# What README shows, and the contender that stands beside torch's fused step.
+FIRST = {
+    "MLP, 6 tensors: the step": OURS,
+    "small GPT, 30 tensors: the step": OURS,
+    "small GPT: the step inside a training loop": OURS,
+    "150 DTensors of 8: the step": OURS,
+    "GPT-2 124M, 148 tensors: the step": OURS,
+    "GPT-2 124M: unscale, check, clip, step, average, zero": f"{OURS}, {OURS}.GradScaler",
+}
 COLUMNS = ("what takes the time", "torch, fused", "beside it", "takes", "times as fast")
 
 
@@ -272,6 +281,15 @@ def rows(seconds: Mapping[str, Mapping[str, float]]) -> Iterator[list[str]]:
         for name, each in found.items():
             if name != FUSED:
                 yield [title, duration(found[FUSED]), name, duration(each), f"{found[FUSED] / each:.2f}"]
+
+
+def brief(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of a short table, of what was measured on two machines; the times are those of the first."""
+    found, lines = [machine["seconds"] for machine in (first, second)], []
+    for title, name in FIRST.items():
+        faster = [f"{seconds[title][FUSED] / seconds[title][name]:.2f}" for seconds in found]
+        lines.append([title, duration(found[0][title][FUSED]), duration(found[0][title][name]), *faster])
+    return [*COLUMNS[:2], OURS, COLUMNS[-1], f"on {second['machine']['processor']}"], lines
 
 
 def main(path: str, *names: str) -> None:

@@ -40,6 +40,7 @@ def pages(record: Record) -> dict[str, str]:
     blocks = {
         "README.md": {
             "benchmark": [*tables.compared(record, "plain", FIRST), "", source(record.machine)],
+            "torch": _torch_in_brief(),
         },
         "docs/how-to/clipping.md": {
             "full step": tables.compared(record, "full", FIRST),
@@ -88,6 +89,14 @@ def _sharding():
     where = f"{facts['date']}: {facts['processor']}; {versions_in_one_line(facts)}"
     where += f'; {measured}. "Sent" is what a ring sends.'
     return [*markdown_table(sharding.COLUMNS, list(sharding.rows(record))), "", where]
+
+
+def _torch_in_brief():
+    """What README says of fastadam.torch, and where it was measured."""
+    first, second = _saved("torch-intel"), _saved("torch-amd")
+    other = second["machine"]
+    older = f"On {other['processor']}: {other['date']}, [with the rest](docs/torch.md)."
+    return [*markdown_table(*torch_steps.brief(first, second)), "", f"{source(first['machine'])} {older}"]
 
 
 def _torch():
