@@ -268,8 +268,6 @@ FIRST = {
     "MLP, 6 tensors: the step": OURS,
     "small GPT, 30 tensors: the step": OURS,
     "small GPT: the step inside a training loop": OURS,
-    "150 DTensors of 8: the step": OURS,
-    "GPT-2 124M, 148 tensors: the step": OURS,
     "GPT-2 124M: unscale, check, clip, step, average, zero": f"{OURS}, {OURS}.GradScaler",
 }
 COLUMNS = ("what takes the time", "torch, fused", "beside it", "takes", "times as fast")

@@ -11,11 +11,11 @@ LYING = "fastadam, where they lie"
 FLOAT32 = (MAPPING, OURS, f"{LYING}, step(grads)", LYING, "limit, float32")
 
 
-def compared(record: Record, kind: str, workloads) -> list[str]:
-    """A row for each contender in float32: the time of a step of each workload, and its ratio to that of fastadam."""
+def compared(record: Record, kind: str, workloads, without=()) -> list[str]:
+    """A row for each contender in float32, `without` some: the time of a step, and its ratio to that of fastadam."""
     found: dict[str, dict[str, Result]] = {workload.name: {} for workload in workloads}
     for result in record.results:
-        if result.kind == kind and result.workload in found:
+        if result.kind == kind and result.workload in found and result.contender not in without:
             found[result.workload][result.contender] = result
     names = list(dict.fromkeys(name for results in found.values() for name in results))
     rows = []
