@@ -2,11 +2,11 @@
 
     python docs/publish.py
 
-The run is docs/benchmark.json, which `fastadam bench --full --save DIR` makes; those on GPUs are docs/gpu.json and
-docs/gpu-h100.json, which `make gpu-day` makes; the arithmetic is docs/arithmetic.json, which `python -m
-fastadam.bench.arithmetic` makes; beside torch's optimizers docs/torch-*.json, one for each processor, which `python -m
-fastadam.bench.torch_steps` makes; over ranks docs/sharding.json, which `python -m fastadam.bench.sharding` makes; in
-stable-baselines3 docs/reinforcement-*.json, which `python -m fastadam.bench.reinforcement` makes; in Keras
+The runs are docs/benchmark.json and docs/benchmark-intel.json, which `fastadam bench --full --save DIR` makes; those on
+GPUs are docs/gpu.json and docs/gpu-h100.json, which `make gpu-day` makes; the arithmetic is docs/arithmetic.json, which
+`python -m fastadam.bench.arithmetic` makes; beside torch's optimizers docs/torch-*.json, one for each processor, which
+`python -m fastadam.bench.torch_steps` makes; over ranks docs/sharding.json, which `python -m fastadam.bench.sharding`
+makes; in stable-baselines3 docs/reinforcement-*.json, which `python -m fastadam.bench.reinforcement` makes; in Keras
 docs/keras.json, which `python -m fastadam.bench.keras_fit` makes; and in Thinc docs/thinc.json, which `python -m
 fastadam.bench.thinc_classifier` makes. The studies are what those of examples/ save with `--docs`. It prints what is
 promised about the speed and what the run has measured. The exit status is 1 if a promise is broken.
@@ -54,7 +54,8 @@ def pages(record: Record) -> dict[str, str]:
             "quantisation": study("quantisation"),
         },
         "docs/benchmarks.md": {
-            "promises": markdown_table(COLUMNS, [promise.row(record) for promise in PROMISES]),
+            "promises": _promised(record),
+            "intel": _on_intel(),
             "machine": [line for note in notes(record) for line in (note, "")][:-1],
             "models": tables.compared(record, "plain", (MLP, RESNET50, GPT2, RECOMMENDER)),
             "growth": tables.growth(record),
@@ -91,6 +92,17 @@ def _sharding():
     where = f"{facts['date']}: {facts['processor']}; {versions_in_one_line(facts)}"
     where += f'; {measured}. "Sent" is what a ring sends.'
     return [*markdown_table(sharding.COLUMNS, list(sharding.rows(record))), "", where]
+
+
+def _promised(record):
+    return markdown_table(COLUMNS, [promise.row(record) for promise in PROMISES])
+
+
+def _on_intel():
+    """The same on a processor of Intel, models too, and where it was measured."""
+    record = read_record(DOCS / "benchmark-intel.json")
+    models = tables.compared(record, "plain", (MLP, RESNET50, GPT2))
+    return [*_promised(record), "", *models, "", source(record.machine)]
 
 
 def _torch_in_brief():
