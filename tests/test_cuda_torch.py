@@ -85,20 +85,24 @@ def test_the_host_reads_them_where_it_has_parameters(overflow_at):
 
 @pytest.mark.parametrize("overflow_at", [(), (0, 3)])
 def test_the_host_reads_them_where_it_has_some_of_the_parameters(overflow_at):
-    def trained_in_turn(opt, added):
+    def trained_in_turn():
+        large, small = tensors()
+        # What shares memory is stepped apart.
+        small.set_(large[:35].reshape(7, 5))
+        opt = fastadam.torch.AdamW([large])
         first = trained(opt, overflow_at=overflow_at)
-        opt.add_param_group({"params": added})
+        opt.add_param_group({"params": [small]})
         second = trained(opt, overflow_at=overflow_at)
-        return first[0], [float(entry["step"]) for entry in opt.state.values()], second[0], second[2]
+        kinds = [share.is_on_device for share in opt._stepper.shares]
+        return first[0], [float(entry["step"]) for entry in opt.state.values()], second[0], second[2], kinds
 
     def is_large(tensor):
         return tensor.numel() > 100
 
     with tensors_on_device(Stream()), mock.patch.object(stepper, "is_on_device", is_large):
-        large, small = tensors()
-        found = trained_in_turn(fastadam.torch.AdamW([large]), [small])
-    large, small = tensors()
-    expected = trained_in_turn(fastadam.torch.AdamW([large]), [small])
+        found = trained_in_turn()
+    expected = trained_in_turn()
+    assert (found[4], expected[4]) == ([True, False], [False, False])
     for arrays, others in ((found[0], expected[0]), (found[2], expected[2])):
         for array, other in zip(arrays, others, strict=True):
             np.testing.assert_array_equal(array, other)
