@@ -12,7 +12,7 @@ from fastadam.torch.hooks import hooked
 from fastadam.torch.options import options_of
 from fastadam.torch.state import carried_keys
 from fastadam.torch.stepper import Stepper
-from fastadam.torch.tensors import inverse, is_on_device, item_of
+from fastadam.torch.tensors import is_on_device
 
 
 class Fused(torch.optim.Optimizer):
@@ -56,13 +56,13 @@ class Fused(torch.optim.Optimizer):
             stepper = own.setdefault("_stepper", Stepper(self._options, self.param_groups[0]))
         scale, overflow = own.get("grad_scale"), own.get("found_inf")
         told = scale if overflow is None else overflow
-        if isinstance(told, torch.Tensor) and is_on_device(told) and not self._waits:
+        if told is None:
+            stepper.step(self.param_groups, self.state)
+        elif isinstance(told, torch.Tensor) and is_on_device(told) and not self._waits:
             # The device reads both, if it has all parameters, and nothing waits for it.
             stepper.step(self.param_groups, self.state, 1.0, scale, overflow)
-        elif overflow is not None and item_of(overflow, "found_inf"):
-            stepper.skip(self.param_groups)
         else:
-            stepper.step(self.param_groups, self.state, inverse(scale))
+            stepper.step_as_read(self.param_groups, self.state, scale, overflow)
         return loss
 
     def send_settings(self) -> None:

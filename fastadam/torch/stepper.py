@@ -26,7 +26,6 @@ from fastadam.torch.tensors import (
     check_new_tensors,
     check_part,
     first_element,
-    inverse,
     is_on_device,
     is_sharded,
     item_of,
@@ -63,7 +62,7 @@ class Stepper:
         self.skipped = 0
 
     def step(
-        self, groups: Sequence[dict], state: Any, grad_scale: float, divisor: Any = None, found_inf: Any = None
+        self, groups: Sequence[dict], state: Any, grad_scale: float = 1.0, divisor: Any = None, found_inf: Any = None
     ) -> None:
         """Step all parameters that have a gradient.
 
@@ -74,16 +73,21 @@ class Stepper:
             gradients = self._located(groups, state)
             told = divisor is not None or found_inf is not None
             if told and not all(share.is_on_device for share in self.shares):
-                # Where something is on the host, that decides, and waits for both.
-                if found_inf is not None and item_of(found_inf, "found_inf"):
-                    self.skip(groups)
-                    return
-                grad_scale, divisor, found_inf = inverse(divisor), None, None
+                # Where something is on the host, that decides.
+                self.step_as_read(groups, state, divisor, found_inf)
+                return
             if self._options.zero_grad:
                 gradients = self._apart(gradients)
             for share, located in zip(self.shares, gradients, strict=True):
                 if not share.step(located, grad_scale, divisor, found_inf):
                     self.skipped += 1
+
+    def step_as_read(self, groups: Sequence[dict], state: Any, divisor: Any, found_inf: Any) -> None:
+        """The same by what the host reads of `divisor` and `found_inf`, numbers or tensors, for which it waits."""
+        if found_inf is not None and item_of(found_inf, "found_inf"):
+            self.skip(groups)
+        else:
+            self.step(groups, state, 1.0 if divisor is None else _inverse(divisor))
 
     def send_settings(self, groups: Sequence[dict], state: Any) -> None:
         """Let replays of a captured step go on with the numbers of the groups."""
@@ -290,6 +294,13 @@ class Stepper:
         arithmetic = NAMES[arithmetic_of(p)]
         parameter = TensorParameter(label, place, layout, parts, formats_of(tensors, options), arithmetic)
         return Member(tensors, parameter, label, index, entry)
+
+
+def _inverse(scale):
+    number = number_of(scale, "grad_scale")
+    if number == 0.0:
+        raise ValueError("`grad_scale` must not be 0, got 0: gradients are divided by it")
+    return 1.0 / number
 
 
 def _objects(groups, state):

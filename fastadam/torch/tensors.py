@@ -85,16 +85,6 @@ def item_of(value: Any, label: str) -> Any:
         raise TypeError(f"`{label}` must be a number or a tensor of one element in memory, got {found}") from error
 
 
-def inverse(scale: Any) -> float:
-    """The factor that undoes a loss scale, which may be a tensor; 1 without one."""
-    if scale is None:
-        return 1.0
-    number = number_of(scale, "grad_scale")
-    if number == 0.0:
-        raise ValueError("`grad_scale` must not be 0, got 0: gradients are divided by it")
-    return 1.0 / number
-
-
 def first_element(tensor: Any) -> int:
     """The position in the whole tensor of the first element that this process has."""
     chunks = tensor.__create_chunk_list__() if is_sharded(tensor) else []
