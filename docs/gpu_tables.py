@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from promises import NAN, Promise
+from promises import COLUMNS, NAN, Promise
 
 from fastadam.bench.layouts import moves
 from fastadam.bench.tables import markdown_table, number
@@ -34,7 +34,7 @@ def blocks(found: Mapping[str, Any]) -> dict[str, list[str]]:
 
 def promised(found: Mapping[str, Any]) -> list[str]:
     """What is promised, and what a day has measured."""
-    return markdown_table(("figure", "measured", "promised", ""), [each.row(found) for each in PROMISES])
+    return markdown_table(COLUMNS, [each.row(found) for each in PROMISES])
 
 
 def without_errors(cases: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,9 +66,12 @@ def pages(record: Record) -> dict[str, str]:
             "arithmetic": [*tables.second_bound(arithmetic), "", _where(arithmetic)],
         },
         "docs/scaling.md": {"sharding": _sharding()},
-        "docs/torch.md": {"torch": _torch(), "reinforcement": _reinforcement()},
-        "docs/keras.md": {"keras": _in_host("keras", keras_fit)},
-        "docs/spacy.md": {"thinc": _in_host("thinc", thinc_classifier)},
+        "docs/torch.md": {
+            "torch": _on_processors("torch", torch_steps, source),
+            "reinforcement": _on_processors("reinforcement", reinforcement, _where_agents_ran),
+        },
+        "docs/keras.md": {"keras": _measured("keras", keras_fit, source)},
+        "docs/spacy.md": {"thinc": _measured("thinc", thinc_classifier, source)},
         "docs/gpu.md": {**gpu_tables.blocks(_saved("gpu")), "h100": _on_h100()},
     }
     texts = {}
@@ -113,40 +116,29 @@ def _torch_in_brief():
     return [*markdown_table(*torch_steps.brief(first, second)), "", f"{source(first['machine'])} {older}"]
 
 
-def _torch():
-    """What steps of fastadam.torch take, and where it was measured."""
-    return _on_processors("torch", torch_steps, source)
-
-
-def _reinforcement():
-    """What part of stable-baselines3's training steps take, and where it was measured."""
-    return _on_processors("reinforcement", reinforcement, _where_agents_ran)
-
-
 def _where_agents_ran(facts):
     measured = f"Medians, both in turns, one thread, {facts['date']}"
     return f"{measured}: {facts['processor']}; {versions_in_one_line(facts)}."
 
 
 def _on_processors(name, bench, where):
-    """A table for each processor on which something was measured."""
+    """What was measured on each processor."""
     lines: list[str] = []
     for processor in ("intel", "amd"):
-        record = _saved(f"{name}-{processor}")
-        lines += [*markdown_table(bench.COLUMNS, bench.rows(record["seconds"])), "", where(record["machine"]), ""]
+        lines += [*_measured(f"{name}-{processor}", bench, where), ""]
     return lines[:-1]
+
+
+def _measured(name, bench, where):
+    """The table of what was measured and saved under a name, and where that was."""
+    record = _saved(name)
+    return [*markdown_table(bench.COLUMNS, bench.rows(record["seconds"])), "", where(record["machine"])]
 
 
 def _on_h100():
     """What was measured of the promises on another card, and how."""
     record = _saved("gpu-h100")
     return [*gpu_tables.promised(record), "", gpu_tables.machine(record)]
-
-
-def _in_host(name, bench):
-    """What part of the training of a host its optimizer takes."""
-    record = _saved(name)
-    return [*markdown_table(bench.COLUMNS, bench.rows(record["seconds"])), "", source(record["machine"])]
 
 
 def _where(arithmetic):
