@@ -21,7 +21,17 @@ import torch
 from fastadam.bench.interleave import Turn, interleave, timed
 from fastadam.bench.machine import facts
 from fastadam.bench.tables import duration
-from fastadam.bench.torch_training import FUSED, OURS, SETTINGS, assert_alike, ours, parameters, sequences, torch_fused
+from fastadam.bench.torch_training import (
+    FUSED,
+    OURS,
+    SETTINGS,
+    assert_alike,
+    hold_alike,
+    ours,
+    parameters,
+    sequences,
+    torch_fused,
+)
 from fastadam.bench.workloads import GPT2, MLP, RESNET50
 from fastadam.torch.tensors import local
 
@@ -39,10 +49,9 @@ def alone(shapes: Sequence[tuple[int, ...]]) -> dict[str, Turn]:
 
 def _steps(params):
     optimizers = {name: make(params[name]) for name, make in MAKERS.items()}
-    for optimizer in optimizers.values():
-        optimizer.step()
-        optimizer.step()
-    assert_alike({name: list(map(local, of_one)) for name, of_one in params.items()})
+    steps = {name: (list(map(local, params[name])), optimizer.step) for name, optimizer in optimizers.items()}
+    hold_alike(steps)
+    hold_alike(steps)
     return {name: timed(optimizer.step) for name, optimizer in optimizers.items()}
 
 
@@ -148,13 +157,12 @@ def iteration() -> dict[str, Turn]:
 
 def full_sequence() -> dict[str, Turn]:
     """All that a training loop does around a step."""
-    turns, trained = {}, {}
-    for name, (params, iteration) in sequences(partial(parameters, list(GPT2.shapes.values()))).items():
-        restore = partial(_restore, params, [p.grad.clone() for p in params])
-        iteration()
-        trained[name] = [p.detach().clone() for p in params]
-        turns[name] = timed(iteration, restore)
-    assert_alike(trained)
+    made = sequences(partial(parameters, list(GPT2.shapes.values())))
+    turns = {
+        name: timed(iteration, partial(_restore, params, [p.grad.clone() for p in params]))
+        for name, (params, iteration) in made.items()
+    }
+    hold_alike(made)
     return {name: partial(_at_most_one, turn) for name, turn in turns.items()}
 
 

@@ -44,6 +44,13 @@ def assert_alike(trained: Mapping[str, Sequence[Any]], tolerance: float = 1e-5) 
             torch.testing.assert_close(q.detach().float(), p.detach().float(), rtol=tolerance, atol=tolerance)
 
 
+def hold_alike(made: Mapping[str, tuple[Sequence[Any], Callable[[], Any]]]) -> None:
+    """Call the function of each, and raise unless all have trained their parameters to the same."""
+    for _, train in made.values():
+        train()
+    assert_alike({name: params for name, (params, _) in made.items()})
+
+
 def sequences(params_of: Callable[[], list[Any]], device: str = "cpu") -> dict[str, tuple[list[Any], Callable]]:
     """Unscale, check, clip, step, average, zero: by torch, by us beside its scaler, and by us with ours.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastadam.bench.gpu.results import Results
 from fastadam.bench.gpu.rig import FORMATS, Rig
-from fastadam.bench.torch_training import FUSED, MAX_NORM, OURS, assert_alike, ours, parameters, sequences, torch_fused
+from fastadam.bench.torch_training import FUSED, MAX_NORM, OURS, hold_alike, ours, parameters, sequences, torch_fused
 from fastadam.bench.workloads import GPT2
 
 
@@ -51,11 +51,13 @@ def _optimizers(rig, shapes, stored):
     made = {FUSED: torch_fused(_parameters(rig, shapes))}
     for name, (dtype, options) in stored.items():
         made[name] = ours(_parameters(rig, shapes, dtype), **options)
-    trained = {name: each for name, each in made.items() if name in (FUSED, OURS, f"{OURS}, float32")}
-    for optimizer in trained.values():
-        optimizer.step()
-        optimizer.step()
-    assert_alike({name: optimizer.param_groups[0]["params"] for name, optimizer in trained.items()})
+    steps = {
+        name: (optimizer.param_groups[0]["params"], optimizer.step)
+        for name, optimizer in made.items()
+        if name in (FUSED, OURS, f"{OURS}, float32")
+    }
+    hold_alike(steps)
+    hold_alike(steps)
     return made
 
 
@@ -66,7 +68,5 @@ def _parameters(rig, shapes, dtype="float32"):
 def _sequences(rig, shapes):
     """Held against each other in the first iteration."""
     made = sequences(partial(_parameters, rig, shapes), rig.device)
-    for _, iteration in made.values():
-        iteration()
-    assert_alike({name: params for name, (params, _) in made.items()})
+    hold_alike(made)
     return {name: iteration for name, (_, iteration) in made.items()}
